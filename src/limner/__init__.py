@@ -1,0 +1,87 @@
+"""limner delineates anything in a medical image: picture, volume or video.
+
+Public names are resolved on first use, so that ``import limner`` costs NumPy at most::
+
+    image = limner.read("ct.nii.gz")
+    with limner.open_session(image, model="classical/region") as session:
+        session.add(limner.Click((40, 210, 188)))
+        mask = session.predict().mask
+
+Research use only; not a medical device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Box": "limner.prompts",
+    "Click": "limner.prompts",
+    "Example": "limner.prompts",
+    "Geometry": "limner.geometry",
+    "Image": "limner.io",
+    "Lasso": "limner.prompts",
+    "LimnerError": "limner.errors",
+    "MaskPrompt": "limner.prompts",
+    "Prediction": "limner.sessions",
+    "Scribble": "limner.prompts",
+    "Session": "limner.sessions",
+    "TextPrompt": "limner.prompts",
+    "create_model": "limner.models",
+    "open_session": "limner.sessions",
+    "read": "limner.io",
+    "read_labels": "limner.io",
+    "resume": "limner.sessions",
+    "write": "limner.io",
+}
+_MODULES = ("metrics", "models")
+
+__all__ = [
+    "Box",
+    "Click",
+    "Example",
+    "Geometry",
+    "Image",
+    "Lasso",
+    "LimnerError",
+    "MaskPrompt",
+    "Prediction",
+    "Scribble",
+    "Session",
+    "TextPrompt",
+    "create_model",
+    "metrics",
+    "models",
+    "open_session",
+    "read",
+    "read_labels",
+    "resume",
+    "write",
+]
+
+if TYPE_CHECKING:
+    from limner import metrics, models
+    from limner.errors import LimnerError
+    from limner.geometry import Geometry
+    from limner.io import Image, read, read_labels, write
+    from limner.models import create_model
+    from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
+    from limner.sessions import Prediction, Session, open_session, resume
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"limner.{name}")
+    else:
+        raise AttributeError(f"module 'limner' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

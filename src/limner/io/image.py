@@ -1,0 +1,155 @@
+"""An image as limner holds it: pixels that are read on demand, their geometry and where they came
+from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from limner.errors import FormatError
+from limner.geometry import Geometry
+
+Array = NDArray[Any]
+Kind = Literal["image", "volume", "video"]
+
+
+class Image:
+    """A picture, a volume or a video: lazy pixels on a `Geometry`.
+
+    Intensities are as stored (after DICOM's or NIfTI's rescale to real units, where the file has
+    one). Nothing is resampled, reoriented or windowed.
+
+    Args:
+        array: pixels of shape ``geometry.shape`` or ``geometry.shape + (channels,)``, or a function
+            without arguments that reads them, called at most once.
+        geometry: the grid.
+        kind: ``"image"`` (2D), ``"volume"`` (3D) or ``"video"`` (frames); guessed from `geometry`
+            if None.
+        modality: DICOM's term where known: ``"CT"``, ``"MR"``, ``"US"``, …
+        dtype: needed with a function: the pixel type.
+        num_channels: needed with a function: None for grey, else the size of the last axis.
+        plane: optional function that reads one slice or frame without reading the rest.
+        path: the file or folder.
+        format: the reader that understood it, such as ``"nifti"``.
+        metadata: facts for `limner info` and the writers.
+    """
+
+    def __init__(
+        self,
+        array: ArrayLike | Callable[[], Array],
+        geometry: Geometry,
+        *,
+        kind: Kind | None = None,
+        modality: str | None = None,
+        dtype: DTypeLike | None = None,
+        num_channels: int | None = None,
+        plane: Callable[[int], Array] | None = None,
+        path: Path | None = None,
+        format: str = "array",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.geometry = geometry
+        self.kind: Kind = kind or ("image" if geometry.ndim == 2 else "volume")
+        self.modality = modality
+        self.path = path
+        self.format = format
+        self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
+        self._plane = plane
+        self._load: Callable[[], Array] | None = None
+        self._array: Array | None = None
+        if callable(array):
+            if dtype is None:
+                raise TypeError("An image with lazy pixels needs its dtype.")
+            self._load = array
+            self.dtype = np.dtype(dtype)
+            self.num_channels = num_channels
+        else:
+            pixels = np.asarray(array)
+            self.dtype = pixels.dtype
+            self.num_channels = pixels.shape[-1] if pixels.ndim == geometry.ndim + 1 else None
+            self._array = self._checked(pixels)
+
+    @property
+    def array(self) -> Array:
+        """The pixels, read at first use; read-only. Index order, channels last."""
+        if self._array is None:
+            assert self._load is not None
+            self._array = self._checked(self._load())
+        return self._array
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the pixels are in memory."""
+        return self._array is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape plus, if any, the number of channels; known without reading pixels."""
+        channels = () if self.num_channels is None else (self.num_channels,)
+        return self.geometry.shape + channels
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """``geometry.spacing``."""
+        return self.geometry.spacing
+
+    @property
+    def affine(self) -> Array:
+        """``geometry.affine``: index to LPS millimetres."""
+        return self.geometry.affine
+
+    def plane(self, index: int) -> Array:
+        """Pixels of slice or frame `index`, ``(row, column[, channel])``, without reading the rest
+        if possible.
+        """
+        if self.geometry.ndim != 3:
+            raise FormatError("A 2D image has no slices or frames.")
+        if not 0 <= index < self.geometry.shape[0]:
+            raise FormatError(f"Frame {index} is outside 0…{self.geometry.shape[0] - 1}.")
+        if self._array is not None or self._plane is None:
+            return np.asarray(self.array[index])
+        return self._plane(index)
+
+    def planes(self) -> Iterator[Array]:
+        """All slices or frames in order, one at a time."""
+        return (self.plane(k) for k in range(self.geometry.shape[0]))
+
+    def pixel_hash(self) -> str:
+        """SHA-256 over shape, type and pixels: the same image whatever file it came from."""
+        digest = hashlib.sha256(f"{self.shape} {self.dtype.str}".encode())
+        if self.geometry.ndim == 2:
+            digest.update(np.ascontiguousarray(self.array).data)
+        else:
+            for plane in self.planes():
+                digest.update(np.ascontiguousarray(plane).data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        shape = "×".join(str(n) for n in self.shape)
+        spacing = "×".join(f"{s:.3g}" for s in self.spacing) + " mm"
+        if not self.geometry.has_spacing:
+            spacing = "no spacing"
+        parts = [
+            self.kind,
+            self.modality,
+            shape,
+            str(self.dtype),
+            spacing,
+            self.geometry.orientation,
+        ]
+        return f"<Image {' '.join(p for p in parts if p)}>"
+
+    def _checked(self, pixels: Array) -> Array:
+        expected = self.geometry.shape
+        if pixels.shape[: len(expected)] != expected or pixels.ndim > len(expected) + 1:
+            raise FormatError(f"Pixels of shape {pixels.shape} do not fill the grid {expected}.")
+        view = pixels.view()
+        view.flags.writeable = False
+        return view

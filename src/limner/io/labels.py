@@ -1,0 +1,123 @@
+"""A segmentation as limner holds it: several objects on one grid, which may overlap."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limner.errors import GeometryError
+from limner.geometry import Geometry
+
+Array = NDArray[Any]
+
+
+class LabelArray(np.ndarray[Any, np.dtype[Any]]):
+    """A read-only label map that remembers the segmentation it shows, overlaps and history
+    included.
+
+    Anything computed from it is a plain array in this respect: its `source` is None.
+    """
+
+    source: Labels | None
+
+    def __array_finalize__(self, origin: Any) -> None:
+        self.source = None
+
+
+class Labels:
+    """Objects on a grid: integer ids from 1, each with a boolean mask and perhaps a name.
+
+    Give either a label map or one mask per object; a label map is kept as it is, so that thousands
+    of instances cost one array.
+
+    Args:
+        geometry: the grid.
+        array: label map of ``geometry.shape``, 0 is background.
+        masks: boolean mask of ``geometry.shape`` per object id; they may overlap.
+        names: what the objects are, such as ``{1: "liver"}``.
+        manifest: how the segmentation was made, as JSON values; written beside every export.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        array: ArrayLike | None = None,
+        masks: Mapping[int, ArrayLike] | None = None,
+        names: Mapping[int, str] | None = None,
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        if (array is None) == (masks is None):
+            raise TypeError("Labels are made from a label map or from masks, not both or neither.")
+        self.geometry = geometry
+        self.manifest = manifest
+        self._array: Array | None = None
+        self._masks: dict[int, Array] = {}
+        if array is not None:
+            self._array = self._fitting(np.asarray(array))
+            if self._array.dtype.kind not in "bui":
+                raise GeometryError(f"A label map holds integers, not {self._array.dtype}.")
+            if self._array.dtype.kind == "i" and self._array.min(initial=0) < 0:
+                raise GeometryError("A label map holds no negative labels.")
+            found = np.unique(self._array)
+            self.ids: tuple[int, ...] = tuple(int(i) for i in found if i != 0)
+        else:
+            assert masks is not None
+            self._masks = {int(i): self._fitting(np.asarray(m)) != 0 for i, m in masks.items()}
+            if any(i < 1 for i in self._masks):
+                raise ValueError(f"Object ids start at 1, not {min(self._masks)}.")
+            self.ids = tuple(sorted(self._masks))
+        self.names: dict[int, str] = {int(i): str(n) for i, n in (names or {}).items()}
+
+    def mask(self, object_id: int) -> Array:
+        """The boolean mask of one object."""
+        if self._array is not None:
+            return np.asarray(self._array == object_id)
+        return self._masks[object_id]
+
+    def to_array(self) -> LabelArray:
+        """The label map, in the smallest unsigned type; where objects overlap the higher id wins.
+
+        Read-only, because it stands for this segmentation when it is written.
+        """
+        top = max(self.ids, default=0)
+        dtype = np.min_scalar_type(top)
+        if self._array is not None:
+            flat = self._array.astype(dtype)
+        else:
+            flat = np.zeros(self.geometry.shape, dtype=dtype)
+            for object_id in self.ids:
+                flat[self._masks[object_id]] = object_id
+        labels = flat.view(LabelArray)
+        labels.source = self
+        labels.flags.writeable = False
+        return labels
+
+    def num_overlapping(self) -> int:
+        """How many pixels belong to more than one object."""
+        if self._array is not None or len(self._masks) < 2:
+            return 0
+        count = np.zeros(self.geometry.shape, dtype=np.uint16)
+        for mask in self._masks.values():
+            count += mask
+        return int((count > 1).sum())
+
+    def name(self, object_id: int) -> str:
+        """The object's name, or ``"object 3"``."""
+        return self.names.get(object_id, f"object {object_id}")
+
+    def manifest_json(self) -> str | None:
+        """The manifest as JSON text, None if there is none."""
+        return None if self.manifest is None else json.dumps(self.manifest, indent=2)
+
+    def _fitting(self, array: Array) -> Array:
+        if array.shape != self.geometry.shape:
+            raise GeometryError(
+                f"A segmentation of shape {array.shape} does not fit the image of shape "
+                f"{self.geometry.shape}."
+            )
+        return array

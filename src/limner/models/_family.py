@@ -1,0 +1,141 @@
+"""What every model says about itself, and what a session shows it and gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.prompts.types import Prompt
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """The facts about a model that sessions, command line, server and benchmark read.
+
+    Attributes:
+        name: as given to `create_model`, such as ``"classical/region"``.
+        summary: one line.
+        ndim: spatial axes it understands: ``(2,)``, ``(3,)`` or ``(2, 3)``.
+        prompts: kinds of prompt it understands, keys of `limner.prompts.types.KINDS`.
+        licence: SPDX identifier of the weights, or of the code where there are none.
+        source: paper, page or package.
+        zoom: whether sessions look twice by default (whole image, then a window around the object).
+        window: pixels per axis, per number of axes, that the model works well on, such as ``{2:
+            256, 3: 96}``; sessions shrink and crop to it when they zoom.
+        weights_sha256: hash of the weights file, None where there are no weights.
+    """
+
+    name: str
+    summary: str
+    ndim: tuple[int, ...]
+    prompts: frozenset[str]
+    licence: str
+    source: str
+    zoom: bool
+    window: Mapping[int, int]
+    weights_sha256: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON values."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "ndim": list(self.ndim),
+            "prompts": sorted(self.prompts),
+            "licence": self.licence,
+            "source": self.source,
+            "zoom": self.zoom,
+            "window": {str(k): v for k, v in self.window.items()},
+            "weights_sha256": self.weights_sha256,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a session shows a model: the whole image or a window of it, on a regular grid.
+
+    Attributes:
+        array: ``(row, column[, channel])`` or ``(slice, row, column[, channel])``; intensities as
+            stored.
+        spacing: millimetres per step of this view, in index order.
+        intensity: the intensities ``(low, high)`` that an adapter may map to black and white: the
+            window the user asked for (CT), else robust limits of the whole image, the same for all
+            its views. One pair for all channels.
+        modality: DICOM's term where known.
+    """
+
+    array: Array
+    spacing: tuple[float, ...]
+    intensity: tuple[float, float]
+    modality: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape."""
+        return self.array.shape[: len(self.spacing)]
+
+    def normalized(self) -> NDArray[np.float32]:
+        """The pixels as float32, `intensity` mapped to 0…1 and clipped."""
+        low, high = self.intensity
+        scale = 1.0 / max(high - low, 1e-30)
+        values = (self.array.astype(np.float32) - np.float32(low)) * np.float32(scale)
+        return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A model's answer on one view.
+
+    Attributes:
+        logits: float32 of the view's spatial shape, above 0 inside the object.
+        score: predicted quality (IoU or Dice), 0…1.
+    """
+
+    logits: NDArray[np.float32]
+    score: float
+
+
+@runtime_checkable
+class PromptableModel(Protocol):
+    """A model that answers prompts on one view. Stateless: the session remembers."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model."""
+
+    def embed(self, view: View) -> Any:
+        """The expensive half, once per view: whatever `segment` wants to see again."""
+
+    def segment(
+        self,
+        embedding: Any,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """The cheap half.
+
+        Args:
+            embedding: from `embed`.
+            prompts: all that the user said so far, oldest first, positions in the view's index
+                order.
+            previous: logits of the round before, of the view's shape, or None.
+        """
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of a family file.
+
+    Attributes:
+        card: its facts.
+        build: called as ``build(weights=path_or_None, device=name)``.
+    """
+
+    card: ModelCard
+    build: Callable[..., PromptableModel]
