@@ -229,7 +229,7 @@ def resample(
         source: its grid.
         target: the wanted grid, with as many axes.
         order: 0 nearest neighbour (labels), 1 linear.
-        fill: value outside the source.
+        fill: value outside the source, which ends at the outer edges of its pixels.
 
     Returns:
         Array of ``target.shape`` with the dtype of `array`.
@@ -244,11 +244,21 @@ def resample(
     full = np.linalg.inv(source.affine) @ target.affine
     start = 3 - source.ndim
     matrix, offset = full[start:3, start:3], full[start:3, 3]
-    return np.asarray(
-        ndimage.affine_transform(
-            values, matrix, offset, target.shape, order=order, mode="constant", cval=fill
+    # SciPy's plain "constant" mode ends the source at the centres of its outer pixels, which would
+    # give a finer grid a rim of `fill`.
+    nearest = {"order": 0, "mode": "grid-constant"}
+    if order == 0:
+        sampled = ndimage.affine_transform(
+            values, matrix, offset, target.shape, cval=fill, **nearest
         )
+        return np.asarray(sampled)
+    sampled = ndimage.affine_transform(
+        values, matrix, offset, target.shape, order=order, mode="nearest"
     )
+    everywhere = np.ones(values.shape, dtype=np.uint8)
+    inside = ndimage.affine_transform(everywhere, matrix, offset, target.shape, cval=0, **nearest)
+    sampled[inside == 0] = fill
+    return np.asarray(sampled)
 
 
 def _affine_from_spacing(spacing: Sequence[float]) -> Array:

@@ -42,7 +42,7 @@ def decode(counts: Sequence[int], shape: Sequence[int]) -> Array:
 def coco_encode(mask: ArrayLike) -> dict[str, Any]:
     """COCO RLE ``{"size": [rows, columns], "counts": str}`` of a 2D mask, compressed."""
     array = _two_dimensional(mask)
-    return {"size": list(array.shape), "counts": _compress(_runs(array.ravel(order="F")))}
+    return {"size": list(array.shape), "counts": coco_compress(_runs(array.ravel(order="F")))}
 
 
 def coco_decode(value: dict[str, Any]) -> Array:
@@ -55,7 +55,7 @@ def coco_decode(value: dict[str, Any]) -> Array:
     counts = value["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
-    runs = _decompress(counts) if isinstance(counts, str) else [int(n) for n in counts]
+    runs = coco_decompress(counts) if isinstance(counts, str) else [int(n) for n in counts]
     return _fill(runs, (columns, rows)).reshape((columns, rows)).T
 
 
@@ -79,6 +79,8 @@ def _fill(counts: Sequence[int], shape: Sequence[int]) -> Array:
     size = 1
     for n in shape:
         size *= int(n)
+    if size > np.iinfo(np.int64).max:
+        raise ValueError(f"A mask of shape {tuple(shape)} is larger than any memory.")
     if any(int(n) < 0 for n in counts) or sum(int(n) for n in counts) != size:
         raise ValueError(
             f"Runs that add up to {sum(int(n) for n in counts)} do not fill shape {tuple(shape)}."
@@ -88,8 +90,11 @@ def _fill(counts: Sequence[int], shape: Sequence[int]) -> Array:
     return np.repeat(values, np.asarray(counts, dtype=np.int64))
 
 
-def _compress(counts: Sequence[int]) -> str:
-    """Signed little-endian base 32 of each count, from the third on as difference to two before."""
+def coco_compress(counts: Sequence[int]) -> str:
+    """COCO's text form of runs.
+
+    Signed little-endian base 32 of each count, from the fourth on as difference to two before.
+    """
     text = bytearray()
     for k, count in enumerate(counts):
         value = count - counts[k - 2] if k > 2 else count
@@ -102,7 +107,12 @@ def _compress(counts: Sequence[int]) -> str:
     return text.decode("ascii")
 
 
-def _decompress(text: str) -> list[int]:
+def coco_decompress(text: str) -> list[int]:
+    """Inverse of `coco_compress`.
+
+    Raises:
+        ValueError: malformed text.
+    """
     counts: list[int] = []
     value = shift = 0
     for character in text.encode("ascii"):

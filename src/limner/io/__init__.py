@@ -1,11 +1,303 @@
 """Files: `read` an image, `read_labels` a segmentation, `write` one.
 
-The reader is chosen by content, then by suffix. Every format is one module with functions of the
-same names; each is imported only when a file of that format is met.
+The reader is chosen by content, then by suffix; the writer by suffix. Every format is one module
+with functions of the same names; each is imported only when it is asked.
 """
 
 from __future__ import annotations
 
-from limner.io.image import Image
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
 
-__all__ = ["Image"]
+import numpy as np
+from numpy.typing import ArrayLike
+
+from limner.errors import FormatError, GeometryError
+from limner.geometry import Geometry
+from limner.io._choice import (
+    IMAGE_READERS,
+    LABEL_READERS,
+    SEGMENTATIONS,
+    Writer,
+    image_writer_of,
+    load_format,
+    plain_errors,
+    read_head,
+    reader_of,
+    stem_of,
+    writer_of,
+)
+from limner.io.image import Image
+from limner.io.labels import LabelArray, Labels
+
+__all__ = [
+    "Image",
+    "LabelArray",
+    "Labels",
+    "holds_labels",
+    "manifest_path",
+    "read",
+    "read_labels",
+    "write",
+    "write_image",
+    "writer",
+]
+
+Like: TypeAlias = Image | Geometry | str | Path
+
+_PLACELESS = ("npz", "tiff", "raster", "video")  # files that may know a spacing, but no place
+_SAME_GRID = 0.1  # of a pixel: headers rounded by another program still mean the same grid
+
+_log = logging.getLogger(__name__)
+
+
+def read(
+    path: str | Path,
+    *,
+    series: str | int | None = None,
+    channel: int | None = None,
+    strict: bool = True,
+) -> Image:
+    """Read an image, a volume or a video: its header now, its pixels when they are wanted.
+
+    Args:
+        path: a file, or a folder that holds a DICOM series or the frames of a video.
+        series: which DICOM series of a folder: its UID, the end of it, or its number in the list
+            that `SeriesChoice` shows.
+        channel: take only this one of several channels, counted from 0.
+        strict: False accepts what is probably right although the file contradicts itself, such as
+            missing slices; each time a warning is logged.
+
+    Raises:
+        FormatError: the file is missing, empty, damaged or of an unknown kind.
+        SeriesChoice: the folder holds several series and `series` does not say which.
+        GeometryError: the grid is impossible, such as a spacing of 0.
+    """
+    path = Path(path)
+    module = reader_of(path, IMAGE_READERS)
+    with plain_errors(path):
+        image: Image = module.read(path, channel=channel, series=series, strict=strict)
+    image.read_options = {"series": series, "channel": channel, "strict": strict}
+    return image
+
+
+def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
+    """Read a segmentation.
+
+    Args:
+        path: a file of any format that limner writes, or any integer image.
+        like: the image (or its grid or path) that it belongs to. Its grid is taken where the file
+            has none, or the same within a tenth of a pixel. RTSTRUCT needs it.
+
+    Raises:
+        FormatError: the file is missing, damaged or holds no labels.
+        GeometryError: it lies on another grid than `like`.
+    """
+    path = Path(path)
+    image, geometry = _as_like(like)
+    module = reader_of(path, LABEL_READERS)
+    with plain_errors(path):
+        if hasattr(module, "read_labels"):
+            found: Labels = module.read_labels(path, like=image)
+        elif module.NAME == "dicom":
+            raise FormatError(f"{path} is a DICOM image, not a segmentation (SEG or RTSTRUCT).")
+        else:
+            found = _labels_of(module.read(path), path)
+    if geometry is not None and found.geometry != geometry:
+        _check_grid(found.geometry, geometry, path, placeless=module.NAME in _PLACELESS)
+        found.geometry = geometry
+    return found
+
+
+def write(
+    path: str | Path,
+    labels: Labels | Mapping[int, ArrayLike] | ArrayLike,
+    *,
+    like: Like | None = None,
+    names: Mapping[int, str] | None = None,
+    **options: Any,
+) -> None:
+    """Write a segmentation, on exactly the grid of the image it belongs to.
+
+    The file appears whole or not at all. If the labels know how they were made, that is written
+    beside it as ``NAME.limner.json``.
+
+    Args:
+        path: its suffix is the format: .nii, .nii.gz, .nrrd, .seg.nrrd (3D Slicer), .mha, .npz,
+            .png, .tif, .dcm or .json.
+        labels: a label map, one mask per object id, or `Labels`. A label map of a session stands
+            for the session's `Labels`, so that overlapping objects survive where the format can
+            hold them; elsewhere the higher id wins and a warning is logged.
+        like: the image, its grid or its path.
+        names: what the objects are, by id; added to those that `labels` knows.
+        options: of the format. All ``.dcm``: ``dicom_type="seg"`` (default), ``"seg-labelmap"`` or
+            ``"rtstruct"``.
+
+    Raises:
+        FormatError: the suffix is unknown, the place cannot be written, or the format cannot hold
+            the labels.
+        GeometryError: the labels do not lie on the grid of `like`, or the format cannot hold it.
+        TypeError: the format has no such option.
+    """
+    path = Path(path)
+    target = writer(path, dicom_type=options.pop("dicom_type", None))
+    target.check_options(options)
+    image, geometry = _as_like(like)
+    found = _as_labels(labels, geometry, names)
+    if image is not None:
+        _refuse_to_replace(path, image)
+    if not target.keeps_overlaps:
+        _warn_of_overlaps(found, path)
+    with plain_errors(path):
+        target.module.write(path, found, like=image, **target.options, **options)
+    _write_manifest(found, path)
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write an image, a volume or a video as it is: same grid, same values.
+
+    Args:
+        path: its suffix is the format: .nii, .nii.gz, .nrrd, .mha, .png or .tif.
+        image: may be lazy; it is not changed.
+
+    Raises:
+        FormatError: the suffix is unknown, the format cannot hold the pixels, or the file is the
+            image itself.
+        GeometryError: the format cannot hold the grid.
+    """
+    path = Path(path)
+    module = image_writer_of(path)
+    _refuse_to_replace(path, image)
+    with plain_errors(path):
+        module.write_image(path, image)
+
+
+def writer(path: str | Path, *, dicom_type: str | None = None) -> Writer:
+    """How labels would be written to a path; asks nothing of the disk.
+
+    Raises:
+        FormatError: the suffix is unknown; the message lists those that are known.
+        ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
+    """
+    return writer_of(Path(path), dicom_type=dicom_type)
+
+
+def holds_labels(path: str | Path) -> bool:
+    """Whether a file can only be a segmentation: DICOM SEG, RTSTRUCT, COCO, npz without an image.
+
+    Raises:
+        FormatError: the file is missing or empty.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return False
+    head = read_head(path)
+    if any(load_format(name).sniff(path, head) for name in SEGMENTATIONS):
+        return True
+    npz = load_format("npz")
+    return bool(npz.sniff(path, head) and npz.holds_labels(path))
+
+
+def manifest_path(path: str | Path) -> Path:
+    """Where the manifest of a segmentation is: ``seg.limner.json`` beside ``seg.nii.gz``."""
+    path = Path(path)
+    return path.with_name(f"{stem_of(path)}.limner.json")
+
+
+def _write_manifest(labels: Labels, path: Path) -> None:
+    from limner.io._atomic import atomic_bytes
+
+    target = manifest_path(path)
+    manifest = labels.manifest_json()
+    if manifest is not None:
+        atomic_bytes(target, manifest.encode())
+    elif target.exists():
+        _log.warning("%s tells of an earlier segmentation, not of this %s.", target, path.name)
+
+
+def _as_like(like: Like | None) -> tuple[Image | None, Geometry | None]:
+    if isinstance(like, (str, Path)):
+        like = read(like)
+    if isinstance(like, Image):
+        return like, like.geometry
+    if like is None or isinstance(like, Geometry):
+        return None, like
+    raise TypeError(f"like is an image, a geometry or a path, not {type(like).__name__}.")
+
+
+def _as_labels(
+    labels: Labels | Mapping[int, ArrayLike] | ArrayLike,
+    geometry: Geometry | None,
+    names: Mapping[int, str] | None,
+) -> Labels:
+    if isinstance(labels, LabelArray) and labels.source is not None:
+        labels = labels.source
+    if isinstance(labels, Labels):
+        found = copy.copy(labels)
+        if geometry is not None and found.geometry != geometry:
+            _check_grid(found.geometry, geometry, None, placeless=False)
+            found.geometry = geometry
+    elif isinstance(labels, Mapping):
+        if geometry is None and not labels:
+            raise ValueError("No masks and no image to write like: the size is unknown.")
+        shape = np.shape(next(iter(labels.values()), ()))
+        found = Labels(geometry or Geometry(shape, has_spacing=False), masks=labels)
+    else:
+        array = np.asarray(labels)
+        found = Labels(geometry or Geometry(array.shape, has_spacing=False), array=array)
+    found.names = {**found.names, **{int(i): str(n) for i, n in (names or {}).items()}}
+    return found
+
+
+def _labels_of(image: Image, path: Path) -> Labels:
+    from limner.io._pictures import labels_from_pixels
+
+    return labels_from_pixels(image.array, image.geometry, path)
+
+
+def _check_grid(own: Geometry, wanted: Geometry, path: Path | None, *, placeless: bool) -> None:
+    """Refuse labels that lie elsewhere than their image.
+
+    Args:
+        own: what the labels say.
+        wanted: the image's grid.
+        path: of the labels, for the message.
+        placeless: the format knows a spacing at most, so only that is compared.
+    """
+    name = "The segmentation" if path is None else str(path)
+    if own.shape != wanted.shape:
+        raise GeometryError(
+            f"{name} has shape {own.shape} and the image {wanted.shape}; a mask has exactly the "
+            "shape of its image. Resample it first, or name the image it was drawn on."
+        )
+    if not own.has_spacing or (placeless and np.allclose(own.spacing, wanted.spacing, rtol=0.01)):
+        return
+    if not own.is_close(wanted, tolerance=_SAME_GRID):
+        raise GeometryError(
+            f"{name} lies elsewhere than the image: origin {_shown(own.origin)}, spacing "
+            f"{_shown(own.spacing)}, {own.orientation}; the image has {_shown(wanted.origin)}, "
+            f"{_shown(wanted.spacing)}, {wanted.orientation}. Resample it first."
+        )
+
+
+def _shown(numbers: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{x:.5g}" for x in numbers) + ")"
+
+
+def _refuse_to_replace(path: Path, image: Image) -> None:
+    if image.path is not None and path.resolve() == image.path.resolve():
+        raise FormatError(f"{path} is the image itself; write to another file.")
+
+
+def _warn_of_overlaps(labels: Labels, path: Path) -> None:
+    count = labels.num_overlapping()
+    if count:
+        _log.warning(
+            "%s: %d pixels belong to several objects; this format holds one per pixel, so the "
+            "higher id was written. .seg.nrrd, .json and .dcm keep all.",
+            path,
+            count,
+        )

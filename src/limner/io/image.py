@@ -61,6 +61,7 @@ class Image:
         self.path = path
         self.format = format
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
+        self.read_options: dict[str, Any] = {}  # with which `limner.read` reads it again
         self._plane = plane
         self._load: Callable[[], Array] | None = None
         self._array: Array | None = None

@@ -24,6 +24,7 @@ __all__ = [
     "View",
     "cards",
     "create_model",
+    "default_model",
     "list_families",
 ]
 
@@ -55,6 +56,11 @@ def create_model(
         ValueError: no such model; the message lists those that exist.
     """
     return variant(name).build(weights=None if weights is None else Path(weights), device=device)
+
+
+def default_model(kind: str) -> str:
+    """Name of the model that is used where none is named, for an image, a volume or a video."""
+    return "classical/region" if kind == "volume" else "classical/graphcut"
 
 
 def variant(name: str) -> Variant:

@@ -115,8 +115,10 @@ def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -
     size = np.asarray(shape)
     if isinstance(prompt, Click):
         outside = bool((low < -0.5).any() or (low > size - 0.5).any())
+    elif isinstance(prompt, Box):  # half-open: must hold the centre of a pixel on every axis
+        outside = bool((high <= 0).any() or (low > size - 1).any())
     else:
-        outside = bool((high <= -0.5).any() or (low > size - 0.5).any())
+        outside = bool((high < 0.5).any() or (low > size - 0.5).any())
     if outside:
         place = ", ".join(f"{x:g}" for x in low)
         if not isinstance(prompt, Click):
@@ -164,3 +166,37 @@ def extent(prompt: Prompt) -> tuple[NDArray[Any], NDArray[Any]]:
 
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(k for k in range(ndim) if k != axis)
+
+
+def scribbles_from_mask(mask: NDArray[np.bool_], *, positive: bool) -> list[Scribble]:
+    """Drawn pixels as strokes one pixel wide: one per connected component, covering it exactly.
+
+    The stroke walks from pixel to touching pixel and back along its own trail, so that no line
+    between two of its points leaves the component.
+
+    Args:
+        mask: boolean, 2D or 3D.
+        positive: what the strokes say.
+    """
+    left = {tuple(p) for p in np.argwhere(mask).tolist()}
+    offsets = [
+        tuple(int(k) - 1 for k in step) for step in np.ndindex((3,) * mask.ndim) if set(step) != {1}
+    ]
+    strokes = []
+    while left:
+        trail = [left.pop()]
+        walk = [trail[0]]
+        while trail:
+            here = trail[-1]
+            near = (tuple(a + b for a, b in zip(here, step, strict=True)) for step in offsets)
+            following = next((p for p in near if p in left), None)
+            if following is not None:
+                left.remove(following)
+                trail.append(following)
+                walk.append(following)
+            else:
+                trail.pop()
+                if trail and left:
+                    walk.append(trail[-1])
+        strokes.append(Scribble(tuple(walk), positive, radius=0.0))
+    return strokes

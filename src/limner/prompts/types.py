@@ -20,6 +20,8 @@ from limner.errors import PromptError
 
 Position: TypeAlias = tuple[float, ...]
 
+MAX_MASK_PIXELS = 2**30  # of a mask read from JSON: twice a CT of 2000 slices
+
 
 @dataclass(frozen=True)
 class Click:
@@ -84,7 +86,7 @@ class Scribble:
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _line(self.points, "A scribble", 1))
         object.__setattr__(self, "positive", _boolean(self.positive, "positive"))
-        radius = float(self.radius)
+        radius = _number(self.radius, "Scribble radius")
         if not math.isfinite(radius) or radius < 0:
             raise PromptError(f"Scribble radius={radius} must be finite and not below 0 pixels.")
         object.__setattr__(self, "radius", radius)
@@ -268,50 +270,69 @@ def from_json(value: dict[str, Any]) -> Prompt:
     Raises:
         PromptError: the kind is unknown, or a field is missing, unknown or of the wrong type.
     """
-    if not isinstance(value, dict) or value.get("kind") not in KINDS:
+    if not isinstance(value, dict) or value.get("kind") not in tuple(KINDS):
         kind = value.get("kind") if isinstance(value, dict) else value
         raise PromptError(f"Unknown kind of prompt {kind!r}; known are {', '.join(KINDS)}.")
     fields = {k: v for k, v in value.items() if k != "kind"}
     try:
         match value["kind"]:
             case "mask":
-                return MaskPrompt(_mask_from_json(fields))
+                return MaskPrompt(_mask_from_json(**fields))
             case "example":
-                image = np.asarray(fields["image"], dtype=np.dtype(fields["dtype"]))
-                return Example(image, _mask_from_json(fields["mask"]))
+                return _example_from_json(**fields)
         return KINDS[value["kind"]](**fields)
-    except (TypeError, ValueError, KeyError) as error:
-        raise PromptError(f"Malformed {value['kind']} prompt: {error}.") from error
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        reason = str(error).rstrip(".")
+        raise PromptError(f"Malformed {value['kind']} prompt: {reason}.") from error
 
 
 def _mask_to_json(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"shape": list(mask.shape), "counts": rle.encode(mask)}
 
 
-def _mask_from_json(value: dict[str, Any]) -> NDArray[np.bool_]:
-    shape = [int(n) for n in value["shape"]]
-    return np.asarray(rle.decode(value["counts"], shape), dtype=np.bool_)
+def _mask_from_json(shape: Sequence[int], counts: Sequence[int]) -> NDArray[np.bool_]:
+    size = [int(n) for n in shape]
+    if math.prod(size) > MAX_MASK_PIXELS:  # a few runs may claim any size
+        raise ValueError(f"a mask of shape {size} has more than {MAX_MASK_PIXELS} pixels")
+    return np.asarray(rle.decode(counts, size), dtype=np.bool_)
+
+
+def _example_from_json(image: Any, dtype: str, mask: dict[str, Any]) -> Example:
+    pixels = np.dtype(dtype)
+    if pixels.kind not in "biuf":
+        raise ValueError(f"an example's pixels are numbers, not {dtype!r}")
+    return Example(np.asarray(image, dtype=pixels), _mask_from_json(**mask))
 
 
 def _position(value: Any, what: str) -> Position:
     try:
-        position = tuple(float(x) for x in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"{what} is a sequence of numbers in index order, not {value!r}."
-        ) from None
+        numbers = None if isinstance(value, (str, bytes)) else tuple(value)
+    except TypeError:
+        numbers = None
+    if numbers is None:
+        raise PromptError(f"{what} is a sequence of numbers in index order, not {value!r}.")
+    position = tuple(_number(x, f"{what}'s coordinate") for x in numbers)
     if len(position) not in (2, 3) or not all(math.isfinite(x) for x in position):
         raise PromptError(f"{what} has 2 or 3 finite coordinates, not {position}.")
     return position
 
 
 def _line(value: ArrayLike | Sequence[Any], what: str, least: int) -> tuple[Position, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str) or not np.iterable(value):
         raise PromptError(f"{what} is a sequence of positions, not {value!r}.")
     points = tuple(_position(p, f"{what}'s point") for p in value)
     if len(points) < least or len({len(p) for p in points}) != 1:
         raise PromptError(f"{what} needs {least} or more points with equal numbers of axes.")
     return points
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        if isinstance(value, (str, bytes, bool, np.bool_)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise PromptError(f"{what} is a number, not {value!r}.") from None
 
 
 def _boolean(value: Any, name: str) -> bool:

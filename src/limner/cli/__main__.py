@@ -1,0 +1,126 @@
+"""The ``limner`` command: subcommands, and what becomes of errors.
+
+Exit codes: 0 done, 2 misuse or bad input (one line on stderr), 1 our fault, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import limner
+from limner.cli.convert import convert
+from limner.cli.demo import demo
+from limner.cli.doctor import doctor
+from limner.cli.info import info
+from limner.cli.models import models
+from limner.cli.resume import resume
+from limner.cli.segment import segment
+
+BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="limner",
+    help="Delineate anything in a medical image: picture, volume or video.\n\n"
+    "Research use only; not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (segment, info, models, resume, convert, demo, doctor):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(limner.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done.")] = False,
+) -> None:
+    """Set up messages on stderr."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="limner: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.captureWarnings(True)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line on some arguments.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code = app(args=arguments, prog_name="limner", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing was half-written.", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except limner.LimnerError as error:
+        return _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        _trace()
+        return _fail(_reason(error), BAD_INPUT)
+    except MemoryError:
+        return _fail("not enough memory for this image on this machine.", BAD_INPUT)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            return _fail(error.format_message() + " (see limner --help)", BAD_INPUT)
+        _trace()
+        if isinstance(error, (ValueError, TypeError)) and _raised_by_us(error):
+            return _fail(str(error), BAD_INPUT)
+        return _fail(
+            f"unexpected {type(error).__name__}: {error}. This is a bug of limner; "
+            "set LIMNER_DEBUG=1 for the traceback and report it.",
+            OUR_FAULT,
+        )
+
+
+def _reason(error: OSError) -> str:
+    if error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}."
+    return str(error)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether limner itself raised it: misuse that our message explains, not a bug further down."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("limner")
+
+
+def _trace() -> None:
+    if os.environ.get("LIMNER_DEBUG"):
+        logging.getLogger(__name__).exception("traceback")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"limner: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""One plane of an image as a picture: pixels, objects, prompts, scale bar, patient directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from limner.prompts.raster import rasterize
+from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+
+Array = NDArray[Any]
+Pixels: TypeAlias = NDArray[np.uint8]
+Color: TypeAlias = tuple[int, int, int]
+
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart, without
+# black; the order keeps neighbours in the list far apart.
+PALETTE: tuple[Color, ...] = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+BACKDROP: Color = (18, 18, 20)
+INK: Color = (235, 235, 235)
+POSITIVE: Color = (60, 220, 120)
+NEGATIVE: Color = (240, 70, 60)
+BOX_COLOR: Color = (255, 255, 255)
+FILL = 0.3  # opacity of an object
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One plane to draw, already in the orientation of the picture.
+
+    Attributes:
+        pixels: uint8 RGB ``(row, column, 3)``.
+        labels: integers ``(row, column)``.
+        size: picture rows and columns to draw it with.
+        mm_per_pixel: millimetres per row of the picture; None if unknown.
+        title: what it is, such as ``"slice 24"``.
+        edges: patient directions at the top, right, bottom and left; empty where unknown.
+    """
+
+    pixels: Pixels
+    labels: Array
+    size: tuple[int, int]
+    mm_per_pixel: float | None = None
+    title: str = ""
+    edges: tuple[str, str, str, str] = ("", "", "", "")
+
+
+def color_of(object_id: int) -> Color:
+    """The colour in which an object is drawn."""
+    return PALETTE[(object_id - 1) % len(PALETTE)]
+
+
+@lru_cache(maxsize=8)
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font in a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def text(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *, anchor: str, size: int = 14
+) -> None:
+    """Words with a dark rim, legible on anything. `at` is ``(x, y)``, Pillow's order."""
+    draw.text(at, words, fill=INK, font=font(size), anchor=anchor, stroke_width=2, stroke_fill=0)
+
+
+def draw_plane(
+    plane: Plane,
+    prompts: Sequence[Prompt] = (),
+    *,
+    to_plane: Callable[[Array], Array] | None = None,
+) -> Pillow.Image:
+    """The finished picture of one plane.
+
+    Args:
+        plane: what to draw.
+        prompts: 2D, positions as ``(row, column)`` of the plane.
+        to_plane: maps positions ``(n, 2)`` to the plane's orientation; identity if None.
+    """
+    height, width = plane.size
+    enlarged = height >= plane.pixels.shape[0]
+    base = Pillow.fromarray(plane.pixels).resize(
+        (width, height), Pillow.Resampling.NEAREST if enlarged else Pillow.Resampling.BOX
+    )
+    canvas = Pillow.fromarray(_with_objects(np.asarray(base), _resized(plane.labels, plane.size)))
+    draw = ImageDraw.Draw(canvas)
+    scale = np.divide(plane.size, plane.labels.shape)
+    for prompt in prompts:
+        _draw_prompt(draw, prompt, scale, to_plane or (lambda p: p), plane)
+    _draw_notes(draw, plane)
+    return canvas
+
+
+def to_rgb(pixels: Array, ndim: int, limits: tuple[float, float]) -> Pixels:
+    """Intensities as uint8 RGB.
+
+    Args:
+        pixels: `ndim` spatial axes, then perhaps channels: 1 and 2 are shown in grey (of two, the
+            second is transparency), of more the first three as red, green and blue.
+        ndim: number of spatial axes.
+        limits: intensities for black and white; NaN is black.
+    """
+    if pixels.ndim == ndim:
+        pixels = pixels[..., None]
+    channels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+    if not (channels.dtype == np.uint8 and limits == (0.0, 255.0)):
+        low, high = limits
+        scaled = (channels.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+        scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
+        channels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:-1], 3)))
+
+
+def _resized(labels: Array, size: tuple[int, int]) -> Array:
+    """Nearest neighbour by pixel centres."""
+    rows, columns = (
+        np.minimum(((np.arange(n) + 0.5) * m / n).astype(np.int64), m - 1)
+        for n, m in zip(size, labels.shape, strict=True)
+    )
+    return np.asarray(labels[rows[:, None], columns[None, :]])
+
+
+def _with_objects(base: Pixels, labels: Array) -> Pixels:
+    """Translucent fill and an outline of two pixels, the outer one dark."""
+    inside = labels > 0
+    if not inside.any():
+        return base.copy()
+    palette = np.asarray(PALETTE, dtype=np.float32)
+    colors = palette[(labels.astype(np.int64) - 1) % len(PALETTE)]
+    result = base.astype(np.float32)
+    result[inside] = (1 - FILL) * result[inside] + FILL * colors[inside]
+    edge = _touches_other(labels) & inside
+    rim = _dilated(edge) & ~inside
+    result[rim] *= 0.35
+    thick = (edge | (_dilated(edge) & inside)) if min(labels.shape) > 300 else edge
+    result[thick] = colors[thick]
+    return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
+
+
+def _touches_other(labels: Array) -> NDArray[np.bool_]:
+    """Pixels with another label above, below, left or right."""
+    result = np.zeros(labels.shape, dtype=np.bool_)
+    down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
+    result[1:] |= down
+    result[:-1] |= down
+    result[:, 1:] |= right
+    result[:, :-1] |= right
+    return result
+
+
+def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    result = mask.copy()
+    result[1:] |= mask[:-1]
+    result[:-1] |= mask[1:]
+    result[:, 1:] |= mask[:, :-1]
+    result[:, :-1] |= mask[:, 1:]
+    return result
+
+
+def _draw_prompt(
+    draw: ImageDraw.ImageDraw,
+    prompt: Prompt,
+    scale: Array,
+    to_plane: Callable[[Array], Array],
+    plane: Plane,
+) -> None:
+    def place(points: Any) -> list[tuple[float, float]]:
+        """Picture ``(x, y)`` of positions ``(row, column)``; a pixel's centre is its index."""
+        moved = (to_plane(np.asarray(points, dtype=np.float64)) + 0.5) * scale
+        return [(float(c), float(r)) for r, c in moved]
+
+    match prompt:
+        case Click():
+            _marker(draw, place([prompt.at])[0], prompt.positive, max(7, max(plane.size) // 140))
+        case Box():
+            corners = np.asarray([prompt.low, prompt.high]) - 0.5  # pixel edges
+            (x0, y0), (x1, y1) = place(corners)
+            frame = [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
+            draw.rectangle(frame, outline=(0, 0, 0), width=4)
+            draw.rectangle(frame, outline=BOX_COLOR, width=2)
+        case Scribble():
+            color = POSITIVE if prompt.positive else NEGATIVE
+            width = max(2, round(2 * prompt.radius * float(scale.min())))
+            _stroke(draw, place(prompt.points), color, width)
+        case Lasso():
+            _stroke(draw, place([*prompt.points, prompt.points[0]]), BOX_COLOR, 2)
+        case MaskPrompt():
+            rasterized = rasterize([prompt], prompt.mask.shape).mask
+            rows, columns = np.nonzero(_touches_other(np.asarray(rasterized)) & prompt.mask)
+            if rows.size:
+                draw.point(place(np.stack([rows, columns], axis=1)), fill=BOX_COLOR)
+
+
+def _stroke(
+    draw: ImageDraw.ImageDraw, line: list[tuple[float, float]], color: Color, width: int
+) -> None:
+    if len(line) == 1:
+        (x, y), r = line[0], max(1.0, width / 2)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=color, outline=(0, 0, 0))
+        return
+    draw.line(line, fill=(0, 0, 0), width=width + 2, joint="curve")
+    draw.line(line, fill=color, width=width, joint="curve")
+
+
+def _marker(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, radius: int
+) -> None:
+    """A disk with a plus or a minus: told apart by shape as well as by colour."""
+    x, y = at
+    arm, width = round(0.6 * radius), max(2, radius // 4)
+    color = POSITIVE if positive else NEGATIVE
+    draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color, outline=(0, 0, 0))
+    draw.line([x - arm, y, x + arm, y], fill=(0, 0, 0), width=width)
+    if positive:
+        draw.line([x, y - arm, x, y + arm], fill=(0, 0, 0), width=width)
+
+
+def _draw_notes(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
+    height, width = plane.size
+    if min(height, width) < 90:  # no room: the notes would cover the image
+        return
+    top, right, bottom, left = plane.edges
+    text(draw, (width / 2, 4), top, anchor="ma")
+    text(draw, (width - 6, height / 2), right, anchor="rm")
+    text(draw, (width / 2, height - 4), bottom, anchor="md")
+    text(draw, (6, height / 2), left, anchor="lm")
+    text(draw, (6, 4), plane.title, anchor="la")
+    if plane.mm_per_pixel is not None:
+        _scale_bar(draw, plane)
+
+
+def _scale_bar(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, at most a third of the width, at the lower left."""
+    assert plane.mm_per_pixel is not None
+    height, width = plane.size
+    longest = width / 3 * plane.mm_per_pixel
+    power = 10.0 ** np.floor(np.log10(longest))
+    length = max(k * power for k in (1, 2, 5) if k * power <= longest)
+    words = f"{length / 10:g} cm" if length >= 10 else f"{length:g} mm"
+    if length < 0.1:
+        words = f"{length * 1000:g} um"
+    x, y = 8, height - 10
+    end = x + length / plane.mm_per_pixel
+    draw.rectangle([x - 1, y - 2, end + 1, y + 3], fill=(0, 0, 0))
+    draw.rectangle([x, y - 1, end, y + 2], fill=INK)
+    text(draw, (x, y - 5), words, anchor="ld", size=12)

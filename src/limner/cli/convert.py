@@ -1,0 +1,43 @@
+"""``limner convert``: an image or a segmentation into another format, same grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limner.cli import _options as options
+
+_LABELS_ONLY = (".dcm", ".json", ".npz")  # what we write there is always a segmentation
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="What to convert.")],
+    target: Annotated[Path, typer.Argument(help="The new file; its suffix is the format.")],
+    like: Annotated[
+        Path | None, typer.Option(help="The image that a segmentation belongs to.")
+    ] = None,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Treat the source as a segmentation.")
+    ] = False,
+    series: options.Series = None,
+    channel: options.Channel = None,
+    lenient: options.Lenient = False,
+    dicom_type: options.DicomType = None,
+) -> None:
+    """Convert an image or a segmentation; nothing is resampled or reoriented."""
+    import limner
+    from limner.io import holds_labels, write_image
+
+    if labels or like is not None or target.suffix in _LABELS_ONLY or holds_labels(source):
+        image = None
+        if like is not None:
+            image = limner.read(like, series=series, strict=not lenient)
+        found = limner.read_labels(source, like=image)
+        limner.write(target, found, like=image, dicom_type=dicom_type)
+        typer.echo(f"{len(found.ids)} objects → {target}", err=True)
+        return
+    picture = limner.read(source, series=series, channel=channel, strict=not lenient)
+    write_image(target, picture)
+    typer.echo(f"{picture!r} → {target}", err=True)

@@ -1,0 +1,251 @@
+"""A block of values inside a file, as NIfTI, NRRD and MetaImage hold their pixels: read whole, or
+one plane at a time where it is not compressed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError
+from limner.geometry import Geometry
+from limner.io._inflate import DEFLATE_MAX_RATIO, GZIP_MAGIC, inflate
+from limner.io._limits import check_allocation
+from limner.io.image import Image
+
+Array = NDArray[Any]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where the values are and how they are stored.
+
+    Attributes:
+        path: the file.
+        shape: of all values, slowest axis first, channels included.
+        dtype: of one value, with its byte order.
+        start: byte of the file at which the values, or the stream that packs them, begin.
+        codec: ``"raw"``, ``"text"`` (numbers in ASCII) or a compression.
+        skip: bytes to pass over inside the decompressed stream.
+        channel_axis: the axis of `shape` that holds channels, None for grey.
+        channel: the only one that is wanted, None for all.
+        strict: whether foreign bytes behind a compressed stream are an error.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int = 0
+    codec: Literal["raw", "text", "gzip", "zlib", "bzip2"] = "raw"
+    skip: int = 0
+    channel_axis: int | None = None
+    channel: int | None = None
+    strict: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values, uncompressed."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def num_channels(self) -> int | None:
+        """Channels that reading gives, None for grey."""
+        if self.channel_axis is None or self.channel is not None:
+            return None
+        return self.shape[self.channel_axis]
+
+    def check_size(self) -> None:
+        """Refuse a header that promises more than the file can hold.
+
+        Raises:
+            FormatError: says what is promised and what is there.
+        """
+        room = self.path.stat().st_size - self.start
+        needed, packing = self.nbytes, ""
+        if self.codec == "text":
+            needed = 2 * prod(self.shape) - 1  # a digit and a blank each
+        elif self.codec in ("gzip", "zlib"):
+            needed, packing = needed // DEFLATE_MAX_RATIO, f" in {self.codec}"
+        elif self.codec == "bzip2":
+            needed, packing = int(needed > 0), " in bzip2"
+        if room < needed:
+            raise FormatError(
+                f"{self.path} is cut off or its header is wrong: "
+                f"{'×'.join(str(n) for n in self.shape)} values of {self.dtype} need at least "
+                f"{needed} bytes{packing}, and {max(room, 0)} are there."
+            )
+
+    def select(self, channel: int | None) -> Block:
+        """The same block with one channel only.
+
+        Raises:
+            FormatError: there is no such channel.
+        """
+        if channel is None:
+            return self
+        count = 1 if self.channel_axis is None else self.shape[self.channel_axis]
+        if not 0 <= channel < count:
+            raise FormatError(
+                f"{self.path} has no channel {channel}; it has {count}, counted from 0."
+            )
+        if self.channel_axis is None:
+            return self
+        if self.channel_axis != 0 or self.codec == "text":
+            return replace(self, channel=channel)
+        # Channels one behind the other (a time series): the others need not be read.
+        rest = replace(self, shape=self.shape[1:], channel_axis=None)
+        distance = channel * rest.nbytes
+        if self.codec == "raw":
+            return replace(rest, start=self.start + distance)
+        return replace(rest, skip=self.skip + distance)
+
+    def read(self) -> Array:
+        """All values in the machine's byte order, channels last.
+
+        Raises:
+            FormatError: the values do not fit the memory, are cut off or damaged.
+        """
+        check_allocation(self.shape, self.dtype.itemsize, self.path)
+        if self.codec == "text":
+            return self._arrange(self._parse_text())
+        buffer = np.empty(self.nbytes, dtype=np.uint8)
+        try:
+            self._fill(buffer)
+        except OSError as error:
+            raise FormatError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        return self._arrange(buffer.view(self.dtype).reshape(self.shape))
+
+    def read_plane(self, index: int) -> Array:
+        """The values at `index` of the first spatial axis; only for raw blocks."""
+        try:
+            mapped = np.memmap(self.path, self.dtype, "r", self.start, self.shape)
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{self.path} cannot be read: {error}.") from error
+        where: tuple[Any, ...] = (slice(None), index) if self.channel_axis == 0 else (index,)
+        plane = np.asarray(mapped[where])
+        if self.channel_axis is not None:
+            plane = np.moveaxis(plane, max(self.channel_axis - 1, 0), -1)
+            plane = plane if self.channel is None else plane[..., self.channel]
+        return plane.astype(self.dtype.newbyteorder("="), order="C")
+
+    def _fill(self, buffer: NDArray[np.uint8]) -> None:
+        if self.codec == "raw":
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                if file.readinto(buffer.data) != self.nbytes:
+                    raise FormatError(f"{self.path} was cut off while it was read.")
+        elif self.codec != "text":
+            codec = self.codec
+            if codec == "zlib" and self._starts_with(GZIP_MAGIC):
+                codec = "gzip"  # MetaImage's own reader takes both
+            inflate(
+                self.path,
+                buffer,
+                codec=codec,
+                start=self.start,
+                skip=self.skip,
+                strict=self.strict,
+            )
+
+    def _arrange(self, values: Array) -> Array:
+        if self.channel_axis is not None:
+            values = np.moveaxis(values, self.channel_axis, -1)
+            if self.channel is not None:
+                values = values[..., self.channel].copy()  # lets go of the other channels
+        if not values.dtype.isnative:
+            values = values.byteswap(inplace=True).view(values.dtype.newbyteorder("="))
+        return values
+
+    def _parse_text(self) -> Array:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                words = file.read().split()
+        except OSError as error:
+            raise FormatError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        wanted = prod(self.shape)
+        if len(words) < wanted:
+            raise FormatError(f"{self.path} holds {len(words)} numbers, not {wanted}.")
+        try:
+            return np.array(words[:wanted]).astype(self.dtype).reshape(self.shape)
+        except (ValueError, OverflowError) as error:
+            raise FormatError(f"{self.path}: its pixels are not {self.dtype}: {error}.") from error
+
+    def _starts_with(self, magic: bytes) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(len(magic)) == magic
+
+
+def block_image(
+    block: Block,
+    geometry: Geometry,
+    *,
+    path: Path,
+    format: str,
+    modality: str | None = None,
+    metadata: Mapping[str, Any],
+    convert: Callable[[Array], Array] | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> Image:
+    """An image whose pixels are read from a block when they are wanted.
+
+    Args:
+        block: spatial axes in index order, besides the channels.
+        geometry: the grid.
+        path: what the user named; the block may be in a file beside it.
+        format: name of the reader.
+        modality: DICOM's term where known.
+        metadata: facts for `limner info` and the writers.
+        convert: applied to what was read, such as a rescale to real units.
+        dtype: what `convert` gives.
+    """
+
+    def load() -> Array:
+        values = block.read()
+        values = values if convert is None else convert(values)
+        check_finite(values, block.path)
+        return values
+
+    def load_plane(index: int) -> Array:
+        values = block.read_plane(index)
+        return values if convert is None else convert(values)
+
+    return Image(
+        load,
+        geometry,
+        dtype=dtype or block.dtype.newbyteorder("="),
+        num_channels=block.num_channels,
+        plane=load_plane if block.codec == "raw" and geometry.ndim == 3 else None,
+        path=path,
+        format=format,
+        modality=modality,
+        metadata=metadata,
+    )
+
+
+def check_finite(values: Array, path: Path) -> None:
+    """Log how many pixels are NaN or infinite.
+
+    They are kept: it is the file's content, and models ignore them when they normalise.
+
+    Raises:
+        FormatError: no pixel is finite, so that there is nothing to see.
+    """
+    if values.dtype.kind != "f" or values.size == 0:
+        return
+    # One plane at a time: a mask of the whole volume would be a quarter of its size again.
+    broken = sum(int(plane.size - np.isfinite(plane).sum()) for plane in values)
+    if broken == values.size:
+        raise FormatError(f"{path}: every pixel is NaN or infinite; there is no image in it.")
+    if broken:
+        _log.warning("%s: %d of %d pixels are NaN or infinite.", path, broken, values.size)

@@ -1,0 +1,168 @@
+"""A DICOM Segmentation built with highdicom from labels and the DICOM files they lie on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError
+from limner.io import _dicom_tiles
+from limner.io._codes import coded_name, display_colour
+from limner.io._dicom_sources import MANUFACTURER, model_name, software_version
+from limner.io._limits import check_allocation
+from limner.io.image import Image
+from limner.io.labels import Labels
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+Array = NDArray[Any]
+
+_MAX_LABEL = 64  # characters of a DICOM LO
+_SERIES_NUMBER = 300
+
+
+def build(
+    path: Path,
+    labels: Labels,
+    like: Image,
+    sources: list[Dataset],
+    *,
+    tracking: str,
+    labelmap: bool,
+) -> Dataset:
+    """The segmentation as a data set.
+
+    Args:
+        path: where it will be written, for messages.
+        labels: on the grid of `like`.
+        like: the image.
+        sources: data sets of its files, in slice order.
+        tracking: prefix of the tracking ids, which carry the object ids.
+        labelmap: one label map instead of one bit plane per object.
+    """
+    import highdicom as hd
+    from pydicom.uid import generate_uid
+
+    ids = labels.ids
+    if not ids:
+        raise FormatError(f"{path}: there is no object to write.")
+    if like.kind == "video":
+        raise FormatError(
+            f"{path}: the frames of a video share one place, which a DICOM Segmentation cannot "
+            "say; write .npz, .json (COCO RLE) or a folder of .png instead."
+        )
+    # A label map may have gaps in its numbers, bit planes may not (PS3.3 C.8.20.2).
+    numbers = {i: i if labelmap else k for k, i in enumerate(ids, start=1)}
+    pixels = _segment_pixels(path, labels, numbers, labelmap)
+    if like.geometry.ndim == 2:
+        pixels = pixels[None]
+    is_tiled = _dicom_tiles.TOTAL_COLUMNS in sources[0]
+    frames = list(like.metadata["frames"])
+    is_multiframe = len(sources) == 1 and not is_tiled and "NumberOfFrames" in sources[0]
+    if is_multiframe:
+        _only_frames(sources[0], frames)
+    kind = hd.seg.SegmentationTypeValues
+    dataset = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=pixels,
+        segmentation_type=kind.LABELMAP if labelmap else kind.BINARY,
+        segment_descriptions=[_description(labels, i, numbers[i], tracking) for i in ids],
+        series_instance_uid=generate_uid(),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=software_version(),
+        device_serial_number="0",
+        content_label="SEGMENTATION",
+        content_description="Made with limner; research use only",
+        series_description="limner segmentation",
+        specific_character_set="ISO_IR 192",  # UTF-8: names may be in any script
+        omit_empty_frames=True,
+        tile_pixel_array=is_tiled,
+    )
+    if is_multiframe:
+        _restore_frame_numbers(dataset, frames)
+    return dataset
+
+
+def _description(labels: Labels, object_id: int, number: int, tracking: str) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+    from pydicom.uid import generate_uid
+
+    name = labels.name(object_id)
+    coded = coded_name(name)
+    model = model_name(labels.manifest)
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=MANUFACTURER,
+        family=codes.DCM.ArtificialIntelligence,
+        version=software_version(),
+        source=MANUFACTURER,
+        parameters={"model": model} if model else None,
+    )
+    item = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:_MAX_LABEL],
+        segmented_property_category=coded.category,
+        segmented_property_type=coded.type,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+        algorithm_identification=algorithm,
+        tracking_uid=generate_uid(),
+        tracking_id=f"{tracking}{object_id}",
+        display_color=hd.color.CIELabColor.from_rgb(*display_colour(object_id)),
+    )
+    if coded.side is not None:
+        side = hd.sr.CodedConcept(
+            coded.side.value, coded.side.scheme_designator, coded.side.meaning
+        )
+        kind = item.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
+    return item
+
+
+def _segment_pixels(path: Path, labels: Labels, numbers: dict[int, int], labelmap: bool) -> Array:
+    """Label map of segment numbers, or where objects overlap one plane stack per object, last."""
+    shape = labels.geometry.shape
+    overlapping = labels.num_overlapping()
+    if overlapping and labelmap:
+        raise FormatError(
+            f"{path}: {overlapping} pixels belong to several objects, which a LABELMAP cannot "
+            "hold; write the default type (BINARY)."
+        )
+    if overlapping:
+        check_allocation((*shape, len(numbers)), 1, path)
+        return np.stack([labels.mask(i).astype(np.uint8) for i in numbers], axis=-1)
+    top = max(numbers.values())
+    if top > np.iinfo(np.uint16).max:
+        raise FormatError(f"{path}: a DICOM Segmentation numbers up to 65535 objects, not {top}.")
+    array = labels.to_array()
+    table = np.zeros(max(numbers) + 1, dtype=np.uint8 if top < 256 else np.uint16)
+    for object_id, number in numbers.items():
+        table[object_id] = number
+    return np.asarray(table[np.asarray(array)])
+
+
+def _only_frames(source: Dataset, frames: list[int]) -> None:
+    """Cut a multi-frame source down to the frames of the image, in slice order.
+
+    highdicom wants one position per frame, and the other time points or echoes of the file would
+    double them; `_restore_frame_numbers` undoes the renumbering in what it wrote.
+    """
+    groups = source.get("PerFrameFunctionalGroupsSequence")
+    if groups:
+        source.PerFrameFunctionalGroupsSequence = [groups[k] for k in frames]
+        source.NumberOfFrames = len(frames)
+
+
+def _restore_frame_numbers(dataset: Dataset, frames: list[int]) -> None:
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in group.get("DerivationImageSequence") or ():
+            for image in derivation.get("SourceImageSequence") or ():
+                if "ReferencedFrameNumber" in image:
+                    image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1

@@ -1,0 +1,115 @@
+"""The DICOM files behind an image, for what is written beside them: segmentations and contours must
+repeat their patient, study and frame of reference and name the very instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limner.errors import FormatError
+from limner.io._dicom_files import Header, read_header
+from limner.io.image import Image
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+MANUFACTURER = "limner"
+_ALTERNATIVES = "write .nii.gz, .nrrd, .mha or .npz instead"
+_SHARED_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+_CLASS_OF_MODALITY = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+    "US": "1.2.840.10008.5.1.4.1.1.6.1",
+}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+def source_datasets(like: Image | None, *, purpose: str) -> list[Dataset]:
+    """The data sets of the files of an image without their pixels, each file once, in slice order.
+
+    Elements that every DICOM object has to repeat but anonymisers remove are put in empty.
+
+    Args:
+        like: an image read from DICOM files that are still there.
+        purpose: what is to be written, such as ``"a DICOM Segmentation"``.
+
+    Raises:
+        FormatError: the image did not come from DICOM.
+    """
+    files = [] if like is None else list(dict.fromkeys(like.metadata.get("files") or ()))
+    if like is None or like.format != "dicom" or not files:
+        origin = "no image is given" if like is None else f"the image is {like.path or 'an array'}"
+        raise FormatError(
+            f"{purpose.capitalize()} needs the DICOM files of the image (like=) and {origin}; "
+            f"{_ALTERNATIVES}."
+        )
+    headers = [read_header(Path(file)) for file in files]
+    seed = headers[0].text("SeriesInstanceUID") or headers[0].instance_uid
+    for header in headers:
+        _complete(header, seed)
+        if "ImagePositionPatient" in header.dataset and not header.text("SliceThickness"):
+            header.dataset.SliceThickness = f"{np.linalg.norm(like.affine[:3, 0]):.8g}"
+    return [header.dataset for header in headers]
+
+
+def _complete(header: Header, seed: str) -> None:
+    """Fill in what an anonymiser removed and every derived object must repeat.
+
+    UIDs that are missing are made from `seed`, a UID of the first file, so that the slices of one
+    image agree and two exports do, too.
+    """
+    from pydicom.uid import generate_uid
+
+    dataset = header.dataset
+    for keyword in _SHARED_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
+    if not header.instance_uid:
+        raise FormatError(f"{header.path} has no SOPInstanceUID, so nothing can refer to it.")
+    modality = header.text("Modality")
+    dataset.SOPInstanceUID = header.instance_uid
+    dataset.SOPClassUID = header.sop_class or _CLASS_OF_MODALITY.get(modality, _SECONDARY_CAPTURE)
+    needed = ["StudyInstanceUID", "SeriesInstanceUID"]
+    if "ImagePositionPatient" in dataset:
+        needed.append("FrameOfReferenceUID")
+    for keyword in needed:
+        if not header.text(keyword):
+            setattr(dataset, keyword, generate_uid(entropy_srcs=[keyword, seed]))
+
+
+def software_version() -> str:
+    """Version of limner that goes into what it writes."""
+    from importlib.metadata import version
+
+    return version("limner")
+
+
+def model_name(manifest: object) -> str:
+    """The model that a manifest names, "" if it names none."""
+    model = manifest.get("model") if isinstance(manifest, Mapping) else None
+    name = model.get("name") if isinstance(model, Mapping) else model
+    return str(name) if name else ""
+
+
+def check_same_grid(shape: Sequence[int], like: Image, path: Path) -> None:
+    """Refuse labels of another shape than the image."""
+    if tuple(shape) != like.geometry.shape:
+        raise FormatError(
+            f"{path}: labels of shape {tuple(shape)} do not fit the image of shape "
+            f"{like.geometry.shape}."
+        )

@@ -1,0 +1,330 @@
+"""DICOM Segmentation objects: BINARY, FRACTIONAL and LABELMAP, read by position and written on the
+images they segment.
+
+Frames are placed by their position in space, because writers leave out empty ones. A FRACTIONAL
+segment holds a pixel where its value is at least half of the maximum. Read without highdicom, which
+refuses many real files; written with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError
+from limner.geometry import Geometry
+from limner.io import _dicom_tiles
+from limner.io._atomic import atomic_path
+from limner.io._dicom_files import SEG_CLASSES, Header, read_header, reading, sop_class_of
+from limner.io._dicom_frames import Frame, frames_of
+from limner.io._dicom_labels import PlaneMasks, as_volume, move_labels, plane_index
+from limner.io._dicom_pixels import FrameReader
+from limner.io._dicom_series import positions_along_normal
+from limner.io._dicom_sources import check_same_grid, source_datasets
+from limner.io._limits import check_allocation
+from limner.io.image import Image
+from limner.io.labels import Labels
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+logger = logging.getLogger(__name__)
+Array = NDArray[Any]
+
+NAME = "dicom_seg"
+SUFFIXES = (".dcm",)
+TRACKING_PREFIX = "limner object "  # of segments we wrote; followed by the object id
+
+WRITE_TYPES = ("seg", "seg-labelmap")
+_FRACTION = 0.5  # of the maximum, from which a fractional pixel counts as inside
+_OFF_GRID = 0.1  # of a step: a plane further off than this is not on an even grid
+
+
+def sniff(path: Path, head: bytes) -> bool:
+    """Whether `path` is a DICOM Segmentation file, by its SOP class."""
+    return sop_class_of(path, head) in SEG_CLASSES
+
+
+def read(path: Path, *, channel: int | None = None, **_: Any) -> Image:
+    """A segmentation is no image.
+
+    Raises:
+        FormatError: always.
+    """
+    raise FormatError(f"{path} is a DICOM Segmentation, not an image: read it with read_labels.")
+
+
+def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
+    """Read all segments.
+
+    Args:
+        path: the file.
+        like: the image that was segmented; its grid is the result's. Without it the result covers
+            the planes that the file has, and the empty ones between them.
+
+    Returns:
+        Labels with the segment numbers as ids (for a file that limner wrote: the ids it was given)
+        and the segment labels as names. Overlaps are kept.
+
+    Raises:
+        FormatError: no segmentation, a damaged one, or one that says too little about its place.
+    """
+    path = Path(path)
+    with reading(path):
+        header = read_header(path)
+        if header.sop_class not in SEG_CLASSES:
+            raise FormatError(f"{path} is no DICOM Segmentation but: {header.object_name}.")
+        names, ids = _segments(header)
+        if _dicom_tiles.is_tiled(header):
+            labels = _read_tiled(header, names, ids)
+            if like is not None and like.geometry.shape == labels.geometry.shape:
+                # One total pixel matrix, though writers place its corner half a pixel apart.
+                masks = {i: labels.mask(i) for i in labels.ids}
+                return Labels(like.geometry, masks=masks, names=labels.names)
+            return labels if like is None else _fit(labels, like, path)
+        frames = frames_of(header)
+        if like is not None:
+            on_like = _read_onto(header, frames, like, names, ids)
+            if on_like is not None:
+                return on_like
+        own = _read_alone(header, frames, names, ids)
+        return own if like is None else _fit(own, like, path)
+
+
+def write(
+    path: Path | str, labels: Labels, *, like: Image | None = None, dicom_type: str = "seg"
+) -> None:
+    """Write labels as a Segmentation of the DICOM image `like`, atomically.
+
+    Names become SNOMED CT codes where they are known (`limner.io._codes`) and stay as labels.
+
+    Args:
+        path: the file.
+        labels: on the grid of `like`.
+        like: the image, read from DICOM files that are still in place.
+        dicom_type: ``"seg"`` (BINARY, overlaps kept, which every viewer reads) or
+            ``"seg-labelmap"`` (LABELMAP, smaller, no overlaps, for newer viewers).
+
+    Raises:
+        FormatError: `like` is not DICOM or does not fit, or there is nothing to write.
+    """
+    from limner.io._dicom_seg_writer import build
+
+    path = Path(path)
+    if dicom_type not in WRITE_TYPES:
+        raise FormatError(f"DICOM type {dicom_type!r} is unknown; use {' or '.join(WRITE_TYPES)}.")
+    with reading(path, "cannot be written as a DICOM Segmentation"):
+        sources = source_datasets(like, purpose="a DICOM Segmentation")
+        assert like is not None
+        check_same_grid(labels.geometry.shape, like, path)
+        dataset = build(
+            path,
+            labels,
+            like,
+            sources,
+            tracking=TRACKING_PREFIX,
+            labelmap=dicom_type == "seg-labelmap",
+        )
+        with atomic_path(path) as temporary:
+            dataset.save_as(temporary)
+
+
+def _segments(header: Header) -> tuple[dict[int, str], dict[int, int]]:
+    """Names by object id, and the object id of each segment number."""
+    names: dict[int, str] = {}
+    ids: dict[int, int] = {}
+    for item in header.dataset.get("SegmentSequence") or ():
+        number = int(item.SegmentNumber)
+        tracked = re.fullmatch(rf"{TRACKING_PREFIX}(\d+)", str(item.get("TrackingID") or ""))
+        ids[number] = int(tracked.group(1)) if tracked else number
+        label = str(item.get("SegmentLabel") or item.get("SegmentDescription") or "").strip()
+        names[ids[number]] = label or f"segment {number}"
+    if len(set(ids.values())) < len(ids):
+        ids = {number: number for number in ids}
+    names.pop(0, None)
+    return names, ids
+
+
+def _masks(
+    header: Header, frames: list[Frame], ids: dict[int, int]
+) -> Iterator[tuple[int, int, Array]]:
+    """(frame number, object id, boolean mask) of every segment on every frame."""
+    reader = FrameReader(header, frames[0].format)
+    kind = header.text("SegmentationType").upper() or "BINARY"
+    limit = float(header.dataset.get("MaximumFractionalValue") or 255) * _FRACTION
+    for k, frame in enumerate(frames):
+        values = reader.frame(frame.index)[0][..., 0]
+        if kind == "LABELMAP":
+            for number in np.unique(values[values > 0]):
+                yield k, ids.get(int(number), int(number)), values == number
+            continue
+        number = _segment_number(frame.sources, len(ids))
+        mask = values >= limit if kind == "FRACTIONAL" else values != 0
+        yield k, ids.get(number, number), mask
+
+
+def _segment_number(sources: tuple[Dataset, ...], num_segments: int) -> int:
+    for source in sources:
+        sequence = source.get("SegmentIdentificationSequence")
+        if sequence and sequence[0].get("ReferencedSegmentNumber"):
+            number = sequence[0].ReferencedSegmentNumber
+            return int(number[0] if hasattr(number, "__len__") else number)
+    if num_segments > 1:
+        raise FormatError("A frame of the segmentation does not say which segment it shows.")
+    return 1
+
+
+def _read_onto(
+    header: Header,
+    frames: list[Frame],
+    like: Image,
+    names: dict[int, str],
+    ids: dict[int, int],
+) -> Labels | None:
+    """Labels on like's grid if every frame is one of its slices, else None."""
+    grid = as_volume(like.geometry)
+    if grid.shape[1:] != (frames[0].format.rows, frames[0].format.columns):
+        return None
+    indices = [_index_on(frame, like, grid) for frame in frames]
+    if any(index is None for index in indices):
+        return None
+    planes = PlaneMasks(grid.shape, header.path)
+    for k, object_id, mask in _masks(header, frames, ids):
+        index = indices[k]
+        assert index is not None
+        planes.add(object_id, index, mask)
+    return planes.to_labels(like.geometry, names)
+
+
+def _index_on(frame: Frame, like: Image, grid: Geometry) -> int | None:
+    """The slice or frame of `like` that a segmentation frame lies on: by place, else by name."""
+    place = frame.place()
+    if place is not None and like.kind != "video":
+        index = plane_index(grid, *place)
+        if index is not None:
+            return index
+    uid, number = _source_of(frame)
+    uids = like.metadata.get("sop_instance_uids") or ()
+    numbers = like.metadata.get("frames") or ()
+    for k, (known, frame_index) in enumerate(zip(uids, numbers, strict=False)):
+        if known == uid and (number is None or number - 1 == frame_index):
+            return k
+    return 0 if grid.shape[0] == 1 and frame.position is None else None
+
+
+def _source_of(frame: Frame) -> tuple[str, int | None]:
+    """SOPInstanceUID and frame number (from 1) of the image a frame was derived from."""
+    for source in frame.sources:
+        derivation = source.get("DerivationImageSequence")
+        images = derivation[0].get("SourceImageSequence") if derivation else None
+        if images:
+            number = images[0].get("ReferencedFrameNumber")
+            if number is not None and hasattr(number, "__len__"):
+                number = number[0]
+            uid = str(images[0].get("ReferencedSOPInstanceUID") or "")
+            return uid, None if number is None else int(number)
+    return "", None
+
+
+def _read_alone(
+    header: Header, frames: list[Frame], names: dict[int, str], ids: dict[int, int]
+) -> Labels:
+    """Labels on the grid that the frames themselves span."""
+    geometry, indices = _own_grid(header, frames)
+    volume = as_volume(geometry)
+    check_allocation(volume.shape, 1, header.path)
+    planes = PlaneMasks(volume.shape, header.path)
+    for k, object_id, mask in _masks(header, frames, ids):
+        planes.add(object_id, indices[k], mask)
+    return planes.to_labels(geometry, names)
+
+
+def _own_grid(header: Header, frames: list[Frame]) -> tuple[Geometry, list[int]]:
+    """The grid of the frames, empty planes between them filled in, and each frame's slice."""
+    first = frames[0]
+    size = (first.format.rows, first.format.columns)
+    places = [p for f in frames if (p := f.place()) is not None]
+    if len(places) < len(frames):
+        if len({_source_of(f) for f in frames}) > 1:
+            raise FormatError(
+                f"{header.path}: its frames state no position; pass the image it belongs to "
+                "as like= (--like)."
+            )
+        return Geometry.from_spacing(size, first.spacing), [0] * len(frames)
+    where = positions_along_normal(frames)
+    low, high = places[int(where.argmin())][0], places[int(where.argmax())][0]
+    _, axes, spacing = places[0]
+    affine = np.eye(4)
+    affine[:3, 2], affine[:3, 1] = axes[0] * spacing[1], axes[1] * spacing[0]
+    affine[:3, 0] = np.cross(axes[0], axes[1]) * (first.thickness or 1.0)
+    affine[:3, 3] = low
+    unique = np.unique(np.round(where, 4))
+    if len(unique) == 1:
+        return Geometry(size, affine), [0] * len(frames)
+    step = _plane_step(header, unique, first.thickness)
+    indices = [round(float(w - unique[0]) / step) for w in where]
+    affine[:3, 0] = (high - low) / max(indices)
+    return Geometry((max(indices) + 1, *size), affine), indices
+
+
+def _plane_step(header: Header, unique: Array, stated: float | None) -> float:
+    """Millimetres between planes of an even grid that holds all of `unique` (sorted)."""
+    offsets = unique - unique[0]
+    for step in (float(np.diff(unique).min()), stated):
+        if step and step > 0:
+            ratio = offsets / step
+            if np.abs(ratio - np.rint(ratio)).max() < _OFF_GRID:
+                return float(offsets[-1] / np.rint(ratio[-1]))
+    raise FormatError(
+        f"{header.path}: its {len(unique)} planes are not evenly spaced; pass the image it belongs "
+        "to as like= (--like)."
+    )
+
+
+def _read_tiled(header: Header, names: dict[int, str], ids: dict[int, int]) -> Labels:
+    """Labels of a whole slide image, tiles put together."""
+    frames = frames_of(header)
+    geometry = _dicom_tiles.slide_geometry(header)
+    check_allocation(geometry.shape, 8, header.path)
+    tile = (frames[0].format.rows, frames[0].format.columns)
+    num_layers = 1
+    if header.text("SegmentationType") != "LABELMAP" and "PerFrameFunctionalGroupsSequence" not in (
+        header.dataset
+    ):
+        num_layers = max(len(ids), 1)
+    corners = _dicom_tiles.tile_corners(header, tile, len(frames) // num_layers) * num_layers
+    masks: dict[int, Array] = {}
+    for k, object_id, mask in _masks(header, frames, ids):
+        target = masks.setdefault(object_id, np.zeros(geometry.shape, dtype=bool))
+        row, column = corners[k]
+        held = target[row : row + tile[0], column : column + tile[1]]
+        held |= mask[: held.shape[0], : held.shape[1]]
+    return Labels(geometry, masks=masks, names=names)
+
+
+def _fit(labels: Labels, like: Image, path: Path) -> Labels:
+    """Labels moved onto the grid of `like`."""
+    if labels.geometry.is_close(like.geometry):
+        return labels
+    if labels.geometry.shape == like.geometry.shape and not (
+        labels.geometry.has_spacing and like.geometry.has_spacing
+    ):
+        masks = {i: labels.mask(i) for i in labels.ids}
+        return Labels(like.geometry, masks=masks, names=labels.names)
+    if like.kind == "video":
+        raise FormatError(f"{path}: its frames are not those of the video {like.path}.")
+    source, target = as_volume(labels.geometry), as_volume(like.geometry)
+    lifted = Labels(
+        source,
+        masks={i: labels.mask(i).reshape(source.shape) for i in labels.ids},
+        names=labels.names,
+    )
+    moved = move_labels(lifted, target)
+    masks = {i: moved.mask(i).reshape(like.geometry.shape) for i in moved.ids}
+    return Labels(like.geometry, masks=masks, names=labels.names)

@@ -1,0 +1,334 @@
+"""What all sessions share: the conversation, its journal, answers and export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import PromptError, SessionError
+from limner.io.image import Image
+from limner.io.labels import LabelArray, Labels
+from limner.models import PromptableModel, cards
+from limner.prompts.types import Prompt
+from limner.sessions._cache import AnswerCache
+from limner.sessions._journal import Journal
+from limner.sessions._log import (
+    Action,
+    Added,
+    Cleared,
+    Event,
+    Log,
+    Named,
+    Predicted,
+    Redone,
+    Undone,
+    event_to_json,
+    numbers,
+)
+from limner.sessions._manifest import Options, manifest
+from limner.sessions._prediction import Prediction
+from limner.sessions._region import Region, changed_box
+from limner.sessions._zoom import Scene, answer
+
+LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One prompt of the conversation with what it was said about."""
+
+    prompt: Prompt
+    object_id: int
+    frame: int | None
+
+
+class BaseSession:
+    """One image and what was said about it. Made by `limner.open_session` and `limner.resume`."""
+
+    def __init__(
+        self,
+        image: Image,
+        model: PromptableModel,
+        options: Options,
+        *,
+        log: Log | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.image = image
+        self.model = model
+        self.options = options
+        self.journal = journal
+        self._log = log or Log()
+        self._answers = AnswerCache()
+        self._shown: dict[tuple[int, int | None], Region] = {}
+        self._closed = False
+
+    # -- the conversation ---------------------------------------------------------------------
+
+    def add(self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None) -> Prompt:
+        """Add a prompt and return it. Cheap: nothing is predicted until `predict`.
+
+        Args:
+            prompt: positions in index order; see `limner.prompts`.
+            object_id: which object it is about, from 1.
+            frame: frame of a video, or slice of a volume, that a 2D prompt is about.
+
+        Raises:
+            PromptError: the model does not understand it, or it does not fit the image.
+            SessionError: the session is closed, or its journal cannot be written.
+        """
+        self._check_kind(prompt)
+        check_object_id(object_id)
+        placed, where = self._placed(prompt, frame)
+        self._record(Added(placed, object_id, where))
+        return prompt
+
+    def name(self, object_id: int, name: str) -> None:
+        """Name an object, such as ``"liver"``; exports carry the name."""
+        check_object_id(object_id)
+        if not name.strip():
+            raise ValueError("An object's name has at least one letter.")
+        self._record(Named(object_id, name.strip()))
+
+    def undo(self, *, object_id: int | None = None) -> None:
+        """Take back the last prompt, reset or propagation, of one object or of the session.
+
+        Raises:
+            SessionError: there is nothing to undo, or no such object.
+        """
+        self._record(Undone(object_id))
+
+    def redo(self, *, object_id: int | None = None) -> None:
+        """Bring back what was undone last; a new prompt about an object ends its redo.
+
+        Raises:
+            SessionError: there is nothing to redo, or no such object.
+        """
+        self._record(Redone(object_id))
+
+    def reset(self, *, object_id: int | None = None) -> None:
+        """Drop all prompts of one object, or of all. Can be undone."""
+        self._record(Cleared(object_id))
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether `undo` has something to take back."""
+        return self._log.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether `redo` has something to bring back."""
+        return self._log.can_redo
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All prompts that count, oldest first."""
+        return tuple(entry.prompt for entry in self.entries)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All prompts that count with object and frame, oldest first."""
+        return tuple(
+            Entry(a.prompt, a.object_id, a.frame)
+            for a in self._log.all_prompts()
+            if a.prompt is not None
+        )
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """Ids of the objects that have prompts or propagated frames, ascending."""
+        return self._log.object_ids
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names given to objects."""
+        return dict(self._log.names)
+
+    # -- answers ------------------------------------------------------------------------------
+
+    def predict(self, *, object_id: int = 1, frame: int | None = None) -> Prediction:
+        """Answer all prompts about an object; runs only what is stale.
+
+        Args:
+            object_id: whose mask.
+            frame: for prompts on one frame or slice; None for the whole image or volume.
+
+        Raises:
+            SessionError: the object has no prompts there.
+        """
+        frame = self._answered_frame(object_id, frame)
+        actions = self._log.prompts(object_id, frame)
+        event = Predicted(object_id, frame)
+        if not actions or not self._log.is_round(actions):
+            self._log.check(event)
+            region, score = self._answer(object_id, frame, actions)
+            self._record(event)  # after the answer: a model's failure leaves no round behind
+        else:
+            region, score = self._answer(object_id, frame, actions)
+        return self._prediction(region, score, object_id, frame)
+
+    def propagate(
+        self,
+        *,
+        start: int | None = None,
+        stop: int | None = None,
+        direction: str = "both",
+        object_id: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Carry masks to other frames or slices; only videos and volumes have any."""
+        raise SessionError("A 2D image has no other frames to propagate to.")
+
+    @property
+    def labels(self) -> LabelArray:
+        """What would be saved: label map of the image's shape, read-only, 0 is background.
+
+        Where objects overlap the higher id wins; `export` keeps both.
+        """
+        return self.export().to_array()
+
+    def export(self) -> Labels:
+        """All objects with their names, overlaps kept, and how they were made (the manifest)."""
+        self._check_open()
+        regions = {i: self._composed(i) for i in self.object_ids}
+        painted = _painted(self.image.geometry.shape, regions)
+        facts = manifest(self.image, self.model.card, self.options, self.entries, self.names)
+        return Labels(
+            self.image.geometry,
+            array=painted,
+            masks=None if painted is not None else {i: r.mask() for i, r in regions.items()},
+            names=self.names,
+            manifest=facts,
+        )
+
+    # -- end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release memory and the journal; the journal stays on disk for `limner.resume`."""
+        self._closed = True
+        self._answers = AnswerCache()
+        self._shown.clear()
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- for the kinds of session -------------------------------------------------------------
+
+    def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
+        """The prompt as the model will see it, and the frame it is about. Checks that it fits."""
+        raise NotImplementedError
+
+    def _scene(self, frame: int | None) -> Scene:
+        """What the model sees of the whole image, or of one frame."""
+        raise NotImplementedError
+
+    def _answered_frame(self, object_id: int, frame: int | None) -> int | None:
+        """The frame that `predict` means."""
+        return frame
+
+    def _base(self, object_id: int, frame: int | None, first: Action) -> Region | None:
+        """What was known of the object on this frame before its first prompt there."""
+        return None
+
+    def _composed(self, object_id: int) -> Region:
+        """The object's mask on the whole image."""
+        return self._answer(object_id, None, self._log.prompts(object_id, None))[0]
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _answer(
+        self, object_id: int, frame: int | None, actions: Sequence[Action]
+    ) -> tuple[Region, float]:
+        """The answer to these prompts, each round fed the logits of the round before."""
+        rounds = [
+            actions[:n]
+            for n in range(1, len(actions) + 1)
+            if n == len(actions) or self._log.is_round(actions[:n])
+        ]
+        todo = []
+        found = None
+        for said in reversed(rounds):
+            found = self._answers.get((object_id, frame, numbers(said)))
+            if found is not None:
+                break
+            todo.append(said)
+        previous = found[0] if found else self._base(object_id, frame, actions[0])
+        for said in reversed(todo):
+            prompts = [a.prompt for a in said if a.prompt is not None]
+            found = answer(
+                self.model, self._scene(frame), prompts, previous, zoom=self.options.zoom
+            )
+            self._answers.put((object_id, frame, numbers(said)), *found)
+            previous = found[0]
+        assert found is not None
+        return found
+
+    def _prediction(
+        self, region: Region, score: float, object_id: int, frame: int | None
+    ) -> Prediction:
+        key = (object_id, frame)
+        box = changed_box(self._shown.get(key), region)
+        self._shown[key] = region
+        return Prediction(region, score, box, object_id, frame)
+
+    def _record(self, event: Event) -> None:
+        """Check an event, put it on the disk, then let it count."""
+        self._check_open()
+        self._log.check(event)
+        if self.journal is not None:
+            self.journal.append(event_to_json(event))
+        self._log.apply(event)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError("The session is closed; open another one or resume its journal.")
+
+    def _check_kind(self, prompt: Prompt) -> None:
+        card = self.model.card
+        if prompt.kind not in card.prompts:
+            others = [c.name for c in cards() if prompt.kind in c.prompts]
+            raise PromptError(
+                f"{card.name} understands {', '.join(sorted(card.prompts))}, not {prompt.kind}. "
+                + (f"Models that do: {', '.join(others)}." if others else "No model here does.")
+            )
+
+
+def check_object_id(object_id: int) -> None:
+    """Refuse what is no object id.
+
+    Raises:
+        ValueError: not an integer from 1 to 2³¹ − 1.
+    """
+    if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)):
+        raise ValueError(f"An object id is an integer, not {object_id!r}.")
+    if not 1 <= object_id <= LARGEST_ID:
+        raise ValueError(f"An object id is 1…{LARGEST_ID} (0 is background), not {object_id}.")
+
+
+def _painted(
+    shape: tuple[int, ...], regions: dict[int, Region]
+) -> NDArray[np.unsignedinteger] | None:
+    """The label map, or None where objects overlap."""
+    labels = np.zeros(shape, dtype=np.min_scalar_type(max(regions, default=0)))
+    for object_id, region in sorted(regions.items()):
+        window = labels[region.slices]
+        inside = region.logits > 0
+        if window[inside].any():
+            return None
+        window[inside] = object_id
+    return labels

@@ -1,0 +1,91 @@
+"""How a mask was made: the facts written beside every export and at the head of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import limner
+from limner.io.image import Image
+from limner.models import ModelCard
+from limner.prompts.types import to_json
+
+if TYPE_CHECKING:
+    from limner.sessions._base import Entry
+
+OVERLAP_RULE = "where objects overlap, a label map holds the higher id"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session looks at its image.
+
+    Attributes:
+        zoom: look twice (whole image, then a window around the object).
+        window: intensities for black and white, or None for robust limits of the image.
+        weights: path of the weights file that was given, or None.
+        device: as given.
+    """
+
+    zoom: bool
+    window: tuple[float, float] | None = None
+    weights: str | None = None
+    device: str = "auto"
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {
+            "zoom": self.zoom,
+            "window": None if self.window is None else list(self.window),
+            "weights": self.weights,
+            "device": self.device,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Options:
+        """Inverse of `to_json`."""
+        window = value["window"]
+        pair = None if window is None else (float(window[0]), float(window[1]))
+        return cls(value["zoom"], pair, value["weights"], value["device"])
+
+
+def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:
+    """What an answer depends on besides the prompts."""
+    return {
+        "limner": limner.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "image": {
+            "path": None if image.path is None else str(image.path.resolve()),
+            "read_options": image.read_options,
+            "kind": image.kind,
+            "modality": image.modality,
+            "geometry": image.geometry.to_json(),
+            "pixel_sha256": image.pixel_hash(),
+        },
+        "model": card.to_json(),
+        "options": options.to_json(),
+    }
+
+
+def manifest(
+    image: Image,
+    card: ModelCard,
+    options: Options,
+    entries: Sequence[Entry],
+    names: dict[int, str],
+) -> dict[str, Any]:
+    """The answer to "how was this mask made?"; who made it is not recorded."""
+    objects: dict[str, Any] = {}
+    for entry in entries:
+        facts = objects.setdefault(
+            str(entry.object_id), {"name": names.get(entry.object_id), "prompts": []}
+        )
+        facts["prompts"].append({"frame": entry.frame, **to_json(entry.prompt)})
+    return {
+        **header(image, card, options),
+        "objects": objects,
+        "overlap": OVERLAP_RULE,
+        "notice": "Research use only; not a medical device.",
+    }

@@ -1,0 +1,163 @@
+"""Opening a session on an image, and resuming one from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from limner.errors import LimnerError, SessionError
+from limner.geometry import Geometry
+from limner.io import read
+from limner.io.image import Image
+from limner.models import PromptableModel, create_model, default_model
+from limner.models._intensity import resolve_window
+from limner.sessions._base import BaseSession
+from limner.sessions._journal import Journal
+from limner.sessions._log import Log, event_from_json
+from limner.sessions._manifest import Options, header
+
+
+def open_session(
+    image: Image | ArrayLike | str | Path,
+    model: str | PromptableModel | None = None,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    journal: str | Path | None = None,
+    zoom: bool | None = None,
+    window: str | Sequence[float] | None = None,
+) -> BaseSession:
+    """Open a session; the kind follows from the image.
+
+    Args:
+        image: from `limner.read`, a path, or an array: 2D, 3D, or 2D with 3 channels in uint8.
+        model: a name (see ``limner models``), or an object with the verbs of `PromptableModel`.
+        weights: the model's weights file, for a name.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, for a name.
+        journal: file that survives a crash; must not exist yet (`resume` continues one).
+        zoom: look twice, at the whole and at a window around the object; default: the model's.
+        window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
+
+    Raises:
+        SessionError: the model does not work on this kind of image, or the journal exists.
+        ValueError: unknown model or window.
+    """
+    picture = _as_image(image)
+    if isinstance(model, str) or model is None:
+        asked: Any = create_model(
+            model or default_model(picture.kind), weights=weights, device=device
+        )
+    elif weights is not None:
+        raise TypeError("weights= goes with a model's name, not with a model object.")
+    else:
+        asked = model
+    options = Options(
+        zoom=asked.card.zoom if zoom is None else zoom,
+        window=resolve_window(window),
+        weights=None if weights is None else str(Path(weights).resolve()),
+        device=device,
+    )
+    kind = _session_kind(picture, asked)
+    record = None
+    if journal is not None:
+        record = Journal.create(Path(journal), header(picture, asked.card, options))
+    return kind(picture, asked, options, journal=record)
+
+
+def resume(
+    journal: str | Path,
+    *,
+    image: Image | str | Path | None = None,
+    model: PromptableModel | None = None,
+) -> BaseSession:
+    """Continue a session from its journal: prompts, names, undo and redo history as acknowledged.
+
+    Args:
+        journal: the file given to `open_session`.
+        image: the image, if it has moved; by default it is read from where it was.
+        model: the model object, if the session was opened with one of your own.
+
+    Raises:
+        SessionError: no journal, damaged or in use; or the image or the model is not the same.
+    """
+    path = Path(journal)
+    record, facts, events = Journal.reopen(path)
+    try:
+        log = Log()
+        for event in map(event_from_json, events):
+            log.apply(event)
+        picture = _same_image(facts["image"], image, path)
+        options = Options.from_json(facts["options"])
+        asked = _same_model(facts["model"], model, options)
+        return _session_kind(picture, asked)(picture, asked, options, log=log, journal=record)
+    except BaseException:
+        record.close()
+        raise
+
+
+def _as_image(image: Image | ArrayLike | str | Path) -> Image:
+    if isinstance(image, Image):
+        return image
+    if isinstance(image, (str, Path)):
+        return read(image)
+    import numpy as np
+
+    array = np.asarray(image)
+    colour = array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == 3
+    shape = array.shape[:2] if colour else array.shape
+    return Image(array, Geometry.from_spacing(shape))
+
+
+def _session_kind(image: Image, model: PromptableModel) -> type[BaseSession]:
+    from limner.sessions.image import ImageSession
+    from limner.sessions.video import VideoSession
+    from limner.sessions.volume import VolumeSession
+
+    if image.kind == "volume":
+        return VolumeSession
+    if 2 not in model.card.ndim:
+        raise SessionError(f"{model.card.name} works on volumes, and this is one {image.kind}.")
+    return ImageSession if image.kind == "image" else VideoSession
+
+
+def _same_image(facts: dict[str, Any], given: Image | str | Path | None, journal: Path) -> Image:
+    if isinstance(given, Image):
+        image: Image = given
+    else:
+        place = given or facts["path"]
+        if place is None:
+            raise SessionError(
+                f"The session of {journal} was opened on an array; pass it again as image=."
+            )
+        try:
+            image = read(place, **facts["read_options"])
+        except LimnerError as error:
+            raise SessionError(
+                f"The image of {journal} cannot be read ({error}) Say where it is: image=, --image."
+            ) from error
+    if image.pixel_hash() != facts["pixel_sha256"]:
+        raise SessionError(
+            f"{image.path or 'The image'} is not the image of {journal}: its pixels differ. "
+            "Say where the right one is: image=, --image."
+        )
+    return image
+
+
+def _same_model(
+    facts: dict[str, Any], given: PromptableModel | None, options: Options
+) -> PromptableModel:
+    if given is None:
+        try:
+            given = create_model(facts["name"], weights=options.weights, device=options.device)
+        except ValueError as error:
+            raise SessionError(f"{error} Pass the session's own model object as model=.") from error
+    card = given.card
+    if (card.name, card.weights_sha256) != (facts["name"], facts["weights_sha256"]):
+        raise SessionError(
+            f"The session was held with {facts['name']} (weights {facts['weights_sha256']}), "
+            f"not with {card.name} (weights {card.weights_sha256})."
+        )
+    return given

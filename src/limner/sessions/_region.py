@@ -1,0 +1,132 @@
+"""An answer as a session keeps it: logits of one window; the rest of the image is background."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.prompts.types import Box
+
+Bounds = tuple[tuple[int, ...], tuple[int, ...]]  # half-open (low, high) in index order
+
+BACKGROUND_LOGIT = -16.0  # sigmoid 1e-7: certain, and exact in float16
+LARGEST_LOGIT = 30.0
+_SMALLEST = np.float16(6e-8)  # float16's least positive number
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Logits of a window of an image.
+
+    Attributes:
+        shape: of the whole image.
+        low: where the window begins.
+        logits: the window, float16: half the memory, and finer than 0.02 up to 30. May be empty.
+    """
+
+    shape: tuple[int, ...]
+    low: tuple[int, ...]
+    logits: NDArray[np.float16]
+
+    @classmethod
+    def empty(cls, shape: Sequence[int]) -> Region:
+        """Nothing but background."""
+        return cls(tuple(shape), (0,) * len(shape), np.zeros((0,) * len(shape), np.float16))
+
+    @classmethod
+    def of_mask(cls, mask: NDArray[np.bool_]) -> Region:
+        """A mask as certain logits."""
+        if not mask.any():
+            return cls.empty(mask.shape)
+        low, high = true_bounds(mask)
+        inside = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        logits = np.where(inside, -BACKGROUND_LOGIT, BACKGROUND_LOGIT).astype(np.float16)
+        return cls(mask.shape, low, logits)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where the window lies in the image."""
+        return tuple(slice(a, a + n) for a, n in zip(self.low, self.logits.shape, strict=True))
+
+    @cached_property
+    def mask_bounds(self) -> Bounds | None:
+        """Bounding box of the mask, None if it is empty."""
+        positive = self.logits > 0
+        if not positive.any():
+            return None
+        low, high = true_bounds(positive)
+        return _shifted(low, self.low), _shifted(high, self.low)
+
+    def full(self) -> NDArray[np.float32]:
+        """Logits of the whole image."""
+        result = np.full(self.shape, BACKGROUND_LOGIT, dtype=np.float32)
+        result[self.slices] = self.logits
+        return result
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Mask of the whole image."""
+        result = np.zeros(self.shape, dtype=np.bool_)
+        result[self.slices] = self.logits > 0
+        return result
+
+    def window(self, low: Sequence[int], high: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of another window of the image."""
+        shape = [b - a for a, b in zip(low, high, strict=True)]
+        result = np.full(shape, BACKGROUND_LOGIT, dtype=np.float32)
+        target, source = [], []
+        for a, b, c, n in zip(low, high, self.low, self.logits.shape, strict=True):
+            start, stop = max(a, c), min(b, c + n)
+            if start >= stop:
+                return result
+            target.append(slice(start - a, stop - a))
+            source.append(slice(start - c, stop - c))
+        result[tuple(target)] = self.logits[tuple(source)]
+        return result
+
+    def plane(self, index: int) -> Region | None:
+        """The region on one slice of a volume, None if the window does not reach it."""
+        k = index - self.low[0]
+        if not 0 <= k < self.logits.shape[0]:
+            return None
+        return Region(self.shape[1:], self.low[1:], self.logits[k])
+
+
+def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits that float16 holds with their sign: clipped, and never rounded from above 0 to 0."""
+    clipped = np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)
+    return np.where((clipped > 0) & (clipped < _SMALLEST), np.float32(_SMALLEST), clipped)
+
+
+def changed_box(before: Region | None, after: Region) -> Box | None:
+    """The smallest box that holds every pixel whose label differs, None if none does."""
+    bounds = [r.mask_bounds for r in (before, after) if r is not None and r.mask_bounds]
+    if not bounds:
+        return None
+    low = tuple(min(b[0][k] for b in bounds) for k in range(len(after.shape)))
+    high = tuple(max(b[1][k] for b in bounds) for k in range(len(after.shape)))
+    differs = after.window(low, high) > 0
+    if before is not None:
+        differs ^= before.window(low, high) > 0
+    if not differs.any():
+        return None
+    start, stop = true_bounds(differs)
+    return Box(_shifted(start, low), _shifted(stop, low))
+
+
+def true_bounds(mask: NDArray[Any]) -> Bounds:
+    """Bounding box of the True elements, of which there is at least one."""
+    low, high = [], []
+    for axis in range(mask.ndim):
+        found = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
+        low.append(int(found[0]))
+        high.append(int(found[-1]) + 1)
+    return tuple(low), tuple(high)
+
+
+def _shifted(index: Sequence[int], by: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(index, by, strict=True))

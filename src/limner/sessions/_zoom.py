@@ -1,0 +1,242 @@
+"""Looking twice: the whole image coarsely, then a window around the object that grows while it
+must.
+
+SegVol's zoom-out-zoom-in (https://arxiv.org/abs/2311.13385) and nnInteractive's AutoZoom
+(https://arxiv.org/abs/2503.08373) as one mechanism for 2D, 3D and video, usable with any model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.models import PromptableModel, View
+from limner.prompts.convert import extent, map_positions
+from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
+from limner.sessions._region import Bounds, Region, rounded, true_bounds
+from limner.sessions._resize import bin_edges, enlarge, shrink
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+MARGIN = 0.3  # of the object's size, around it on each side
+LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
+GROWTH = 0.5  # of the window's size, on a side that the mask touches
+MOST_GROWTHS = 4
+_CACHED_VIEWS = 6
+
+
+class Scene:
+    """One image, volume or frame that a model looks at, with the embeddings of recent views.
+
+    Args:
+        array: spatial axes, then perhaps channels; intensities as stored.
+        spacing: millimetres per step.
+        intensity: limits for black and white, the same for all views.
+        modality: DICOM's term where known.
+    """
+
+    def __init__(
+        self,
+        array: Array,
+        spacing: tuple[float, ...],
+        intensity: tuple[float, float],
+        modality: str | None,
+    ) -> None:
+        self.array = array
+        self.spacing = spacing
+        self.intensity = intensity
+        self.modality = modality
+        self.shape: Shape = array.shape[: len(spacing)]
+        self._embeddings: OrderedDict[tuple[Bounds, Shape], Any] = OrderedDict()
+
+    @property
+    def whole(self) -> Bounds:
+        """The bounds of everything."""
+        return (0,) * len(self.shape), self.shape
+
+    def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
+        """What the model's expensive half says of a window shrunk to `shape`; cached."""
+        key = (bounds, shape)
+        if key in self._embeddings:
+            self._embeddings.move_to_end(key)
+            return self._embeddings[key]
+        low, high = bounds
+        window = self.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        steps = (np.subtract(high, low) / shape * self.spacing).tolist()
+        view = View(shrink(window, shape), tuple(steps), self.intensity, self.modality)
+        embedding = model.embed(view)
+        self._embeddings[key] = embedding
+        while len(self._embeddings) > _CACHED_VIEWS:
+            self._embeddings.popitem(last=False)
+        return embedding
+
+
+def answer(
+    model: PromptableModel,
+    scene: Scene,
+    prompts: Sequence[Prompt],
+    previous: Region | None,
+    *,
+    zoom: bool,
+) -> tuple[Region, float]:
+    """The model's answer to prompts on a scene: logits of a window, and a score 0…1.
+
+    Args:
+        model: what to ask.
+        scene: what it sees.
+        prompts: in the scene's index order, oldest first.
+        previous: the answer of the round before.
+        zoom: look twice; otherwise the model sees the whole scene at full resolution.
+    """
+    limit = model.card.window.get(len(scene.shape))
+    if not zoom or limit is None:
+        return _region(scene, *_look(model, scene, prompts, previous, scene.whole, scene.shape))
+    found = None if previous is None else previous.mask_bounds
+    if previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
+        shape = _view_shape(scene, scene.whole, limit)
+        look = _look(model, scene, prompts, None, scene.whole, shape)
+        if shape == scene.shape:
+            return _region(scene, *look)
+        found = _found(look[0], scene.whole)
+    bounds = _around(scene, prompts, found, limit)
+    for _ in range(MOST_GROWTHS + 1):
+        look = _look(model, scene, prompts, previous, bounds, _view_shape(scene, bounds, limit))
+        grown = _grown(look[0], bounds, scene.shape)
+        if grown == bounds:
+            break
+        bounds = grown
+    return _region(scene, *look)
+
+
+def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
+    """A prompt in the index order of a view of `bounds` shrunk to `shape`; None if outside it."""
+    low, high = np.asarray(bounds[0]), np.asarray(bounds[1])
+    if num_axes(prompt) is None:
+        return prompt
+    if isinstance(prompt, MaskPrompt):
+        window = prompt.mask[tuple(slice(a, b) for a, b in zip(*bounds, strict=True))]
+        share = shrink(window, shape) if window.shape != shape else window
+        return MaskPrompt(share >= 0.5 if (share >= 0.5).any() else share > 0)
+    scale = np.asarray(shape) / (high - low)
+    if isinstance(prompt, Box):
+        start = np.clip((np.asarray(prompt.low) - low) * scale, 0, shape)
+        stop = np.clip((np.asarray(prompt.high) - low) * scale, 0, shape)
+        if (stop <= start).any():
+            return None
+        start = np.minimum(start, np.maximum(stop - 1, 0))  # at least one pixel of the view
+        return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
+    begin, end = extent(prompt)
+    if (end <= low).any() or (begin >= high).any():
+        return None
+    moved = map_positions(
+        prompt, lambda p: tuple(((np.asarray(p) - low + 0.5) * scale - 0.5).tolist())
+    )
+    if isinstance(moved, Click):  # half a pixel over the edge is still on the edge's pixel
+        return Click(tuple(np.clip(moved.at, 0, np.asarray(shape) - 1)), moved.positive)
+    if isinstance(moved, Scribble):
+        radius = moved.radius * float(np.exp(np.log(scale).mean()))
+        return Scribble(moved.points, moved.positive, radius)
+    return moved
+
+
+def _look(
+    model: PromptableModel,
+    scene: Scene,
+    prompts: Sequence[Prompt],
+    previous: Region | None,
+    bounds: Bounds,
+    shape: Shape,
+) -> tuple[NDArray[np.float32], Bounds, float]:
+    """One question to the model: logits on the view's own grid, the view's bounds, the score."""
+    embedding = scene.embedding(model, bounds, shape)
+    shown = [v for p in prompts if (v := to_view(p, bounds, shape)) is not None]
+    before = None
+    if previous is not None:
+        before = np.asarray(shrink(previous.window(*bounds), shape), dtype=np.float32)
+    result = model.segment(embedding, shown, before)
+    return np.asarray(result.logits, dtype=np.float32), bounds, float(result.score)
+
+
+def _region(
+    scene: Scene, logits: NDArray[np.float32], bounds: Bounds, score: float
+) -> tuple[Region, float]:
+    """The answer at full resolution, cut to the object and a rim of background around it."""
+    positive = logits > 0
+    if not positive.any():
+        return Region.empty(scene.shape), score
+    rim = 2
+    low, high = true_bounds(positive)
+    low = tuple(max(0, a - rim) for a in low)
+    high = tuple(min(n, b + rim) for b, n in zip(high, logits.shape, strict=True))
+    edges = [
+        a + bin_edges(b - a, n)[c : d + 1]
+        for a, b, n, c, d in zip(*bounds, logits.shape, low, high, strict=True)
+    ]
+    kept = rounded(logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
+    return Region(scene.shape, tuple(int(e[0]) for e in edges), enlarge(kept, edges)), score
+
+
+def _found(logits: NDArray[np.float32], bounds: Bounds) -> Bounds | None:
+    """Bounding box at full resolution of a coarse mask, None if it is empty."""
+    positive = logits > 0
+    if not positive.any():
+        return None
+    low, high = true_bounds(positive)
+    edges = [a + bin_edges(b - a, n) for a, b, n in zip(*bounds, logits.shape, strict=True)]
+    return (
+        tuple(int(e[a]) for e, a in zip(edges, low, strict=True)),
+        tuple(int(e[b]) for e, b in zip(edges, high, strict=True)),
+    )
+
+
+def _view_shape(scene: Scene, bounds: Bounds, limit: int) -> Shape:
+    """Pixels of a view of `bounds`: native if that fits, else equal steps in millimetres."""
+    size = np.subtract(bounds[1], bounds[0])
+    if size.max() <= limit:
+        return tuple(size.tolist())
+    length = size * scene.spacing
+    step = float((length / limit).max())
+    shape = np.minimum(size, np.maximum(1, np.round(length / step)))
+    return tuple(int(n) for n in np.minimum(shape, limit))
+
+
+def _around(scene: Scene, prompts: Sequence[Prompt], found: Bounds | None, limit: int) -> Bounds:
+    """A window around what was said and found, with a margin and a least size."""
+    spans = [
+        extent(p)
+        for p in prompts
+        if num_axes(p) is not None
+        and getattr(p, "positive", True)
+        and not (isinstance(p, MaskPrompt) and not p.mask.any())
+    ]
+    if found is not None:
+        spans.append((np.asarray(found[0], dtype=float), np.asarray(found[1], dtype=float)))
+    if not spans:
+        return scene.whole
+    low = np.min([a for a, _ in spans], axis=0)
+    high = np.max([b for _, b in spans], axis=0)
+    finest = min(scene.spacing) / np.asarray(scene.spacing)  # 1 on the finest axis, less on others
+    margin = np.maximum(MARGIN * (high - low), np.ceil(LEAST_MARGIN * finest))
+    least = np.ceil(limit / 2 * finest)
+    margin = np.maximum(margin, (least - (high - low)) / 2)
+    low = np.clip(np.floor(low - margin), 0, np.asarray(scene.shape) - 1)
+    high = np.clip(np.ceil(high + margin), low + 1, scene.shape)
+    return tuple(int(a) for a in low), tuple(int(b) for b in high)
+
+
+def _grown(logits: NDArray[np.float32], bounds: Bounds, shape: Shape) -> Bounds:
+    """The window, wider on every side that the mask touches and the image goes on."""
+    low, high = list(bounds[0]), list(bounds[1])
+    for axis, n in enumerate(shape):
+        step = max(1, math.ceil(GROWTH * (bounds[1][axis] - bounds[0][axis])))
+        if low[axis] > 0 and (np.take(logits, 0, axis=axis) > 0).any():
+            low[axis] = max(0, low[axis] - step)
+        if high[axis] < n and (np.take(logits, -1, axis=axis) > 0).any():
+            high[axis] = min(n, high[axis] + step)
+    return tuple(low), tuple(high)

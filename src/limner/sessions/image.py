@@ -1,0 +1,31 @@
+"""Sessions on one 2D image."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from limner.errors import PromptError
+from limner.models._intensity import robust_limits
+from limner.prompts.convert import check_inside
+from limner.prompts.types import Prompt
+from limner.sessions._base import BaseSession
+from limner.sessions._zoom import Scene
+
+
+class ImageSession(BaseSession):
+    """A conversation about one picture; prompts in ``(row, column)``."""
+
+    def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
+        if frame is not None:
+            raise PromptError(f"A 2D image has no frames, so frame={frame} means nothing here.")
+        check_inside(prompt, self.image.geometry.shape)
+        return prompt, None
+
+    def _scene(self, frame: int | None) -> Scene:
+        return self._picture
+
+    @cached_property
+    def _picture(self) -> Scene:
+        array = self.image.array
+        intensity = self.options.window or robust_limits(array)
+        return Scene(array, self.image.spacing, intensity, self.image.modality)

@@ -1,0 +1,48 @@
+"""Sessions on one video: prompts on frames, masks carried along."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from limner.errors import PromptError
+from limner.models._intensity import robust_limits
+from limner.prompts.types import Prompt
+from limner.sessions._stack import StackSession
+
+_SAMPLED_FRAMES = 8  # for the limits of black and white
+
+
+class VideoSession(StackSession):
+    """A conversation about one video; every prompt is ``(row, column)`` on a frame.
+
+    Frames are read when needed, never all at once.
+    """
+
+    def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
+        if frame is None:
+            raise PromptError("A prompt on a video needs its frame: add it with frame=K.")
+        return self._on_frame(prompt, frame)
+
+    def _answered_frame(self, object_id: int, frame: int | None) -> int | None:
+        """Without a frame: the one frame that has prompts."""
+        if frame is not None:
+            return frame
+        frames = self._log.frames(object_id)
+        if len(frames) > 1:
+            raise PromptError(
+                f"Object {object_id} has prompts on frames {', '.join(map(str, frames))}; "
+                "name one: predict(frame=K)."
+            )
+        return frames[0] if frames else None
+
+    def _intensity(self) -> tuple[float, float]:
+        return self._limits
+
+    @cached_property
+    def _limits(self) -> tuple[float, float]:
+        if self.options.window is not None:
+            return self.options.window
+        sampled = np.linspace(0, self.num_frames - 1, _SAMPLED_FRAMES).astype(int)
+        return robust_limits(np.stack([self.image.plane(int(k)) for k in sorted(set(sampled))]))

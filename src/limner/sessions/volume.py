@@ -1,0 +1,94 @@
+"""Sessions on one volume: prompts in 3D, and prompts on single slices."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from limner.errors import PromptError
+from limner.models._intensity import robust_limits
+from limner.prompts.convert import check_inside, on_slice
+from limner.prompts.types import Box, Click, Lasso, Prompt, Scribble, num_axes
+from limner.sessions._stack import StackSession
+from limner.sessions._zoom import Scene
+
+
+class VolumeSession(StackSession):
+    """A conversation about one volume; prompts in ``(slice, row, column)``.
+
+    A prompt with ``frame=K`` is 2D and about slice K. A model that works in 2D answers it there,
+    and `propagate` carries the answer on; a model that works in 3D only gets it lifted into the
+    volume. On a slice, the answer to its own prompts stands over what was propagated, and that over
+    the answer to 3D prompts.
+    """
+
+    plane_name = "slice"
+
+    def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
+        flat, solid = (n in self.model.card.ndim for n in (2, 3))
+        if frame is None and not solid:
+            prompt, frame = _dropped_onto_slice(prompt, self.model.card.name)
+        if frame is not None:
+            prompt, frame = self._on_frame(prompt, frame)
+            if flat:
+                return prompt, frame
+            prompt, frame = on_slice(prompt, frame), None
+        if num_axes(prompt) == 2:
+            raise PromptError(
+                f"A {prompt.kind} with 2 coordinates on a volume needs its slice: add it with "
+                "frame=K (--slice K), or give slice, row and column."
+            )
+        check_inside(prompt, self.image.geometry.shape, what="volume")
+        return prompt, None
+
+    def _answered_frame(self, object_id: int, frame: int | None) -> int | None:
+        """A slice's prompts that were lifted into the volume are answered there."""
+        return frame if 2 in self.model.card.ndim else None
+
+    def _scene(self, frame: int | None) -> Scene:
+        return self._whole if frame is None else super()._scene(frame)
+
+    def _intensity(self) -> tuple[float, float]:
+        return self._limits
+
+    @cached_property
+    def _whole(self) -> Scene:
+        spacing = self.image.spacing
+        return Scene(self.image.array, spacing, self._limits, self.image.modality)
+
+    @cached_property
+    def _limits(self) -> tuple[float, float]:
+        return self.options.window or robust_limits(self.image.array)
+
+
+def _dropped_onto_slice(prompt: Prompt, model: str) -> tuple[Prompt, int]:
+    """A 3D prompt that lies in one slice as a 2D prompt on it, for models that work in 2D."""
+    slices = _slices(prompt)
+    if slices is None or len(slices) != 1:
+        raise PromptError(
+            f"{model} answers slice by slice: say a {prompt.kind} on one slice (frame=K, "
+            "--slice K), then propagate it."
+        )
+    if isinstance(prompt, Box):
+        return Box(prompt.low[1:], prompt.high[1:]), slices.pop()
+    if isinstance(prompt, Click):
+        return Click(prompt.at[1:], prompt.positive), slices.pop()
+    assert isinstance(prompt, (Scribble, Lasso))
+    points = tuple(p[1:] for p in prompt.points)
+    flat: Prompt = Lasso(points)
+    if isinstance(prompt, Scribble):
+        flat = Scribble(points, prompt.positive, prompt.radius)
+    return flat, slices.pop()
+
+
+def _slices(prompt: Prompt) -> set[int] | None:
+    """The slices that a 3D prompt touches; None if it has no place or is 2D."""
+    if num_axes(prompt) != 3:
+        return None
+    match prompt:
+        case Click():
+            return {round(prompt.at[0])}
+        case Box():
+            return set(range(int(prompt.low[0]), int(prompt.high[0])))
+        case Scribble() | Lasso():
+            return {round(p[0]) for p in prompt.points}
+    return None

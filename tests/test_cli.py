@@ -1,0 +1,395 @@
+"""The command line as a user meets it: files in, masks out, one clear line when it goes wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from PIL import Image as Picture
+
+import limner
+from limner import phantoms
+from limner.cli.__main__ import run
+
+CT_SLICE = Path(str(files("pydicom"))) / "data" / "test_files" / "CT_small.dcm"
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    """An oblique, anisotropic NIfTI written by nibabel."""
+    phantom = phantoms.volume(3, (16, 40, 36))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ phantom.image.affine @ np.eye(4)[[2, 1, 0, 3]].T
+    path = tmp_path / "ct.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.asarray(phantom.image.array).T, affine), path)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Picture.fromarray(np.asarray(phantoms.picture(3, (90, 70), color=True).image.array)).save(path)
+    return path
+
+
+def test_segment_nifti_keeps_shape_affine_and_orientation(volume: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seg.nii.gz"
+    assert run(["segment", str(volume), "--box", "4,10,8,12,30,28", "-o", str(out)]) == 0
+    source, mask = nibabel.load(volume), nibabel.load(out)
+    assert mask.shape == source.shape
+    assert np.array_equal(mask.affine, source.affine)
+    assert nibabel.aff2axcodes(mask.affine) == nibabel.aff2axcodes(source.affine)
+    ours = limner.read_labels(out, like=volume).to_array()
+    assert np.array_equal(np.asarray(mask.dataobj).T, ours)
+    assert ours.any()
+    image, itk = SimpleITK.ReadImage(str(volume)), SimpleITK.ReadImage(str(out))
+    assert itk.GetSize() == image.GetSize()
+    assert np.allclose(itk.GetDirection(), image.GetDirection())
+    assert np.allclose(itk.GetOrigin(), image.GetOrigin())
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".json", ".npz"])
+def test_every_output_format_holds_the_same_mask(suffix: str, volume: Path, tmp_path: Path) -> None:
+    reference, out = tmp_path / "a.nii.gz", tmp_path / f"b{suffix}"
+    for path in (reference, out):
+        assert run(["segment", str(volume), "--box", "4,10,8,12,30,28", "-o", str(path)]) == 0
+    found = limner.read_labels(out, like=volume).to_array()
+    assert np.array_equal(found, limner.read_labels(reference).to_array())
+
+
+def test_segment_jpeg_writes_a_png_of_the_same_size_with_a_manifest(
+    picture: Path, tmp_path: Path
+) -> None:
+    out, preview = tmp_path / "seg.png", tmp_path / "look.png"
+    arguments = ["--box", "20,15,60,50", "-o", str(out), "--preview", str(preview)]
+    assert run(["segment", str(picture), *arguments, "--name", "lesion"]) == 0
+    assert Picture.open(out).size == Picture.open(picture).size
+    assert Picture.open(preview).mode == "RGB"
+    facts = json.loads((tmp_path / "seg.limner.json").read_text())
+    assert facts["objects"]["1"]["name"] == "lesion"
+
+
+def test_the_manifest_repeats_the_mask(picture: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    said = ["--box", "20,15,60,50", "--click", "40,30", "--not", "22,17"]
+    assert run(["segment", str(picture), *said, "-o", str(first)]) == 0
+    manifest = tmp_path / "a.limner.json"
+    assert run(["segment", str(picture), "--prompts", str(manifest), "-o", str(second)]) == 0
+    assert np.array_equal(Picture.open(first), Picture.open(second))
+
+
+def test_segment_tiff_stack(tmp_path: Path) -> None:
+    import tifffile
+
+    source, out = tmp_path / "stack.tif", tmp_path / "seg.tif"
+    stack = np.asarray(phantoms.volume(3, (9, 40, 36), hounsfield=False).image.array)
+    tifffile.imwrite(source, stack)
+    assert run(["segment", str(source), "--box", "2,10,8,8,30,28", "-o", str(out)]) == 0
+    assert tifffile.imread(out).shape == stack.shape
+    assert tifffile.imread(out).any()
+
+
+def test_segment_a_dicom_slice_as_seg_and_rtstruct(tmp_path: Path) -> None:
+    masks = {}
+    for kind in ("seg", "seg-labelmap", "rtstruct"):
+        out = tmp_path / f"{kind}.dcm"
+        arguments = ["--box", "5,40,44,80", "--name", "vertebra", "--type", kind, "-o", str(out)]
+        assert run(["segment", str(CT_SLICE), *arguments]) == 0
+        masks[kind] = limner.read_labels(out, like=CT_SLICE).mask(1)
+        assert pydicom.dcmread(out).Modality == ("RTSTRUCT" if kind == "rtstruct" else "SEG")
+    assert masks["seg"].any()
+    assert np.array_equal(masks["seg"], masks["seg-labelmap"])
+    assert np.array_equal(masks["seg"], masks["rtstruct"])
+
+
+def test_json_output_is_only_json_on_stdout(
+    volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "seg.nii.gz"
+    said = ["--box", "4,10,8,12,30,28", "--json"]
+    assert run(["segment", str(volume), *said, "-o", str(out)]) == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["objects"][0]["volume_mm3"] > 0
+    assert report["output"] == str(out)
+    assert run(["segment", str(volume), *said[:-1], "-o", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "ml" in captured.err
+
+
+def test_foreign_orders_mean_the_same_box(volume: Path, tmp_path: Path) -> None:
+    masks = []
+    image = limner.read(volume)
+    low, high = np.array((4, 10, 8)), np.array((12, 30, 28))
+    lps = image.geometry.index_to_world(np.stack((low - 0.5, high - 0.5)))
+    # The box's corners in an oblique grid are not a box in world space: use clicks there.
+    click = image.geometry.index_to_world((8, 20, 18))
+    ras = click * (-1, -1, 1)
+    said = [
+        ["--box", "4,10,8,12,30,28", "--click", "8,20,18"],
+        ["--box", "8,10,4,28,30,12", "--click", "18,20,8", "--order", "xyz"],
+    ]
+    for k, arguments in enumerate(said):
+        out = tmp_path / f"{k}.nii.gz"
+        assert run(["segment", str(volume), *arguments, "-o", str(out)]) == 0
+        masks.append(limner.read_labels(out).to_array())
+    assert np.array_equal(masks[0], masks[1])
+    assert lps.shape == (2, 3)
+    clicked = []
+    for k, arguments in enumerate(
+        [
+            ["--click", "8,20,18"],
+            ["--click", ",".join(f"{x:.6f}" for x in click), "--world", "lps"],
+            ["--click", ",".join(f"{x:.6f}" for x in ras), "--world", "ras"],
+        ]
+    ):
+        out = tmp_path / f"click{k}.nii.gz"
+        assert run(["segment", str(volume), *arguments, "--model", "toy", "-o", str(out)]) == 0
+        clicked.append(np.asarray(limner.read_labels(out).to_array()))
+    assert clicked[0].any()
+    assert np.mean(clicked[0] != clicked[1]) < 0.01  # rounding of six decimals
+    assert np.array_equal(clicked[1], clicked[2])
+
+
+def test_slice_prompts_stay_on_their_slice(volume: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seg.nii.gz"
+    said = ["--slice", "7", "--box", "10,8,30,28"]
+    assert run(["segment", str(volume), *said, "-o", str(out)]) == 0
+    labels = limner.read_labels(out).to_array()
+    assert [k for k in range(16) if labels[k].any()] == [7]
+
+
+def test_several_boxes_are_several_objects(picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seg.png"
+    said = ["--box", "5,5,40,30", "--box", "45,35,85,65", "--name", "a", "--name", "b"]
+    assert run(["segment", str(picture), *said, "-o", str(out)]) == 0
+    assert set(np.unique(Picture.open(out))) == {0, 1, 2}
+
+
+def test_masks_and_drawn_scribbles_work_as_prompts(picture: Path, tmp_path: Path) -> None:
+    mask = np.zeros((90, 70), np.uint8)
+    mask[30:60, 20:50] = 3
+    strokes = np.zeros((90, 70), np.uint8)
+    strokes[40:44, 30:45] = 1
+    strokes[2:4, 2:60] = 2
+    Picture.fromarray(mask).save(tmp_path / "rough.png")
+    Picture.fromarray(strokes).save(tmp_path / "strokes.png")
+    out = tmp_path / "seg.png"
+    assert (
+        run(["segment", str(picture), "--mask", str(tmp_path / "rough.png"), "-o", str(out)]) == 0
+    )
+    assert set(np.unique(Picture.open(out))) == {0, 3}
+    arguments = ["--scribble", str(tmp_path / "strokes.png"), "-o", str(out)]
+    assert run(["segment", str(picture), *arguments]) == 0
+    found = np.asarray(Picture.open(out)) > 0
+    assert found[strokes == 1].all()
+    assert not found[strokes == 2].any()
+
+
+def test_info_models_doctor_convert_and_resume(
+    volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["info", str(volume), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["shape"] == [16, 40, 36]
+    assert facts["kind"] == "volume"
+    assert run(["models", "--prompt", "lasso", "--json"]) == 0
+    assert "classical/region" in [m["name"] for m in json.loads(capsys.readouterr().out)]
+    assert run(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["limner"] == limner.__version__
+
+    journal, mask, other = (tmp_path / n for n in ("case.limner", "seg.nii.gz", "seg.nrrd"))
+    said = ["--box", "4,10,8,12,30,28", "--journal", str(journal)]
+    assert run(["segment", str(volume), *said, "-o", str(mask)]) == 0
+    assert run(["convert", str(mask), str(other)]) == 0
+    assert np.array_equal(
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(other))), limner.read(mask).array
+    )
+    capsys.readouterr()
+    assert run(["resume", str(journal), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompts"][0]["kind"] == "box"
+    again = tmp_path / "again.nii.gz"
+    assert run(["resume", str(journal), "-o", str(again)]) == 0
+    assert np.array_equal(limner.read(again).array, limner.read(mask).array)
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "nothing said": ([], "Nothing says what to delineate"),
+    "not numbers": (["--click", "ten,20"], "numbers separated by commas"),
+    "box of zero area": (["--box", "10,10,10,40"], "at least one pixel"),
+    "box upside down": (["--box", "40,10,10,40"], "not below"),
+    "box with three numbers": (["--box", "1,2,3"], "r0,c0,r1,c1"),
+    "outside": (["--click", "500,20"], "outside"),
+    "3D click on a picture": (["--click", "1,2,3"], "2D image"),
+    "unknown model": (["--click", "5,5", "--model", "sam9"], "Unknown model"),
+    "unknown variant": (["--click", "5,5", "--model", "classical/magic"], "classical/region"),
+    "text for a weightless model": (["--text", "liver"], "not text"),
+    "unknown window": (["--click", "5,5", "--window", "livr"], "Unknown window"),
+    "window upside down": (["--click", "5,5", "--window", "9,3"], "low < high"),
+    "slice of a picture": (["--click", "5,5", "--slice", "3"], "no frames"),
+    "order and world": (["--click", "5,5", "--order", "xyz", "--world", "lps"], "not both"),
+    "unknown order": (["--click", "5,5", "--order", "zyx"], "--order xyz"),
+    "boxes and a click": (
+        ["--box", "1,1,9,9", "--box", "20,20,30,30", "--click", "5,5"],
+        "Several",
+    ),
+    "no such option": (["--klick", "5,5"], "No such option"),
+    "missing mask": (["--mask", "nowhere.png"], "nowhere.png"),
+    "missing prompts": (["--prompts", "nowhere.json"], "nowhere.json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_misuse_is_one_line_and_exit_code_2(
+    name: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected = BAD[name]
+    before = set(tmp_path.iterdir())
+    assert run(["segment", str(picture), *arguments, "-o", str(tmp_path / "seg.png")]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert set(tmp_path.iterdir()) == before
+
+
+OUTPUTS = {
+    "nowhere/seg.png": "does not exist",
+    "seg.xyz": "xyz",
+    "photo.jpg": "photo.jpg",
+    "/proc/seg.png": "/proc",
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_impossible_output_is_refused(
+    name: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = picture.read_bytes()
+    assert run(["segment", str(picture), "--click", "40,30", "-o", str(tmp_path / name)]) == 2
+    message = capsys.readouterr().err
+    assert OUTPUTS[name] in message
+    assert message.count("\n") == 1
+    assert picture.read_bytes() == content
+
+
+def _broken(tmp_path: Path, volume: Path) -> dict[str, Path]:
+    """One file per way of being broken."""
+    whole = volume.read_bytes()
+    header = bytearray(gzip.decompress(whole)[:348])
+    huge = bytearray(header)
+    huge[40:56] = np.array([3, 10_000, 10_000, 10_000, 1, 1, 1, 1], "<i2").tobytes()
+    flat = bytearray(header)
+    flat[80:84] = np.array([0.0], "<f4").tobytes()
+    contents = {
+        "zero.nii.gz": b"",
+        "truncated.nii.gz": whole[: len(whole) // 2],
+        "magic.nii.gz": b"this is no image at all" * 9,
+        "huge.nii.gz": gzip.compress(bytes(huge) + bytes(99)),
+        "zero_spacing.nii.gz": gzip.compress(bytes(flat) + gzip.decompress(whole)[348:]),
+        "detached.nrrd": b"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 9 9\nencoding: raw\n"
+        b"data file: ../../etc/passwd\n\n",
+        "truncated.jpg": _jpeg()[:400],
+        "cut.dcm": CT_SLICE.read_bytes()[:30_000],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: tmp_path / name for name in contents}
+
+
+def _jpeg() -> bytes:
+    import io
+
+    memory = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    Picture.fromarray(noise).save(memory, "jpeg")
+    return memory.getvalue()
+
+
+def test_broken_files_are_one_line_and_exit_code_2_and_leave_nothing(
+    volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = _broken(tmp_path, volume)
+    before = set(tmp_path.iterdir())
+    messages = []
+    for name, path in paths.items():
+        out = tmp_path / "seg.nii.gz"
+        click = "5,5" if path.suffix in (".jpg", ".dcm", ".nrrd") else "5,5,5"
+        assert run(["segment", str(path), "--click", click, "-o", str(out)]) == 2, name
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1, message
+        assert name in message, message
+        messages.append(message.replace(name, ""))
+        assert set(tmp_path.iterdir()) == before, name
+    assert len(set(messages)) == len(messages)
+
+
+def test_a_header_that_claims_too_much_is_refused_within_little_memory(
+    volume: Path, tmp_path: Path
+) -> None:
+    path = _broken(tmp_path, volume)["huge.nii.gz"]
+    command = [sys.executable, "-m", "limner.cli", "segment", str(path), "--click", "5,5,5"]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "seg.nii.gz")],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)),
+    )
+    assert done.returncode == 2
+    assert "huge.nii.gz" in done.stderr
+
+
+def test_a_full_disk_leaves_the_old_mask(volume: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seg.nii"
+    out.write_bytes(b"the old mask")
+    before = set(tmp_path.iterdir())
+    command = [sys.executable, "-m", "limner.cli", "segment", str(volume)]
+    done = subprocess.run(
+        [*command, "--box", "4,10,8,12,30,28", "-o", str(out)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert out.read_bytes() == b"the old mask"
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_our_own_fault_is_exit_code_1(
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("limner.sessions._base.answer", broken)
+    assert run(["segment", str(picture), "--click", "5,5", "-o", str(tmp_path / "seg.png")]) == 1
+    assert "bug of limner" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_so(
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("limner.sessions._base.answer", interrupted)
+    assert run(["segment", str(picture), "--click", "5,5", "-o", str(tmp_path / "seg.png")]) == 130
+    assert "interrupted" in capsys.readouterr().err

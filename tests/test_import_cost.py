@@ -1,0 +1,48 @@
+"""Importing limner costs NumPy at most; heavy packages wait until they are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "PIL",
+    "av",
+    "cv2",
+    "fastapi",
+    "highdicom",
+    "imagecodecs",
+    "matplotlib",
+    "nibabel",
+    "nrrd",
+    "openvino",
+    "pydicom",
+    "scipy",
+    "skimage",
+    "tifffile",
+    "torch",
+    "transformers",
+}
+LIGHT = ["limner", "limner.prompts", "limner.io", "limner.metrics", "limner.models"]
+LIGHT += ["limner.sessions", "limner.prompts.simulate", "limner.prompts.raster"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_import_is_light(module: str) -> None:
+    loaded = _modules_after(f"import {module}")
+    assert not loaded & HEAVY
+
+
+def test_command_line_help_imports_no_numpy() -> None:
+    loaded = _modules_after("import limner.cli.__main__")
+    assert not loaded & (HEAVY | {"numpy"})
+
+
+def _modules_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())

@@ -1,0 +1,352 @@
+"""DICOM Segmentations: written, read back, read by highdicom, and real ones from other writers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+
+from dicom_makers import (
+    DX,
+    US_MULTIFRAME,
+    enhanced_dataset,
+    image_dataset,
+    save,
+    save_series,
+)
+from limner.errors import FormatError
+from limner.geometry import Geometry
+from limner.io import Image, dicom, dicom_seg
+from limner.io._codes import coded_name
+from limner.io._dicom_labels import move_labels
+from limner.io.labels import Labels
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def series(tmp_path: Path, rng: np.random.Generator) -> Image:
+    """An oblique series in shuffled files."""
+    axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    axes *= np.sign(np.linalg.det(axes))
+    save_series(
+        tmp_path / "series",
+        rng.integers(0, 2000, (8, 20, 24), dtype=np.int16),
+        origin=(-20.0, 30.5, 12.25),
+        orientation=tuple(axes[:, :2].T.ravel()),
+        spacing=(0.75, 0.5),
+        step=2.0,
+        rng=rng,
+        SliceThickness=2.0,
+    )
+    return dicom.read(tmp_path / "series")
+
+
+def two_objects(geometry: Geometry, *, overlap: bool) -> Labels:
+    """A block and a diagonal block with gaps along the slices; ids 2 and 7."""
+    first = np.zeros(geometry.shape, dtype=bool)
+    second = np.zeros(geometry.shape, dtype=bool)
+    first[..., 3:9, 4:12] = True
+    second[..., 7 if overlap else 9 : 15, 10:16] = True
+    if geometry.ndim == 3:
+        first[:2] = first[5:] = False
+        second[3:6] = False
+    return Labels(geometry, masks={2: first, 7: second}, names={2: "left kidney", 7: "Läsion ß"})
+
+
+def assert_same(found: Labels, expected: Labels) -> None:
+    assert found.ids == expected.ids
+    assert found.geometry.shape == expected.geometry.shape
+    for object_id in expected.ids:
+        np.testing.assert_array_equal(found.mask(object_id), expected.mask(object_id))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_series_round_trip_with_names_ids_and_overlaps(tmp_path, series, overlap):
+    labels = two_objects(series.geometry, overlap=overlap)
+    path = tmp_path / "seg.dcm"
+    dicom_seg.write(path, labels, like=series)
+    assert dicom_seg.sniff(path, path.read_bytes()[:1024])
+    assert not dicom.sniff(path, path.read_bytes()[:1024])
+    found = dicom_seg.read_labels(path, like=series)
+    assert_same(found, labels)
+    assert found.names == labels.names
+    assert found.geometry == series.geometry
+    assert (found.num_overlapping() > 0) == overlap
+
+
+def test_without_image_the_planes_are_at_their_places(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=False)
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    alone = dicom_seg.read_labels(tmp_path / "seg.dcm")
+    moved = move_labels(alone, series.geometry)
+    assert_same(moved, labels)
+    where = np.argwhere(alone.mask(2)).mean(axis=0)
+    expected = np.argwhere(labels.mask(2)).mean(axis=0)
+    np.testing.assert_allclose(
+        alone.geometry.index_to_world(where), series.geometry.index_to_world(expected), atol=1e-4
+    )
+
+
+def test_highdicom_finds_the_same_voxels_at_the_same_places(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=True)
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    theirs = highdicom.seg.segread(tmp_path / "seg.dcm")
+    for number, object_id in ((1, 2), (2, 7)):
+        volume = theirs.get_volume(segment_numbers=[number], combine_segments=False)
+        inside = np.argwhere(np.asarray(volume.array)[..., 0] > 0)
+        world = volume.map_indices_to_reference(inside)
+        index = series.geometry.world_to_index(world)
+        np.testing.assert_allclose(index, np.rint(index), atol=1e-3)
+        found = np.zeros(series.shape, dtype=bool)
+        found[tuple(np.rint(index).astype(int).T)] = True
+        np.testing.assert_array_equal(found, labels.mask(object_id))
+
+
+def test_segments_are_coded_coloured_and_attributed(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=False)
+    labels.manifest = {"model": {"name": "classical/region"}}
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    source = pydicom.dcmread(series.metadata["files"][0], stop_before_pixels=True)
+    assert ds.StudyInstanceUID == source.StudyInstanceUID
+    assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert ds.PatientID == source.PatientID
+    assert ds.preamble == bytes(128)
+    kidney, lesion = ds.SegmentSequence
+    kind = kidney.SegmentedPropertyTypeCodeSequence[0]
+    assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("64033007", "SCT")
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
+    assert kidney.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning == "Anatomical Structure"
+    assert lesion.SegmentLabel == "Läsion ß"
+    assert lesion.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
+    assert len(kidney.RecommendedDisplayCIELabValue) == 3
+    assert kidney.RecommendedDisplayCIELabValue != lesion.RecommendedDisplayCIELabValue
+    algorithm = kidney.SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmName == "limner"
+    assert "classical/region" in algorithm.AlgorithmParameters
+    referenced = {
+        item.ReferencedSOPInstanceUID
+        for item in ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    }
+    assert referenced == set(series.metadata["sop_instance_uids"])
+
+
+def test_labelmap_round_trip_and_its_limit(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=False)
+    path = tmp_path / "seg.dcm"
+    dicom_seg.write(path, labels, like=series, dicom_type="seg-labelmap")
+    assert pydicom.dcmread(path).SegmentationType == "LABELMAP"
+    assert_same(dicom_seg.read_labels(path, like=series), labels)
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match="a LABELMAP cannot hold"):
+        dicom_seg.write(
+            path, two_objects(series.geometry, overlap=True), like=series, dicom_type="seg-labelmap"
+        )
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["seg.dcm"]
+
+
+def test_single_slice_projection_and_multiframe(tmp_path, series, rng):
+    sources = [dicom.read(series.metadata["files"][3])]
+    ds = image_dataset(rng.integers(0, 255, (20, 24), dtype=np.uint8), sop_class=DX, modality="DX")
+    sources.append(dicom.read(save(ds, tmp_path / "dx.dcm")))
+    stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
+    places = [(0.0, 0.0, 3.0 * k) for k in rng.permutation(8)]
+    sources.append(dicom.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm")))
+    assert [s.kind for s in sources] == ["image", "image", "volume"]
+    for image in sources:
+        labels = two_objects(image.geometry, overlap=True)
+        dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
+        assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+
+
+def test_one_time_point_of_a_multiframe_file(tmp_path, rng):
+    stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
+    places = [(0.0, 0.0, 3.0 * (k // 2)) for k in range(8)]
+    ds = enhanced_dataset(stack, places, temporal=[1, 2] * 4)
+    image = dicom.read(save(ds, tmp_path / "enhanced.dcm"), series=2)
+    labels = Labels(image.geometry, masks={1: image.array > 0})
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
+    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+    for group in pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence:
+        source = group.DerivationImageSequence[0].SourceImageSequence[0]
+        number = int(source.ReferencedFrameNumber)
+        assert number % 2 == 0
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        assert position[2] == places[number - 1][2]
+
+
+def test_fractional_is_cut_at_half(tmp_path, series):
+    datasets = [pydicom.dcmread(f) for f in series.metadata["files"]]
+    fractions = np.zeros(series.shape, dtype=np.float32)
+    fractions[2:5, 4:8, 4:8] = 0.4
+    fractions[3, 5:7, 5:7] = 0.6
+    coded = coded_name("liver")
+    segment = highdicom.seg.SegmentDescription(
+        1, "liver", coded.category, coded.type, highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = highdicom.seg.Segmentation(
+            datasets, fractions, "FRACTIONAL", [segment], "1.2.3", 5, "1.2.4", 1, "m", "m", "1", "1"
+        )
+        made.save_as(tmp_path / "seg.dcm")
+    found = dicom_seg.read_labels(tmp_path / "seg.dcm", like=series)
+    np.testing.assert_array_equal(found.mask(1), fractions > 0.5)
+    assert found.names == {1: "liver"}
+
+
+def test_image_that_covers_part_or_is_another_grid(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=False)
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    part = Image(series.array[1:7], series.geometry.crop((1, 0, 0), (7, 20, 24)))
+    found = dicom_seg.read_labels(tmp_path / "seg.dcm", like=part)
+    for object_id in labels.ids:
+        np.testing.assert_array_equal(found.mask(object_id), labels.mask(object_id)[1:7])
+    flipped = series.geometry.affine.copy()
+    flipped[:3, 3] = series.geometry.index_to_world((7, 0, 0))
+    flipped[:3, 0] *= -1
+    found = dicom_seg.read_labels(
+        tmp_path / "seg.dcm", like=Image(series.array[::-1], Geometry(series.shape, flipped))
+    )
+    np.testing.assert_array_equal(found.mask(7), labels.mask(7)[::-1])
+    finer = series.geometry.resampled((8, 40, 48))
+    found = dicom_seg.read_labels(
+        tmp_path / "seg.dcm", like=Image(np.zeros((8, 40, 48), np.int16), finer)
+    )
+    assert found.mask(2).sum() == 4 * labels.mask(2).sum()
+
+
+def test_what_cannot_be_written_says_why(tmp_path, series):
+    labels = two_objects(series.geometry, overlap=False)
+    plain = Image(np.zeros(series.shape), series.geometry)
+    for like in (None, plain):
+        with pytest.raises(FormatError, match=r"needs the DICOM files.*write \.nii\.gz"):
+            dicom_seg.write(tmp_path / "seg.dcm", labels, like=like)
+    cine = image_dataset(np.zeros((3, 8, 8), np.uint8), sop_class=US_MULTIFRAME, modality="US")
+    video = dicom.read(save(cine, tmp_path / "us.dcm", FrameTime=40))
+    with pytest.raises(FormatError, match=r"frames of a video.*write \.npz"):
+        ones = Labels(video.geometry, array=np.ones(video.shape, np.uint8))
+        dicom_seg.write(tmp_path / "seg.dcm", ones, like=video)
+    with pytest.raises(FormatError, match="no object"):
+        empty = Labels(series.geometry, array=np.zeros(series.shape, np.uint8))
+        dicom_seg.write(tmp_path / "seg.dcm", empty, like=series)
+    small = Labels(Geometry((2, 2)), array=np.ones((2, 2), np.uint8))
+    with pytest.raises(FormatError, match="do not fit the image"):
+        dicom_seg.write(tmp_path / "seg.dcm", small, like=series)
+    with pytest.raises(FormatError, match="unknown; use seg or seg-labelmap"):
+        dicom_seg.write(tmp_path / "seg.dcm", labels, like=series, dicom_type="nifti")
+    assert not (tmp_path / "seg.dcm").exists()
+    with pytest.raises(FormatError, match="is no DICOM Segmentation"):
+        dicom_seg.read_labels(series.metadata["files"][0])
+    with pytest.raises(FormatError, match="read it with read_labels"):
+        dicom_seg.read(tmp_path / "seg.dcm")
+
+
+def test_anonymised_source_without_identifiers(tmp_path, rng):
+    volume = rng.integers(0, 2000, (4, 16, 16), dtype=np.int16)
+    for path in save_series(tmp_path / "series", volume):
+        ds = pydicom.dcmread(path)
+        for keyword in ("PatientID", "PatientName", "PatientSex", "StudyInstanceUID", "StudyDate",
+                        "SeriesInstanceUID", "FrameOfReferenceUID", "StudyID"):  # fmt: skip
+            delattr(ds, keyword)
+        ds.SpecificCharacterSet = ""
+        ds.save_as(path)
+    image = dicom.read(tmp_path / "series")
+    labels = two_objects(image.geometry, overlap=False)
+    labels = Labels(image.geometry, masks={i: labels.mask(i) for i in (2,)})
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
+    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+
+
+def test_damaged_segmentation_is_refused_in_one_line(tmp_path, series, rng):
+    path = tmp_path / "seg.dcm"
+    dicom_seg.write(path, two_objects(series.geometry, overlap=False), like=series)
+    content = path.read_bytes()
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content[: rng.integers(200, len(content))])
+        damaged[rng.integers(150, len(damaged))] = rng.integers(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            dicom_seg.read_labels(path)
+        except FormatError as error:
+            refused += "\n" not in str(error)
+    assert refused > 40
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "kind", "side"),
+    [
+        ("liver", "Anatomical Structure", "Liver", None),
+        ("kidney_left", "Anatomical Structure", "Kidney", "Left"),
+        ("Right Kidney", "Anatomical Structure", "Kidney", "Right"),
+        ("leftLung", "Anatomical Structure", "Lung", "Left"),
+        ("left ventricle", "Anatomical Structure", "Left ventricle", None),
+        ("oesophagus", "Anatomical Structure", "Esophagus", None),
+        ("GTV_Mass_CT", None, None, None),
+        ("tumour", "Morphologically Abnormal Structure", "Neoplasm", None),
+        ("vertebra L1", None, None, None),
+        ("spinal cord", "Anatomical Structure", "Spinal cord", None),
+        ("thing no 3", "Tissue", "Tissue", None),
+        ("", "Tissue", "Tissue", None),
+    ],
+)
+def test_names_to_codes(name, category, kind, side):
+    coded = coded_name(name)
+    assert coded.type.scheme_designator == "SCT"
+    if category is not None:
+        assert coded.category.meaning == category
+        assert coded.type.meaning == kind
+        assert (coded.side.meaning if coded.side else None) == side
+
+
+@pytest.mark.shared
+def test_dcmqi_segmentation_equals_its_nrrd_twin(shared_data):
+    import nrrd
+
+    folder = shared_data / "dicom" / "ct_liver_seg"
+    mask, _ = nrrd.read(str(folder / "liver_seg.nrrd"))
+    image = dicom.read(folder)
+    for like in (None, image):
+        labels = dicom_seg.read_labels(folder / "liver.dcm", like=like)
+        assert labels.names == {1: "Liver"}
+        np.testing.assert_array_equal(labels.mask(1), mask.T > 0)
+    overlapping = dicom_seg.read_labels(folder / "partial_overlaps.dcm", like=image)
+    assert len(overlapping.ids) == 5
+    assert overlapping.num_overlapping() > 0
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("seg_image_cr_binary", [151]),
+        ("seg_image_ct_binary", [638]),
+        ("seg_image_ct_binary_fractional", [638]),
+        ("seg_image_ct_binary_overlap", [64, 16]),
+        ("seg_image_ct_binary_single_frame", [1832]),
+    ],
+)
+def test_highdicom_variants(shared_data, name, counts):
+    labels = dicom_seg.read_labels(shared_data / "dicom" / "highdicom_seg" / f"{name}.dcm")
+    assert [int(labels.mask(i).sum()) for i in labels.ids] == counts
+
+
+@pytest.mark.shared
+def test_slide_segmentations_agree_and_round_trip(tmp_path, shared_data):
+    folder = shared_data / "dicom" / "highdicom_seg"
+    slide = dicom.read(folder / "sm_image.dcm")
+    planes = dicom_seg.read_labels(folder / "seg_image_sm_control.dcm", like=slide)
+    labelmap = dicom_seg.read_labels(folder / "seg_image_sm_control_labelmap.dcm", like=slide)
+    np.testing.assert_array_equal(planes.to_array(), labelmap.to_array())
+    dicom_seg.write(tmp_path / "seg.dcm", planes, like=slide)
+    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=slide), planes)

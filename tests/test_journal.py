@@ -1,0 +1,256 @@
+"""Nothing acknowledged is ever lost: torn files, full disks, foreign images, kill -9."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import limner
+from limner import phantoms
+from limner.errors import SessionError
+from limner.sessions._journal import Journal, read_journal
+from limner.sessions._log import Log, event_from_json
+
+# A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
+# Seeded: the parent knows what it will say.
+CHILD = """
+import sys
+import numpy as np
+import limner
+from test_journal import steps
+session = limner.open_session({image!r}, "toy", journal={journal!r})
+print("ready", flush=True)
+for k, step in enumerate(steps({seed})):
+    step(session)
+    print(k, flush=True)
+"""
+
+
+def steps(seed: int) -> list:
+    """50 prompts with predictions, undo, redo, names and a reset among them."""
+    rng = np.random.default_rng(seed)
+    result = []
+    for k in range(50):
+        at = tuple(int(x) for x in rng.integers(0, 40, 2))
+        kind, object_id = rng.integers(0, 3), int(rng.integers(1, 4))
+        if kind == 0:
+            prompt = limner.Click(at, bool(rng.integers(0, 2)))
+        elif kind == 1:
+            prompt = limner.Box(at, (at[0] + 9, at[1] + 9))
+        else:
+            prompt = limner.MaskPrompt(rng.random((48, 48)) > 0.5)
+        result.append(lambda s, p=prompt, i=object_id: s.add(p, object_id=i))
+        extra = rng.integers(0, 6)
+        if extra == 0:
+            result.append(lambda s, i=object_id: s.predict(object_id=i))
+        elif extra == 1:
+            result.append(lambda s: s.undo())
+        elif extra == 2:
+            result.append(
+                lambda s: s.redo() if s.can_redo else s.predict(object_id=s.object_ids[0])
+            )
+        elif extra == 3:
+            result.append(lambda s, i=object_id, k=k: s.name(i, f"thing {k}"))
+        elif extra == 4 and k > 40:
+            result.append(lambda s: s.reset())
+    return result
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    from PIL import Image
+
+    Image.fromarray(
+        (np.asarray(phantoms.picture(2, (48, 48)).image.array) >> 3).astype(np.uint8)
+    ).save(path)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_kill_9_at_a_random_point_loses_nothing_acknowledged(
+    seed: int, picture: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "case.limner"
+    script = CHILD.format(image=str(picture), journal=str(journal), seed=seed)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        last = int(np.random.default_rng(seed + 1000).integers(0, len(steps(seed)) - 1))
+        acknowledged = next(k for k in map(int, child.stdout) if k >= last)
+        child.send_signal(signal.SIGKILL)
+        for line in child.stdout:  # what it still said before the signal reached it
+            acknowledged = int(line)
+
+    # The step under way when the signal came may be on the disk without having been acknowledged.
+    with limner.resume(journal) as resumed:
+        states = [_state(picture, seed, acknowledged + 1 + k) for k in (0, 1)]
+        found = (resumed._log.signature(), np.asarray(resumed.labels).tobytes())
+        assert found in states
+
+
+def _state(picture: Path, seed: int, count: int) -> tuple[object, bytes]:
+    """What an undisturbed session holds after so many steps."""
+    with limner.open_session(picture, "toy") as session:
+        for step in steps(seed)[:count]:
+            step(session)
+        return session._log.signature(), np.asarray(session.labels).tobytes()
+
+
+def test_resuming_again_and_going_on_appends_to_the_same_journal(
+    picture: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=journal) as session:
+        session.add(limner.Box((10, 10), (30, 30)))
+        session.predict()
+        session.add(limner.Click((20, 20)))
+        session.undo()
+    for count in (1, 2, 3):
+        with limner.resume(journal) as session:
+            assert len(session.prompts) == count
+            assert session.can_redo == (count == 1)
+            session.add(limner.Click((20, 20 + count)))
+            session.predict()
+            labels = session.labels
+    with limner.resume(journal) as session:
+        assert np.array_equal(session.labels, labels)
+
+
+def test_a_propagation_survives_and_goes_on(tmp_path: Path) -> None:
+    phantom = phantoms.sequence(4, (10, 48, 48))
+    journal = tmp_path / "clip.limner"
+    with limner.open_session(phantom.image, "toy", journal=journal) as session:
+        session.add(limner.MaskPrompt(phantom.truth[0] == 1), frame=0)
+        for prediction in session.propagate():
+            if prediction.frame == 4:
+                break
+        before = np.asarray(session.labels)
+    with limner.resume(journal, image=phantom.image) as session:
+        assert np.array_equal(session.labels, before)
+        for _ in session.propagate(start=5):
+            pass
+        assert all(session.labels[k].any() for k in range(10))
+
+
+def test_every_cut_of_the_file_gives_a_whole_earlier_state(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=journal) as session:
+        for k in range(6):
+            session.add(limner.Click((k, k)))
+        session.undo()
+    content = journal.read_bytes()
+    _, events = read_journal(journal)
+    ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
+    for cut in range(ends[0], len(content) + 1, 7):
+        torn = tmp_path / f"torn{cut}.limner"
+        torn.write_bytes(content[:cut])
+        record, _, kept = Journal.reopen(torn)
+        record.close()
+        whole = sum(end <= cut for end in ends) - 1
+        assert kept == events[:whole]
+        assert torn.stat().st_size == ends[whole]
+        assert (
+            Log([event_from_json(e) for e in kept]).signature()
+            == Log([event_from_json(e) for e in events[:whole]]).signature()
+        )
+
+
+def test_damage_in_the_middle_is_an_error_that_names_the_line(
+    picture: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=journal) as session:
+        for k in range(6):
+            session.add(limner.Click((k, k)))
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[3] = lines[3].replace(b"click", b"clack")
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(SessionError, match="line 4"):
+        limner.resume(journal)
+    assert journal.read_bytes() == b"".join(lines)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"hello\nworld\n", b"00000000 {}\n", b"\xff" * 99])
+def test_what_is_no_journal_is_refused_and_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "other.limner"
+    path.write_bytes(content)
+    with pytest.raises(SessionError, match="not a limner journal"):
+        limner.resume(path)
+    assert path.read_bytes() == content
+
+
+def test_an_existing_journal_is_never_overwritten(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    limner.open_session(picture, "toy", journal=journal).close()
+    content = journal.read_bytes()
+    with pytest.raises(SessionError, match="limner resume"):
+        limner.open_session(picture, "toy", journal=journal)
+    assert journal.read_bytes() == content
+
+
+def test_one_journal_has_one_writer(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    with (
+        limner.open_session(picture, "toy", journal=journal),
+        pytest.raises(SessionError, match="in use"),
+    ):
+        limner.resume(journal)
+
+
+def test_another_image_or_model_is_refused(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    limner.open_session(picture, "toy", journal=journal).close()
+    other = limner.Image(np.zeros((48, 48), np.uint8), limner.Geometry.from_spacing((48, 48)))
+    with pytest.raises(SessionError, match="pixels differ"):
+        limner.resume(journal, image=other)
+    with pytest.raises(SessionError, match="held with toy"):
+        limner.resume(journal, model=limner.create_model("classical/region"))
+    moved = picture.rename(tmp_path / "moved.png")
+    with pytest.raises(SessionError, match="Say where it is"):
+        limner.resume(journal)
+    limner.resume(journal, image=moved).close()
+
+
+def test_a_full_disk_refuses_the_step_and_keeps_the_state(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=journal) as session:
+        session.add(limner.Click((4, 4)))
+        size = journal.stat().st_size
+
+        def full(handle: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(SessionError, match="No space left"):
+                session.add(limner.Click((5, 5)))
+        assert session.prompts == (limner.Click((4, 4)),)
+        assert journal.stat().st_size == size
+        session.add(limner.Click((6, 6)))
+    with limner.resume(journal) as session:
+        assert session.prompts == (limner.Click((4, 4)), limner.Click((6, 6)))
+
+
+def test_the_header_says_what_the_session_was_about(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    limner.open_session(picture, "toy", journal=journal, window=(0, 255)).close()
+    facts, events = read_journal(journal)
+    assert facts["model"]["name"] == "toy"
+    assert facts["image"]["path"] == str(picture.resolve())
+    assert len(facts["image"]["pixel_sha256"]) == 64
+    assert facts["options"]["window"] == [0, 255]
+    assert events == []
+    json.dumps(facts)

@@ -1,0 +1,556 @@
+"""One suite for every kind of session, then what is special to each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import limner
+from limner import phantoms
+from limner.errors import PromptError, SessionError
+from limner.models import create_model
+from limner.models._family import ModelCard, Segmentation, View
+from limner.prompts.types import Prompt
+from limner.sessions._base import BaseSession
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of session with prompts that fit it."""
+
+    image: limner.Image
+    truth: np.ndarray
+    click: Prompt
+    other: Prompt
+    box: Prompt
+    frame: int | None
+
+
+def _image_case() -> Case:
+    phantom = phantoms.picture(3, (96, 80))
+    return Case(
+        phantom.image,
+        phantom.truth,
+        limner.Click((48, 40)),
+        limner.Click((5, 5), positive=False),
+        limner.Box((30, 20), (60, 60)),
+        None,
+    )
+
+
+def _volume_case() -> Case:
+    phantom = phantoms.volume(3, (20, 48, 40))
+    return Case(
+        phantom.image,
+        phantom.truth,
+        limner.Click((10, 24, 20)),
+        limner.Click((2, 3, 4), positive=False),
+        limner.Box((5, 10, 8), (15, 30, 30)),
+        None,
+    )
+
+
+def _video_case() -> Case:
+    phantom = phantoms.sequence(3, (8, 48, 48))
+    return Case(
+        phantom.image,
+        phantom.truth,
+        limner.Click((24, 24)),
+        limner.Click((3, 4), positive=False),
+        limner.Box((10, 10), (36, 36)),
+        2,
+    )
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "image": _image_case,
+    "volume": _volume_case,
+    "video": _video_case,
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+def _session(case: Case, **options: object) -> BaseSession:
+    return limner.open_session(case.image, "toy", **options)  # type: ignore[arg-type]
+
+
+def test_a_session_answers_the_verbs_of_the_protocol(case: Case) -> None:
+    with _session(case) as session:
+        assert isinstance(session, limner.Session)
+
+
+def test_a_click_is_answered_with_mask_logits_score_and_box(case: Case) -> None:
+    shape = case.image.geometry.shape if case.frame is None else case.image.geometry.shape[1:]
+    with _session(case) as session:
+        session.add(case.click, frame=case.frame)
+        prediction = session.predict(frame=case.frame)
+        assert prediction.mask.shape == shape
+        assert prediction.mask.dtype == np.bool_
+        assert prediction.logits.dtype == np.float32
+        assert np.array_equal(prediction.logits > 0, prediction.mask)
+        assert 0 <= prediction.score <= 1
+        assert prediction.mask[tuple(int(x) for x in case.click.at)]
+        inside = np.argwhere(prediction.mask)
+        assert prediction.box is not None
+        assert tuple(inside.min(axis=0)) == prediction.box.low
+        assert tuple(inside.max(axis=0) + 1) == prediction.box.high
+
+
+def test_box_is_what_changed_since_the_last_prediction(case: Case) -> None:
+    with _session(case) as session:
+        session.add(case.box, frame=case.frame)
+        first = session.predict(frame=case.frame)
+        assert session.predict(frame=case.frame).box is None
+        session.add(case.other, frame=case.frame)
+        session.add(case.click, frame=case.frame)
+        second = session.predict(frame=case.frame)
+        differs = np.argwhere(first.mask != second.mask)
+        if len(differs):
+            assert tuple(differs.min(axis=0)) == second.box.low
+            assert tuple(differs.max(axis=0) + 1) == second.box.high
+        else:
+            assert second.box is None
+
+
+def test_undo_and_redo_bring_back_exactly_what_was(case: Case) -> None:
+    with _session(case) as session:
+        session.add(case.click, frame=case.frame)
+        first = session.predict(frame=case.frame)
+        session.add(case.other, frame=case.frame)
+        second = session.predict(frame=case.frame)
+        session.undo()
+        assert session.prompts == (case.click,)
+        assert np.array_equal(session.predict(frame=case.frame).logits, first.logits)
+        session.redo()
+        assert session.prompts == (case.click, case.other)
+        assert np.array_equal(session.predict(frame=case.frame).logits, second.logits)
+
+
+def test_undo_is_unlimited_per_object_and_per_session(case: Case) -> None:
+    with _session(case) as session:
+        for _ in range(5):
+            session.add(case.click, object_id=1, frame=case.frame)
+            session.add(case.box, object_id=2, frame=case.frame)
+        session.undo(object_id=1)
+        assert [e.object_id for e in session.entries].count(1) == 4
+        assert [e.object_id for e in session.entries].count(2) == 5
+        for _ in range(9):
+            session.undo()
+        assert session.prompts == ()
+        with pytest.raises(SessionError, match="nothing to undo"):
+            session.undo()
+        for _ in range(10):
+            session.redo()
+        assert len(session.prompts) == 10
+        with pytest.raises(SessionError, match="nothing to redo"):
+            session.redo()
+
+
+def test_reset_can_be_undone(case: Case) -> None:
+    with _session(case) as session:
+        session.add(case.click, object_id=1, frame=case.frame)
+        session.add(case.box, object_id=7, frame=case.frame)
+        session.reset(object_id=7)
+        assert session.object_ids == (1,)
+        session.reset()
+        assert session.object_ids == ()
+        assert not session.labels.any()
+        session.undo()
+        session.undo()
+        assert session.object_ids == (1, 7)
+
+
+def test_several_objects_share_one_label_map_and_overlaps_are_kept(case: Case) -> None:
+    with _session(case) as session:
+        session.add(case.box, object_id=2, frame=case.frame)
+        session.add(case.box, object_id=5, frame=case.frame)
+        session.name(5, "lesion")
+        masks = {i: session.predict(object_id=i, frame=case.frame).mask for i in (2, 5)}
+        found = session.export()
+        assert found.num_overlapping() == int((masks[2] & masks[5]).sum()) > 0
+        assert found.names == {5: "lesion"}
+        labels = session.labels
+        assert labels.shape == case.image.geometry.shape
+        assert set(np.unique(labels)) == {0, 5}  # the higher id wins
+        assert labels.source.mask(2).sum() == masks[2].sum()
+
+
+def test_labels_are_read_only_so_that_an_edit_is_never_lost_silently(case: Case) -> None:
+    with _session(case) as session:
+        session.add(case.box, frame=case.frame)
+        labels = session.labels
+        with pytest.raises(ValueError, match="read-only"):
+            labels[...] = 0
+        assert (labels * 2).source is None
+
+
+def test_wrong_prompts_are_refused_and_leave_no_trace(case: Case) -> None:
+    outside = limner.Click(tuple(10_000.0 for _ in case.click.at))
+    with _session(case) as session:
+        with pytest.raises(PromptError, match="outside"):
+            session.add(outside, frame=case.frame)
+        with pytest.raises(PromptError, match="understands"):
+            session.add(limner.Example(np.zeros((4, 4)), np.ones((4, 4))), frame=case.frame)
+        with pytest.raises(ValueError, match="object id"):
+            session.add(case.click, object_id=0, frame=case.frame)
+        assert session.prompts == ()
+        assert not session.can_undo
+
+
+def test_unknown_objects_and_empty_conversations_are_errors(case: Case) -> None:
+    with _session(case) as session:
+        with pytest.raises(SessionError, match="no prompts"):
+            session.predict(object_id=4, frame=case.frame)
+        with pytest.raises(SessionError, match="no object 9"):
+            session.undo(object_id=9)
+        session.add(case.click, frame=case.frame)
+        with pytest.raises(SessionError, match="no object 9"):
+            session.reset(object_id=9)
+
+
+def test_a_closed_session_says_so(case: Case) -> None:
+    session = _session(case)
+    session.close()
+    with pytest.raises(SessionError, match="closed"):
+        session.add(case.click, frame=case.frame)
+
+
+def test_a_failing_model_leaves_the_conversation_as_it_was(case: Case) -> None:
+    toy = create_model("toy")
+
+    class Failing:
+        card = toy.card
+        fail = True
+
+        def embed(self, view: View) -> object:
+            return toy.embed(view)
+
+        def segment(self, *arguments: object) -> Segmentation:
+            if self.fail:
+                raise RuntimeError("out of order")
+            return toy.segment(*arguments)  # type: ignore[arg-type]
+
+    model = Failing()
+    with limner.open_session(case.image, model) as session:
+        session.add(case.click, frame=case.frame)
+        with pytest.raises(RuntimeError):
+            session.predict(frame=case.frame)
+        model.fail = False
+        assert session.predict(frame=case.frame).mask.any()
+        assert session.prompts == (case.click,)
+
+
+def test_nothing_is_run_twice(case: Case) -> None:
+    toy = create_model("toy")
+    calls = []
+
+    class Counting:
+        card = toy.card
+
+        def embed(self, view: View) -> object:
+            calls.append("embed")
+            return toy.embed(view)
+
+        def segment(self, *arguments: object) -> Segmentation:
+            calls.append("segment")
+            return toy.segment(*arguments)  # type: ignore[arg-type]
+
+    with limner.open_session(case.image, Counting(), zoom=False) as session:
+        session.add(case.click, frame=case.frame)
+        session.predict(frame=case.frame)
+        session.predict(frame=case.frame)
+        session.add(case.other, frame=case.frame)
+        session.undo()
+        session.predict(frame=case.frame)
+        _ = session.labels
+        assert calls == ["embed", "segment"]
+
+
+def test_the_previous_logits_are_those_of_the_last_answered_round() -> None:
+    toy = create_model("toy")
+    seen: list[np.ndarray | None] = []
+
+    class Watching:
+        card = toy.card
+
+        def embed(self, view: View) -> object:
+            return toy.embed(view)
+
+        def segment(
+            self, embedding: object, prompts: object, previous: np.ndarray | None = None
+        ) -> Segmentation:
+            seen.append(previous)
+            return toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
+
+    case = _image_case()
+    with limner.open_session(case.image, Watching(), zoom=False) as session:
+        session.add(case.click)
+        session.add(case.other)
+        first = session.predict()
+        session.add(limner.Click((60, 40)))
+        session.predict()
+    assert len(seen) == 2
+    assert seen[0] is None
+    assert np.array_equal(seen[1], first.logits)
+
+
+def test_the_default_model_works_on_every_kind(case: Case) -> None:
+    with limner.open_session(case.image) as session:
+        session.add(case.box, frame=case.frame)
+        assert session.predict(frame=case.frame).mask.any()
+
+
+def test_zoom_finds_the_same_small_object_in_a_large_picture() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.normal(50, 4, (1500, 2000)).astype(np.float32)
+    rows, columns = np.ogrid[:1500, :2000]
+    disk = (rows - 1200) ** 2 + (columns - 340) ** 2 <= 8**2
+    picture[disk] += 120
+    for prompt in (limner.Click((1200, 340)), limner.Box((1190, 330), (1211, 351))):
+        with limner.open_session(picture, "classical/region") as session:
+            session.add(prompt)
+            prediction = session.predict()
+            assert limner.metrics.dice(prediction.mask, disk) > 0.8
+            assert prediction.region.logits.size < 300 * 300  # a window, not the picture
+
+
+def test_the_window_grows_until_a_large_object_is_whole() -> None:
+    picture = np.zeros((1200, 1200), dtype=np.uint8)
+    picture[100:1100, 550:650] = 200
+    with limner.open_session(picture, "classical/region") as session:
+        session.add(limner.Click((600, 600)))
+        mask = session.predict().mask
+    truth = picture > 0
+    assert limner.metrics.dice(mask, truth) > 0.9
+    assert mask[110].any()
+    assert mask[1090].any()
+
+
+def test_the_same_volume_in_any_orientation_gives_the_same_world_mask() -> None:
+    phantom = phantoms.volume(5, (18, 26, 22), spacing=(3.0, 3.0, 3.0))
+    geometry, array = phantom.image.geometry, np.asarray(phantom.image.array)
+    low, high = np.array((5, 6, 5)), np.array((14, 20, 18))
+    with limner.open_session(phantom.image, "toy") as session:
+        session.add(limner.Box(tuple(low), tuple(high)))
+        reference = session.predict().mask
+    assert reference.any()
+    for order in ((0, 2, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)):
+        for flips in np.ndindex(2, 2, 2):
+            affine = np.array(geometry.affine)
+            for axis, flip in enumerate(flips):
+                if flip:
+                    affine[:3, 3] += affine[:3, axis] * (geometry.shape[axis] - 1)
+                    affine[:3, axis] *= -1
+            affine[:3, :3] = affine[:3, :3][:, list(order)]
+            axes = [axis for axis, flip in enumerate(flips) if flip]
+            turned = np.transpose(np.flip(array, axes), order)
+            image = limner.Image(turned, limner.Geometry(turned.shape, affine))
+            corners = geometry.index_to_world(np.stack((low, high - 1)))
+            index = image.geometry.world_to_index(corners).round()
+            box = limner.Box(tuple(index.min(axis=0)), tuple(index.max(axis=0) + 1))
+            with limner.open_session(image, "toy") as session:
+                session.add(box)
+                mask = session.predict().mask
+            back = np.flip(np.transpose(mask, np.argsort(order)), axes)
+            assert np.array_equal(back, reference), (order, flips)
+
+
+def test_slice_prompts_stand_over_the_volume_answer_and_propagate() -> None:
+    phantom = phantoms.volume(3, (12, 48, 40))
+    with limner.open_session(phantom.image, "toy") as session:
+        session.add(limner.Box((0, 10, 8), (12, 30, 30)))
+        whole = session.predict().mask
+        session.add(limner.Box((20, 5), (40, 35)), frame=6)
+        on_slice = session.predict(frame=6).mask
+        labels = session.labels
+        assert np.array_equal(labels[6] > 0, on_slice)
+        assert np.array_equal(np.delete(labels, 6, 0) > 0, np.delete(whole, 6, 0))
+
+
+def test_a_first_correction_on_a_slice_starts_from_what_is_there() -> None:
+    toy = create_model("toy")
+    seen: list[np.ndarray | None] = []
+
+    class Watching:
+        card = toy.card
+
+        def embed(self, view: View) -> object:
+            return toy.embed(view)
+
+        def segment(
+            self, embedding: object, prompts: object, previous: np.ndarray | None = None
+        ) -> Segmentation:
+            seen.append(previous)
+            return toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
+
+    phantom = phantoms.volume(3, (12, 48, 40))
+    with limner.open_session(phantom.image, Watching(), zoom=False) as session:
+        session.add(limner.Box((2, 10, 8), (10, 30, 30)))
+        whole = session.predict().mask
+        session.add(limner.Click((20, 20)), frame=5)
+        session.predict(frame=5)
+    assert np.array_equal(seen[-1] > 0, whole[5])
+
+
+def test_2d_only_models_take_3d_prompts_that_lie_in_one_slice() -> None:
+    toy = create_model("toy")
+    card = ModelCard(**{**toy.card.__dict__, "ndim": (2,)})
+
+    class Flat:
+        def __init__(self) -> None:
+            self.card = card
+            self.embed, self.segment = toy.embed, toy.segment
+
+    phantom = phantoms.volume(3, (12, 48, 40))
+    with limner.open_session(phantom.image, Flat()) as session:
+        session.add(limner.Click((5, 20, 20)))
+        assert session.predict(frame=5).mask.shape == (48, 40)
+        with pytest.raises(PromptError, match="slice by slice"):
+            session.add(limner.Box((2, 10, 8), (10, 30, 30)))
+
+
+def test_3d_only_models_get_slice_prompts_lifted() -> None:
+    toy = create_model("toy")
+    card = ModelCard(**{**toy.card.__dict__, "ndim": (3,)})
+
+    class Solid:
+        def __init__(self) -> None:
+            self.card = card
+            self.embed, self.segment = toy.embed, toy.segment
+
+    phantom = phantoms.volume(3, (12, 48, 40))
+    with limner.open_session(phantom.image, Solid()) as session:
+        session.add(limner.Click((20, 20)), frame=5)
+        assert session.predict(frame=5).mask.shape == (12, 48, 40)
+        assert session.prompts == (limner.Click((5, 20, 20)),)
+    picture = phantoms.picture(1, (32, 32)).image
+    with pytest.raises(SessionError, match="works on volumes"):
+        limner.open_session(picture, Solid())
+
+
+@pytest.mark.parametrize("kind", ["volume", "video"])
+def test_propagation_writes_each_frame_once_and_keeps_annotated_ones(kind: str) -> None:
+    phantom = phantoms.sequence(4, (10, 48, 48))
+    image = limner.Image(phantom.image.array, phantom.image.geometry, kind=kind)  # type: ignore[arg-type]
+    target = phantom.truth == 1
+    with limner.open_session(image, "toy") as session:
+        for frame in (2, 7):
+            session.add(limner.MaskPrompt(target[frame]), frame=frame)
+        kept = {k: session.predict(frame=k).mask for k in (2, 7)}
+        frames = [p.frame for p in session.propagate()]
+        assert sorted(frames) == [0, 1, 3, 4, 5, 6, 8, 9]
+        labels = session.labels
+        assert all(np.array_equal(labels[k] > 0, kept[k]) for k in kept)
+        assert all(labels[k].any() for k in range(10))
+        session.undo()  # the whole propagation
+        assert [k for k in range(10) if session.labels[k].any()] == [2, 7]
+        session.redo()
+        assert np.array_equal(session.labels, labels)
+
+
+def test_propagation_obeys_range_and_direction_and_can_be_left() -> None:
+    phantom = phantoms.sequence(4, (10, 48, 48))
+    target = phantom.truth == 1
+    with limner.open_session(phantom.image, "toy") as session:
+        session.add(limner.MaskPrompt(target[4]), frame=4)
+        assert [p.frame for p in session.propagate(direction="forward", stop=7)] == [5, 6]
+        assert [p.frame for p in session.propagate(direction="backward", start=2)] == [3, 2]
+        for prediction in session.propagate():
+            if prediction.frame == 8:
+                break
+        assert [k for k in range(10) if session.labels[k].any()] == [2, 3, 4, 5, 6, 7, 8]
+        with pytest.raises(ValueError, match="Direction"):
+            session.propagate(direction="up")
+        with pytest.raises(ValueError, match="range"):
+            session.propagate(start=9, stop=3)
+
+
+def test_propagation_needs_a_frame_with_prompts_and_other_frames() -> None:
+    with _session(_video_case()) as session, pytest.raises(SessionError, match="prompts"):
+        session.propagate()
+    with _session(_image_case()) as session, pytest.raises(SessionError, match="no other frames"):
+        session.propagate()
+
+
+def test_a_prompt_in_the_middle_of_a_propagation_ends_it_cleanly() -> None:
+    case = _video_case()
+    with _session(case) as session:
+        session.add(case.box, frame=2)
+        walk = session.propagate()
+        assert next(walk).frame == 3
+        session.add(case.click, frame=2)
+        with pytest.raises(SessionError, match="ended by a later change"):
+            next(walk)
+        assert session.labels[3].any()
+
+
+def test_video_frames_are_read_when_needed_only() -> None:
+    read: list[int] = []
+    array = phantoms.sequence(4, (40, 32, 32)).image.array
+
+    def plane(index: int) -> np.ndarray:
+        read.append(index)
+        return array[index]
+
+    def everything() -> np.ndarray:
+        raise AssertionError("the whole video was decoded")
+
+    image = limner.Image(
+        everything,
+        limner.Geometry.from_spacing(array.shape),
+        kind="video",
+        dtype=array.dtype,
+        plane=plane,
+    )
+    with limner.open_session(image, "toy", window=(0, 255)) as session:
+        session.add(limner.Box((8, 8), (24, 24)), frame=20)
+        session.predict(frame=20)
+        for _ in session.propagate(start=18, stop=23):
+            pass
+    assert set(read) == {18, 19, 20, 21, 22}
+
+
+def test_arrays_and_paths_open_too_and_wrong_combinations_are_refused() -> None:
+    with limner.open_session(np.zeros((8, 9, 3), np.uint8), "toy") as session:
+        assert session.image.kind == "image"
+    with limner.open_session(np.zeros((8, 9, 3), np.int16), "toy") as session:
+        assert session.image.kind == "volume"
+    with pytest.raises(TypeError, match="weights"):
+        limner.open_session(np.zeros((8, 9)), create_model("toy"), weights="w.pt")
+    with pytest.raises(ValueError, match="Unknown model"):
+        limner.open_session(np.zeros((8, 9)), "medsam/vit_z")
+    with pytest.raises(ValueError, match="window"):
+        limner.open_session(np.zeros((8, 9)), "toy", window="liverish")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_non_finite_intensities_do_not_spoil_the_rest(value: float) -> None:
+    picture = np.asarray(phantoms.picture(3, (64, 64)).image.array, dtype=np.float32)
+    broken = picture.copy()
+    broken[0, :5] = value
+    for array in (picture, broken):
+        with limner.open_session(array, "toy") as session:
+            session.add(limner.Box((16, 16), (48, 48)))
+            mask = session.predict().mask
+            assert mask.any()
+            assert not mask.all()
+
+
+def test_the_manifest_says_how_the_mask_was_made(case: Case) -> None:
+    with _session(case, window=(0, 500)) as session:
+        session.add(case.box, object_id=3, frame=case.frame)
+        session.name(3, "lesion")
+        facts = session.export().manifest
+    assert facts["model"]["name"] == "toy"
+    assert facts["image"]["pixel_sha256"] == case.image.pixel_hash()
+    assert facts["objects"]["3"]["name"] == "lesion"
+    assert facts["objects"]["3"]["prompts"][0]["kind"] == "box"
+    assert facts["options"]["window"] == [0, 500]
+    assert "not a medical device" in facts["notice"]
