@@ -168,6 +168,14 @@ def test_single_slice_projection_and_multiframe(tmp_path, series, rng):
         assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
 
 
+def test_series_with_a_gap_keeps_every_slice(tmp_path, series, rng):
+    Path(series.metadata["files"][2]).unlink()
+    uneven = dicom.read(series.path, strict=False)
+    labels = Labels(uneven.geometry, masks={1: rng.random(uneven.shape) > 0.8})
+    dicom_seg.write(tmp_path / "seg.dcm", labels, like=uneven)
+    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=uneven), labels)
+
+
 def test_one_time_point_of_a_multiframe_file(tmp_path, rng):
     stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
     places = [(0.0, 0.0, 3.0 * (k // 2)) for k in range(8)]

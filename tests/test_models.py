@@ -306,3 +306,11 @@ def test_box_quality_on_phantoms(name: str, ndim: int) -> None:
             box = Box([f.min() for f in found], [f.max() + 1 for f in found])
             values.append(dice(model.segment(embedding, [box]).logits > 0, target))
     assert np.mean(values) > BARS[name][ndim - 2], np.round(values, 2).tolist()
+
+
+def test_the_toy_knows_dark_from_bright() -> None:
+    model, view = create_model("toy"), make_view(2)
+    bright = answer(model, view, [TextPrompt("anything")]).logits > 0
+    dark = answer(model, view, [TextPrompt("the Dark part")]).logits > 0
+    assert dice(bright, blob(2)) > 0.95
+    assert dice(dark, ~blob(2)) > 0.95

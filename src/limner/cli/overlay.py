@@ -71,17 +71,7 @@ def render_overlay(
     Raises:
         ValueError: `labels` does not fit the image, or there is no such frame or window.
     """
-    array = np.asarray(labels)
-    shape = image.geometry.shape
-    if array.shape != shape or array.dtype.kind not in "bui":
-        raise ValueError(
-            f"Labels are integers of the image's shape {shape}, not {array.dtype} {array.shape}."
-        )
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    if frame is not None and (len(shape) == 2 or not 0 <= frame < shape[0]):
-        last = "none" if len(shape) == 2 else f"0…{shape[0] - 1}"
-        raise ValueError(f"There is no frame {frame} in this {image.kind}; it has {last}.")
+    array, shape = _checked(labels, image, frame), image.geometry.shape
     source = getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
     limits = resolve_window(window)
@@ -95,6 +85,22 @@ def render_overlay(
     else:
         panels = _three_planes(image, array, said, limits)
     return _laid_out(panels, _legend(image, array, known, frame))
+
+
+def _checked(labels: ArrayLike, image: Image, frame: int | None) -> Array:
+    """The labels as integers of the image's shape; refuses misfits."""
+    array = np.asarray(labels)
+    shape = image.geometry.shape
+    if array.shape != shape or array.dtype.kind not in "bui":
+        raise ValueError(
+            f"Labels are integers of the image's shape {shape}, not {array.dtype} {array.shape}."
+        )
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    if frame is not None and (len(shape) == 2 or not 0 <= frame < shape[0]):
+        last = "none" if len(shape) == 2 else f"0…{shape[0] - 1}"
+        raise ValueError(f"There is no frame {frame} in this {image.kind}; it has {last}.")
+    return array
 
 
 def write_preview(

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -34,6 +35,7 @@ DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _UNDEFINED = 0xFFFFFFFF
+_PIXEL_VRS = ("OB", "OW", "OF", "OD", "UN")
 _VR_NAMES = (
     "AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR "
     "US UT UV"
@@ -111,7 +113,9 @@ class Header:
 def _one_line(value: object) -> str:
     """Text without line ends and control characters, which damaged files put anywhere."""
     text = "" if value is None else str(value)
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
 
 
 @contextmanager
@@ -196,14 +200,14 @@ def read_header(path: Path, tags: Sequence[str] | None = None) -> Header:
 def _parse(path: Path, file: BinaryIO, tags: Sequence[str] | None) -> Header:
     from pydicom import dcmread
 
-    wanted = None if tags is None else list(tags)
+    wanted: list[Any] | None = None if tags is None else _tags_of(tuple(tags))
     dataset = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
     if not len(dataset) and not len(dataset.file_meta):
         raise FormatError(f"{path}: a DICOM file without a single element.")
     implicit, little = dataset.original_encoding
     stated = str(dataset.file_meta.get("TransferSyntaxUID", "") or "").strip()
     fallback = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
-    pixels = _locate_pixels(file, bool(implicit), bool(little))
+    pixels = _locate_pixels(file, bool(little))
     native = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG)
     if pixels is not None and not pixels.encapsulated and stated and stated not in native:
         # Fragments under a defined length: against PS3.5 A.4, but met.
@@ -213,10 +217,17 @@ def _parse(path: Path, file: BinaryIO, tags: Sequence[str] | None) -> Header:
     return Header(path, dataset, stated or fallback, pixels)
 
 
+@cache
+def _tags_of(keywords: tuple[str, ...]) -> list[Any]:
+    """Keywords as tags, looked up once instead of once per file."""
+    from pydicom.tag import Tag
+
+    return [Tag(k) for k in keywords]
+
+
 def _read_deflated(path: Path, tags: Sequence[str] | None) -> Header:
     """A data set deflated as a whole, inflated with a limit (PS3.5 A.5)."""
     from pydicom.filereader import read_dataset, read_file_meta_info
-    from pydicom.tag import Tag
 
     meta = read_file_meta_info(str(path))
     start = PREAMBLE + 4 + 12 + int(meta.FileMetaInformationGroupLength)
@@ -224,18 +235,18 @@ def _read_deflated(path: Path, tags: Sequence[str] | None) -> Header:
     content = inflater.decompress(path.read_bytes()[start:], MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise FormatError(f"{path}: inflates to more than {MAX_INFLATED >> 30} GiB; refused.")
-    wanted: list[Any] | None = None if tags is None else [Tag(t) for t in tags]
+    wanted: list[Any] | None = None if tags is None else _tags_of(tuple(tags))
     source = io.BytesIO(content)
     dataset = read_dataset(source, False, True, stop_when=_at_pixels, specific_tags=wanted)
     dataset.file_meta = meta
-    return Header(path, dataset, DEFLATED, _locate_pixels(source, False, True), content)
+    return Header(path, dataset, DEFLATED, _locate_pixels(source, True), content)
 
 
 def _at_pixels(tag: Any, _vr: str | None, _length: int) -> bool:
     return int(tag) in (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
-def _locate_pixels(file: BinaryIO, implicit: bool, little: bool) -> PixelElement | None:
+def _locate_pixels(file: BinaryIO, little: bool) -> PixelElement | None:
     """The pixel data element at which parsing stopped; its length is cut to what the file has."""
     order = "<" if little else ">"
     start = file.read(12)
@@ -245,11 +256,12 @@ def _locate_pixels(file: BinaryIO, implicit: bool, little: bool) -> PixelElement
     tag = group << 16 | element
     if not _at_pixels(tag, None, 0):
         return None
-    vr = None
-    if implicit:
+    vr: str | None = start[4:6].decode("latin-1")
+    if vr not in _PIXEL_VRS:
+        # By the bytes, not by the transfer syntax: the two disagree in real files.
+        vr = None
         (length,), size = struct.unpack(order + "I", start[4:8]), 8
     else:
-        vr = start[4:6].decode("latin-1")
         (length,), size = struct.unpack(order + "I", start[8:12]), 12
     offset = file.tell() - len(start) + size
     available = file.seek(0, io.SEEK_END) - offset

@@ -17,6 +17,8 @@ from limner.io.labels import Labels
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
+_OFF_PLACE = 0.2  # of a step
+
 
 class PlaneMasks:
     """Masks of objects on a stack of planes, one bit per pixel until they are made into labels.
@@ -138,7 +140,7 @@ def plane_index(
     if np.abs((moves - wanted) * reach).max() > 0.25 or np.abs(at[1:]).max() > 0.25:
         return None
     index = round(float(at[0]))
-    # A slice may lie a little off its even place (rounded positions); half a step is too far.
-    if abs(at[0] - index) > 0.4 or not 0 <= index < grid.shape[0]:
+    # A slice may lie a little off its even place, where positions are rounded.
+    if abs(at[0] - index) > _OFF_PLACE or not 0 <= index < grid.shape[0]:
         return None
     return index

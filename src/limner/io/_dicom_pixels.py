@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.io import _dicom_codecs
 from limner.io._dicom_files import EXPLICIT_BIG, Header, guarded
+from limner.io._dicom_stream import StreamFrames
 
 Array = NDArray[Any]
 
@@ -140,17 +141,23 @@ class FrameReader:
         self.format = pixel_format
         self._pixels = header.pixels
         self._fragments: list[list[tuple[int, int]]] | None = None
+        self._stream: StreamFrames | None = None
         syntax = header.syntax
         if self._pixels.encapsulated:
-            if syntax not in _dicom_codecs.COMPRESSED:
+            if not self.is_stream and syntax not in _dicom_codecs.COMPRESSED:
                 raise FormatError(f"{header.path}: {_syntax_name(syntax)} is not supported.")
             # Even an empty frame costs an item header of 8 bytes.
-            if pixel_format.num_frames * 8 > self._pixels.length:
+            if not self.is_stream and pixel_format.num_frames * 8 > self._pixels.length:
                 self._refuse(self._pixels.length // 8)
         else:
             held = self._pixels.length * 8 // pixel_format.frame_bits
             if held < pixel_format.num_frames:
                 self._refuse(held)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether all frames are one video stream, best read in order."""
+        return _dicom_codecs.is_video_stream(self.header.syntax)
 
     def _refuse(self, held: int) -> None:
         f = self.format
@@ -231,8 +238,20 @@ class FrameReader:
             f"{kind}{size}", copy=False
         )
 
+    def _from_stream(self, file: BinaryIO, index: int) -> Array:
+        if self._stream is None:
+            content = b""
+            for offset, length in _item_table(file, self._pixels.offset, self.header.path)[1:]:
+                file.seek(offset)
+                content += file.read(length)
+            size = (self.format.rows, self.format.columns)
+            self._stream = StreamFrames(content, size, self.header.path)
+        return self._stream.frame(index)
+
     def _compressed(self, file: BinaryIO, index: int) -> tuple[Array, str]:
         f = self.format
+        if self.is_stream:
+            return self._from_stream(file, index), "RGB"
         if self._fragments is None:
             items = _item_table(file, self._pixels.offset, self.header.path)
             self._fragments = _frames_of_items(file, items, f.num_frames, self.header)

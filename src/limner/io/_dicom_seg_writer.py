@@ -45,7 +45,6 @@ def build(
         labelmap: one label map instead of one bit plane per object.
     """
     import highdicom as hd
-    from pydicom.uid import generate_uid
 
     ids = labels.ids
     if not ids:
@@ -71,24 +70,33 @@ def build(
         pixel_array=pixels,
         segmentation_type=kind.LABELMAP if labelmap else kind.BINARY,
         segment_descriptions=[_description(labels, i, numbers[i], tracking) for i in ids],
-        series_instance_uid=generate_uid(),
-        series_number=_SERIES_NUMBER,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=MANUFACTURER,
-        software_versions=software_version(),
-        device_serial_number="0",
-        content_label="SEGMENTATION",
-        content_description="Made with limner; research use only",
-        series_description="limner segmentation",
-        specific_character_set="ISO_IR 192",  # UTF-8: names may be in any script
         omit_empty_frames=True,
         tile_pixel_array=is_tiled,
+        **_identity(),
     )
     if is_multiframe:
         _restore_frame_numbers(dataset, frames)
     return dataset
+
+
+def _identity() -> dict[str, Any]:
+    """What the new object says of itself."""
+    from pydicom.uid import generate_uid
+
+    return {
+        "series_instance_uid": generate_uid(),
+        "series_number": _SERIES_NUMBER,
+        "sop_instance_uid": generate_uid(),
+        "instance_number": 1,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MANUFACTURER,
+        "software_versions": software_version(),
+        "device_serial_number": "0",
+        "content_label": "SEGMENTATION",
+        "content_description": "Made with limner; research use only",
+        "series_description": "limner segmentation",
+        "specific_character_set": "ISO_IR 192",  # UTF-8: names may be in any script
+    }
 
 
 def _description(labels: Labels, object_id: int, number: int, tracking: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ _SAME_POSITION = 0.01  # of the median step: closer slices are at one position
 _LEAST_STEP_MM = 1e-4
 _ORIENTATION_TOLERANCE = 2e-3  # difference of a direction cosine within one stack
 _SPACING_TOLERANCE = 1e-3  # relative
-_SLICED = ("CT", "MR", "PT", "NM", "OPT")
+_SLICED = ("CT", "MR", "PT", "OPT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +74,8 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
     for group in groups:
         stacks += _stacks_of_group(sorted(group, key=lambda f: f.number))
     if len(groups) > 1:
-        stacks = [s if s.note else _with_note(s, _plane_name(s.first)) for s in stacks]
+        stacks = [s if s.note else replace(s, note=_role(s.first)) for s in stacks]
     return sorted(stacks, key=lambda s: min(f.number for f in s.frames))
-
-
-def _with_note(stack: Stack, note: str) -> Stack:
-    return Stack(stack.frames, stack.kind, note, stack.ambiguous)
 
 
 def _without_copies(frames: Sequence[Frame]) -> list[Frame]:
@@ -109,8 +105,7 @@ def _by_shape(frames: Iterable[Frame]) -> list[list[Frame]]:
         # A video or multi-frame file without positions is an image of its own.
         own = f.num_frames > 1 and frame.position is None
         file = frame.header.path if own else None
-        is_localizer = "LOCALIZER" in frame.header.text("ImageType").upper()
-        key = (f.rows, f.columns, f.samples, f.is_float, f.photometric, is_localizer, file)
+        key = (f.rows, f.columns, f.samples, f.is_float, f.photometric, _is_localizer(frame), file)
         for known, model, members in groups:
             if known == key and _same_plane(model, frame):
                 members.append(frame)
@@ -118,6 +113,10 @@ def _by_shape(frames: Iterable[Frame]) -> list[list[Frame]]:
         else:
             groups.append((key, frame, [frame]))
     return [members for _, _, members in groups]
+
+
+def _is_localizer(frame: Frame) -> bool:
+    return "LOCALIZER" in frame.header.text("ImageType").upper()
 
 
 def _same_plane(a: Frame, b: Frame) -> bool:
@@ -155,12 +154,13 @@ def _stacks_of_group(frames: list[Frame]) -> list[Stack]:
 
 
 def _unplaced(frames: list[Frame]) -> list[Stack]:
-    """Frames without position: a multi-frame file is a video, loose slices are ambiguous."""
+    """Frames without position: a multi-frame file is in order, loose slices are ambiguous."""
     first = frames[0]
+    is_sliced = first.header.text("Modality") in _SLICED
     if first.format.num_frames > 1:
-        return [Stack(tuple(frames), "video")]
-    modality = first.header.text("Modality")
-    if modality in _SLICED:
+        is_timed = first.header.text("FrameTime") or first.header.text("FrameTimeVector")
+        return [Stack(tuple(frames), "volume" if is_sliced and not is_timed else "video")]
+    if is_sliced:
         reason = "its files state no position (ImagePositionPatient, ImageOrientationPatient)"
         return [Stack(tuple(frames), "volume", ambiguous=reason)]
     return [
@@ -283,7 +283,10 @@ def _note(keywords: Sequence[str], values: Sequence[str]) -> str:
     return ", ".join(f"{k} {v or 'absent'}" for k, v in zip(keywords, values, strict=True))
 
 
-def _plane_name(frame: Frame) -> str:
+def _role(frame: Frame) -> str:
+    """What sets a group of slices apart from others of its series, in words."""
+    if _is_localizer(frame):
+        return "localizer"
     if frame.orientation is None:
         return ""
     normal = np.abs(np.cross(frame.orientation[0], frame.orientation[1]))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io._dicom_files import Header
+from limner.io._dicom_files import Header, guarded
 from limner.io._dicom_pixels import PALETTE, FrameReader, PixelFormat
 
 Array = NDArray[Any]
@@ -136,7 +136,8 @@ class FrameValues:
             return
         samples, photometric = self._reader.frame(index)
         bits = self._reader.format.stored
-        target[...] = self._plan.present(samples, photometric, rescale, bits)
+        with guarded(self._reader.header.path):
+            target[...] = self._plan.present(samples, photometric, rescale, bits)
 
 
 def _rescale_in_place(target: Array, rescale: Rescale) -> None:

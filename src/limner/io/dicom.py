@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
+from limner.geometry import Geometry
 from limner.io import _dicom_tiles
+from limner.io._dicom_codecs import is_video_stream
 from limner.io._dicom_files import (
     DICOMDIR_CLASS,
     RTSTRUCT_CLASS,
@@ -262,7 +264,8 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
         if geometry.ndim == 2:
             return plane(0)
         target = np.empty(geometry.shape + channels, dtype=plan.dtype)
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        workers = 1 if is_video_stream(header.syntax) else min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(workers) as pool:
             list(pool.map(load_plane, range(geometry.shape[0]), target))
         return target
 
@@ -276,7 +279,7 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
         plane=plane if geometry.ndim == 3 else None,
         path=path,
         format=NAME,
-        metadata=_metadata(stack, plan),
+        metadata=_metadata(stack, plan, geometry),
     )
 
 
@@ -324,7 +327,7 @@ def _slide_of(path: Path, stack: Stack) -> Image:
         num_channels=plan.num_channels,
         path=path,
         format=NAME,
-        metadata=_metadata(stack, plan) | {"tiles": len(corners)},
+        metadata=_metadata(stack, plan, geometry) | {"tiles": len(corners)},
     )
 
 
@@ -350,7 +353,7 @@ def _one_channel(image: Image, channel: int | None) -> Image:
     )
 
 
-def _metadata(stack: Stack, plan: ValuePlan) -> dict[str, Any]:
+def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, Any]:
     """Facts about the image, none about the patient."""
     header = stack.first.header
     facts: dict[str, Any] = {
@@ -376,7 +379,19 @@ def _metadata(stack: Stack, plan: ValuePlan) -> dict[str, Any]:
     facts["patient_space"] = (
         stack.first.position is not None and stack.first.orientation is not None
     )
+    facts["even"] = _is_even(stack, geometry)
     facts["files"] = [str(f.header.path) for f in stack.frames]
     facts["frames"] = [f.index for f in stack.frames]
     facts["sop_instance_uids"] = [f.uid for f in stack.frames]
     return facts
+
+
+def _is_even(stack: Stack, geometry: Geometry) -> bool:
+    """Whether every slice lies where the affine puts it, to a tenth of a step."""
+    places = [f.position for f in stack.frames if f.position is not None]
+    if stack.kind != "volume" or len(places) < len(stack.frames):
+        return stack.kind != "volume"
+    index = np.zeros((len(places), 3))
+    index[:, 0] = np.arange(len(places))
+    gap = np.linalg.norm(geometry.index_to_world(index) - np.asarray(places), axis=1)
+    return bool(gap.max() < 0.1 * geometry.spacing[0])

@@ -65,6 +65,7 @@ class Image:
         self._plane = plane
         self._load: Callable[[], Array] | None = None
         self._array: Array | None = None
+        self._hash: str | None = None
         if callable(array):
             if dtype is None:
                 raise TypeError("An image with lazy pixels needs its dtype.")
@@ -124,13 +125,16 @@ class Image:
 
     def pixel_hash(self) -> str:
         """SHA-256 over shape, type and pixels: the same image whatever file it came from."""
+        if self._hash is not None:
+            return self._hash
         digest = hashlib.sha256(f"{self.shape} {self.dtype.str}".encode())
         if self.geometry.ndim == 2:
             digest.update(np.ascontiguousarray(self.array).data)
         else:
             for plane in self.planes():
                 digest.update(np.ascontiguousarray(plane).data)
-        return digest.hexdigest()
+        self._hash = digest.hexdigest()
+        return self._hash
 
     def __repr__(self) -> str:
         shape = "×".join(str(n) for n in self.shape)

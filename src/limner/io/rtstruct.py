@@ -231,6 +231,11 @@ def write(path: Path | str, labels: Labels, *, like: Image | None = None) -> Non
                 f"{path}: contours are in patient space and {like.path} has no place in it; write "
                 "a DICOM Segmentation or .png instead."
             )
+        if not like.metadata.get("even"):
+            raise FormatError(
+                f"{path}: the slices of {like.path} are not evenly spaced, so contours would lie "
+                "beside them; write a DICOM Segmentation (dicom_type='seg') instead."
+            )
         if not labels.ids:
             raise FormatError(f"{path}: there is no object to write.")
         dataset = build(labels, like, sources)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from limner.errors import CheckpointError
 from limner.models._family import ModelCard, PromptableModel, Segmentation, Variant, View
 
 __all__ = [
@@ -50,12 +52,19 @@ def create_model(
     Args:
         name: ``"family/variant"``, or ``"family"`` where it has one variant; see ``limner models``.
         weights: file with its weights; None for the ones shipped or none needed.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     Raises:
-        ValueError: no such model; the message lists those that exist.
+        ValueError: no such model or device; the message lists those that exist.
+        CheckpointError: the weights file does not exist, or does not fit.
     """
-    return variant(name).build(weights=None if weights is None else Path(weights), device=device)
+    chosen = variant(name)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:N.")
+    path = None if weights is None else Path(weights)
+    if path is not None and not path.exists():
+        raise CheckpointError(f"There is no weights file {path}.")
+    return chosen.build(weights=path, device=device)
 
 
 def default_model(kind: str) -> str:

@@ -6,6 +6,7 @@ whole image are taken, the same for every view of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
@@ -47,9 +48,13 @@ def resolve_window(window: str | Sequence[float] | None) -> tuple[float, float] 
                 f"Unknown window {window!r}; use low,high or one of {', '.join(WINDOWS)}."
             )
         return WINDOWS[window]
-    if len(window) != 2 or not np.isfinite(window).all() or not window[0] < window[1]:
-        raise ValueError(f"A window is a pair low < high of finite numbers, not {tuple(window)}.")
-    return float(window[0]), float(window[1])
+    try:
+        low, high = (float(limit) for limit in window)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"A window is a pair low < high of finite numbers, not {window!r}.")
+    return low, high
 
 
 def robust_limits(array: NDArray[Any]) -> tuple[float, float]:
@@ -57,8 +62,9 @@ def robust_limits(array: NDArray[Any]) -> tuple[float, float]:
 
     A constant image gives limits one unit apart; one without a finite value gives (0, 1).
     """
-    flat = array.reshape(-1)
-    values = flat[:: max(1, flat.size // _MOST_VALUES)]
+    values = _sampled(array)
+    if values.dtype.kind == "b":
+        values = values.astype(np.uint8)
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
     if not values.size:
@@ -67,3 +73,14 @@ def robust_limits(array: NDArray[Any]) -> tuple[float, float]:
     if low == high:  # mostly background: fall back to the whole range
         low, high = float(values.min()), float(values.max())
     return (low, high) if low < high else (low, low + 1.0)
+
+
+def _sampled(array: NDArray[Any]) -> NDArray[Any]:
+    """About `_MOST_VALUES` values from all over an array, without copying the rest."""
+    step = max(1, array.size // _MOST_VALUES)
+    while step > 1 and any(math.gcd(step, size) > 1 for size in array.shape):
+        step += 1  # else only some columns or channels are seen
+    if array.flags.c_contiguous:
+        return array.reshape(-1)[::step]
+    places = np.arange(0, array.size, step)
+    return np.asarray(array[np.unravel_index(places, array.shape)])

@@ -16,6 +16,12 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 
+# How much a pixel's own colour counts beside its links; more where only clicks hold the walk,
+# since from a few pixels it gets lost, above all in 3D.
+_BELIEF_LOCAL, _BELIEF_CLICKS = 0.02, 0.1
+_FIXED = 50.0
+
+
 def walk_randomly(problem: Problem) -> NDArray[np.float32]:
     """Logit of the probability that a walk ends on the object before it ends on the rest."""
     ratio = problem.first_ratio()
@@ -25,7 +31,8 @@ def walk_randomly(problem: Problem) -> NDArray[np.float32]:
     odds = ratio + problem.prior_logit()
     belief = 0.5 * (1.0 + np.tanh(0.5 * odds))
     fixed = starts | (outside & ~problem.seeds.inside)
-    strength = np.where(fixed, 50.0, 0.02).ravel()
+    trust = _BELIEF_LOCAL if problem.seeds.is_local else _BELIEF_CLICKS
+    strength = np.where(fixed, _FIXED, trust).ravel()
     target = np.where(fixed, starts, belief).ravel()
     system, diagonal = _laplacian(problem.shape, links, strength)
     inverse = sparse.diags_array(1.0 / diagonal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 from limner.models import PromptableModel, cards
-from limner.prompts.types import Prompt
+from limner.prompts.types import KINDS, Prompt
 from limner.sessions._cache import AnswerCache
+from limner.sessions._interrupt import uninterrupted
 from limner.sessions._journal import Journal
 from limner.sessions._log import (
     Action,
@@ -32,10 +33,12 @@ from limner.sessions._log import (
 )
 from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
-from limner.sessions._region import Region, changed_box
+from limner.sessions._region import PackedMask, Region, changed_box
 from limner.sessions._zoom import Scene, answer
 
 LARGEST_ID = 2**31 - 1
+
+Part: TypeAlias = tuple[tuple[slice, ...], NDArray[np.bool_]]  # where in the image, mask there
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class BaseSession:
         self.journal = journal
         self._log = log or Log()
         self._answers = AnswerCache()
-        self._shown: dict[tuple[int, int | None], Region] = {}
+        self._shown: dict[tuple[int, int | None], PackedMask] = {}
         self._closed = False
 
     # -- the conversation ---------------------------------------------------------------------
@@ -83,16 +86,17 @@ class BaseSession:
             SessionError: the session is closed, or its journal cannot be written.
         """
         self._check_kind(prompt)
-        check_object_id(object_id)
+        object_id = check_object_id(object_id)
+        frame = None if frame is None else check_frame(frame)
         placed, where = self._placed(prompt, frame)
         self._record(Added(placed, object_id, where))
         return prompt
 
     def name(self, object_id: int, name: str) -> None:
         """Name an object, such as ``"liver"``; exports carry the name."""
-        check_object_id(object_id)
-        if not name.strip():
-            raise ValueError("An object's name has at least one letter.")
+        object_id = check_object_id(object_id)
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"An object's name is a word with at least one letter, not {name!r}.")
         self._record(Named(object_id, name.strip()))
 
     def undo(self, *, object_id: int | None = None) -> None:
@@ -101,7 +105,7 @@ class BaseSession:
         Raises:
             SessionError: there is nothing to undo, or no such object.
         """
-        self._record(Undone(object_id))
+        self._record(Undone(_any_object(object_id)))
 
     def redo(self, *, object_id: int | None = None) -> None:
         """Bring back what was undone last; a new prompt about an object ends its redo.
@@ -109,11 +113,11 @@ class BaseSession:
         Raises:
             SessionError: there is nothing to redo, or no such object.
         """
-        self._record(Redone(object_id))
+        self._record(Redone(_any_object(object_id)))
 
     def reset(self, *, object_id: int | None = None) -> None:
         """Drop all prompts of one object, or of all. Can be undone."""
-        self._record(Cleared(object_id))
+        self._record(Cleared(_any_object(object_id)))
 
     @property
     def can_undo(self) -> bool:
@@ -161,7 +165,9 @@ class BaseSession:
         Raises:
             SessionError: the object has no prompts there.
         """
-        frame = self._answered_frame(object_id, frame)
+        self._check_open()
+        object_id = check_object_id(object_id)
+        frame = self._answered_frame(object_id, None if frame is None else check_frame(frame))
         actions = self._log.prompts(object_id, frame)
         event = Predicted(object_id, frame)
         if not actions or not self._log.is_round(actions):
@@ -194,13 +200,12 @@ class BaseSession:
     def export(self) -> Labels:
         """All objects with their names, overlaps kept, and how they were made (the manifest)."""
         self._check_open()
-        regions = {i: self._composed(i) for i in self.object_ids}
-        painted = _painted(self.image.geometry.shape, regions)
+        painted = self._painted()
         facts = manifest(self.image, self.model.card, self.options, self.entries, self.names)
         return Labels(
             self.image.geometry,
             array=painted,
-            masks=None if painted is not None else {i: r.mask() for i, r in regions.items()},
+            masks=None if painted is not None else {i: self._mask(i) for i in self.object_ids},
             names=self.names,
             manifest=facts,
         )
@@ -245,9 +250,10 @@ class BaseSession:
         """What was known of the object on this frame before its first prompt there."""
         return None
 
-    def _composed(self, object_id: int) -> Region:
-        """The object's mask on the whole image."""
-        return self._answer(object_id, None, self._log.prompts(object_id, None))[0]
+    def _composed(self, object_id: int) -> Part:
+        """The object's mask as it is exported: a window of the whole image, and the mask there."""
+        region, _ = self._answer(object_id, None, self._log.prompts(object_id, None))
+        return region.slices, region.logits > 0
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -281,24 +287,46 @@ class BaseSession:
     def _prediction(
         self, region: Region, score: float, object_id: int, frame: int | None
     ) -> Prediction:
-        key = (object_id, frame)
-        box = changed_box(self._shown.get(key), region)
-        self._shown[key] = region
+        before = self._shown.get((object_id, frame))
+        box = changed_box(None if before is None else before.region(), region)
+        self._shown[object_id, frame] = PackedMask.of(region)
         return Prediction(region, score, box, object_id, frame)
+
+    def _painted(self) -> NDArray[np.unsignedinteger] | None:
+        """The label map, or None where objects overlap."""
+        dtype = np.min_scalar_type(max(self.object_ids, default=0))
+        labels = np.zeros(self.image.geometry.shape, dtype=dtype)
+        for object_id in self.object_ids:
+            place, mask = self._composed(object_id)
+            window = labels[place]
+            if window[mask].any():
+                return None
+            window[mask] = object_id
+        return labels
+
+    def _mask(self, object_id: int) -> NDArray[np.bool_]:
+        place, mask = self._composed(object_id)
+        whole = np.zeros(self.image.geometry.shape, dtype=np.bool_)
+        whole[place] = mask
+        return whole
 
     def _record(self, event: Event) -> None:
         """Check an event, put it on the disk, then let it count."""
         self._check_open()
         self._log.check(event)
-        if self.journal is not None:
-            self.journal.append(event_to_json(event))
-        self._log.apply(event)
+        with uninterrupted():
+            if self.journal is not None:
+                self.journal.append(event_to_json(event))
+            self._log.apply(event)
 
     def _check_open(self) -> None:
         if self._closed:
             raise SessionError("The session is closed; open another one or resume its journal.")
 
     def _check_kind(self, prompt: Prompt) -> None:
+        if not isinstance(prompt, Prompt):
+            names = ", ".join(kind.__name__ for kind in KINDS.values())
+            raise TypeError(f"A prompt is one of {names}, not {prompt!r}.")
         card = self.model.card
         if prompt.kind not in card.prompts:
             others = [c.name for c in cards() if prompt.kind in c.prompts]
@@ -308,8 +336,8 @@ class BaseSession:
             )
 
 
-def check_object_id(object_id: int) -> None:
-    """Refuse what is no object id.
+def check_object_id(object_id: int) -> int:
+    """An object id as a plain integer.
 
     Raises:
         ValueError: not an integer from 1 to 2³¹ − 1.
@@ -318,17 +346,19 @@ def check_object_id(object_id: int) -> None:
         raise ValueError(f"An object id is an integer, not {object_id!r}.")
     if not 1 <= object_id <= LARGEST_ID:
         raise ValueError(f"An object id is 1…{LARGEST_ID} (0 is background), not {object_id}.")
+    return int(object_id)
 
 
-def _painted(
-    shape: tuple[int, ...], regions: dict[int, Region]
-) -> NDArray[np.unsignedinteger] | None:
-    """The label map, or None where objects overlap."""
-    labels = np.zeros(shape, dtype=np.min_scalar_type(max(regions, default=0)))
-    for object_id, region in sorted(regions.items()):
-        window = labels[region.slices]
-        inside = region.logits > 0
-        if window[inside].any():
-            return None
-        window[inside] = object_id
-    return labels
+def check_frame(frame: int) -> int:
+    """The number of a frame or slice as a plain integer.
+
+    Raises:
+        PromptError: not an integer.
+    """
+    if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)):
+        raise PromptError(f"A frame or slice is a whole number, not {frame!r}.")
+    return int(frame)
+
+
+def _any_object(object_id: int | None) -> int | None:
+    return None if object_id is None else check_object_id(object_id)

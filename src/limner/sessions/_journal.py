@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,35 +19,42 @@ from limner.errors import SessionError
 
 VERSION = 1
 
+_LONGEST_HEADER = 1 << 20  # bytes to look at for the end of the first record
+
 
 class Journal:
     """An open journal. Made by `create` or `reopen`; owned by one process at a time."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO, end: int = 0) -> None:
         self.path = path
         self._file = file
+        self._end = end  # of the last record that counts
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> Journal:
-        """Start a journal.
+        """Start a journal; what a crash left of one without its first record is started anew.
 
         Raises:
             SessionError: the file exists, or its folder cannot be written.
         """
         try:
-            file = path.open("xb", buffering=0)
-        except FileExistsError:
-            raise SessionError(
-                f"The journal {path} exists. Continue it with `limner resume {path}`, "
-                "or choose another name."
-            ) from None
+            try:
+                file = path.open("xb", buffering=0)
+            except FileExistsError:
+                file = path.open("r+b", buffering=0)
         except OSError as error:
             raise SessionError(f"Cannot write the journal {path}: {error.strerror}.") from error
         journal = cls(path, file)
         journal._lock()
+        if not _is_unborn(file.read(_LONGEST_HEADER)):
+            file.close()
+            raise SessionError(
+                f"The journal {path} exists. Continue it with `limner resume {path}`, "
+                "or choose another name."
+            )
         try:
             journal.append({"journal": VERSION, **header})
-        except SessionError:
+        except BaseException:
             file.close()
             path.unlink()
             raise
@@ -68,10 +77,9 @@ class Journal:
         journal = cls(path, file)
         try:
             journal._lock()
-            records, end = _parse(path, path.read_bytes())
-            file.truncate(end)
-            file.seek(end)
-        except SessionError:
+            records, journal._end = _parse(path, file.read())
+            journal._cut()
+        except BaseException:
             file.close()
             raise
         return journal, records[0], records[1:]
@@ -84,23 +92,30 @@ class Journal:
         """
         text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         line = b"%08x " % zlib.crc32(text) + text + b"\n"
-        start = self._file.tell()
         try:
+            self._cut()
             view = memoryview(line)
             while view:
                 view = view[self._file.write(view) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(start)
-            self._file.seek(start)
+            with suppress(OSError):  # a failing disk: the next step cuts first
+                self._cut()
             raise SessionError(
                 f"Cannot write the journal {self.path}: {error.strerror}. "
                 "The last step was not done; free some space and repeat it."
             ) from error
+        self._end += len(line)
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
+
+    def _cut(self) -> None:
+        """Drop what a step that failed, or a crash, left behind the last record that counts."""
+        if os.fstat(self._file.fileno()).st_size > self._end:
+            self._file.truncate(self._end)
+        self._file.seek(self._end)
 
     def _lock(self) -> None:
         if os.name != "posix":
@@ -109,9 +124,11 @@ class Journal:
 
         try:
             fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             raise SessionError(f"The journal {self.path} is in use by another process.") from None
+        except OSError:  # a file system without locks
+            return
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -130,6 +147,11 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
     """Records and the offset where the whole ones end."""
+    if _is_unborn(content):
+        raise SessionError(
+            f"{path} is not a limner journal yet: the session that began it ended before its first "
+            "step. Nothing was lost; open a session with this journal again."
+        )
     records: list[dict[str, Any]] = []
     start = 0
     while (end := content.find(b"\n", start)) >= 0:
@@ -141,9 +163,23 @@ def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], int]:
             raise SessionError(f"{path} is not a limner journal, or damaged at line {line}.")
         records.append(record)
         start = end + 1
-    if not records or records[0].get("journal") != VERSION:
+    header = records[0] if records else {}
+    parts = (header.get(name) for name in ("image", "model", "options"))
+    if header.get("journal") != VERSION or not all(isinstance(part, dict) for part in parts):
         raise SessionError(f"{path} is not a limner journal of version {VERSION}.")
     return records, start
+
+
+def _is_unborn(content: bytes) -> bool:
+    """Whether a file is what a crash may leave of a journal before its first record is whole."""
+    if b"\n" in content:
+        return False
+    written = content.rstrip(b"\0")  # a file may get its size before its content
+    start = b' {"journal":'
+    return bool(
+        re.fullmatch(rb"[0-9a-f]{0,8}", written[:8])
+        and written[8 : 8 + len(start)] == start[: max(0, len(written) - 8)]
+    )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -159,8 +195,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with suppress(OSError):  # not every file system can sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

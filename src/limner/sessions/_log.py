@@ -6,12 +6,15 @@ Undo and redo are events too: they mark actions as not counting, and as counting
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 from limner.errors import SessionError
 from limner.prompts.types import Prompt, from_json, to_json
+
+Runs: TypeAlias = "array[int]"  # row-major runs of a mask, see `limner.rle`
 
 
 @dataclass(frozen=True)
@@ -115,14 +118,14 @@ def event_from_json(value: dict[str, Any]) -> Event:
     kind = _EVENTS.get(fields.pop("op", ""))
     if kind is None:
         raise SessionError(f"Unknown event {value.get('op')!r} in the journal.")
-    if kind is Added:
-        fields["prompt"] = from_json(fields["prompt"])
-    for name in ("object_ids", "counts"):
-        if name in fields:
-            fields[name] = tuple(fields[name])
     try:
+        if kind is Added:
+            fields["prompt"] = from_json(fields["prompt"])
+        for name in ("object_ids", "counts"):
+            if name in fields:
+                fields[name] = tuple(fields[name])
         return kind(**fields)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise SessionError(f"Malformed {kind.op!r} event in the journal: {error}.") from error
 
 
@@ -137,7 +140,8 @@ class Action:
         frame: of a prompt on one frame or slice, else None.
         prompt: for an added prompt.
         clears: True for a reset.
-        frames: committed runs and score per frame, for a propagation.
+        frames: runs and score of each frame that a propagation committed; an array of runs takes
+            a tenth of the memory of a tuple, and a video has many frames.
     """
 
     number: int
@@ -146,7 +150,7 @@ class Action:
     frame: int | None = None
     prompt: Prompt | None = None
     clears: bool = False
-    frames: dict[int, tuple[tuple[int, ...], float]] = field(default_factory=dict)
+    frames: dict[int, tuple[Runs, float]] = field(default_factory=dict)
 
 
 class Log:
@@ -209,7 +213,7 @@ class Log:
                 self._group += 1
             case Committed():
                 action = self._propagation(event.object_id)
-                action.frames[event.frame] = (event.counts, event.score)
+                action.frames[event.frame] = (array("Q", event.counts), event.score)
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -247,9 +251,9 @@ class Log:
 
     def committed(
         self, object_id: int, *, before: int | None = None
-    ) -> dict[int, tuple[tuple[int, ...], float]]:
+    ) -> dict[int, tuple[Runs, float]]:
         """Propagated frames of an object: runs and score. `before`: only by earlier actions."""
-        result: dict[int, tuple[tuple[int, ...], float]] = {}
+        result: dict[int, tuple[Runs, float]] = {}
         for action in self._counting():
             if action.object_id == object_id and (before is None or action.number < before):
                 result.update(action.frames)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import limner
 from limner.io.image import Image
 from limner.models import ModelCard
@@ -58,7 +60,7 @@ def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "image": {
             "path": None if image.path is None else str(image.path.resolve()),
-            "read_options": image.read_options,
+            "read_options": {k: _plain(v) for k, v in image.read_options.items()},
             "kind": image.kind,
             "modality": image.modality,
             "geometry": image.geometry.to_json(),
@@ -89,3 +91,8 @@ def manifest(
         "overlap": OVERLAP_RULE,
         "notice": "Research use only; not a medical device.",
     }
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, since JSON knows no other."""
+    return value.item() if isinstance(value, np.generic) else value

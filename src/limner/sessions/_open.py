@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from limner.errors import LimnerError, SessionError
+from limner.errors import CheckpointError, LimnerError, SessionError
 from limner.geometry import Geometry
 from limner.io import read
 from limner.io.image import Image
@@ -52,8 +52,10 @@ def open_session(
         )
     elif weights is not None:
         raise TypeError("weights= goes with a model's name, not with a model object.")
-    else:
+    elif isinstance(model, PromptableModel):
         asked = model
+    else:
+        raise TypeError(f"A model is a name or an object with card, embed and segment: {model!r}.")
     options = Options(
         zoom=asked.card.zoom if zoom is None else zoom,
         window=resolve_window(window),
@@ -70,7 +72,7 @@ def open_session(
 def resume(
     journal: str | Path,
     *,
-    image: Image | str | Path | None = None,
+    image: Image | ArrayLike | str | Path | None = None,
     model: PromptableModel | None = None,
 ) -> BaseSession:
     """Continue a session from its journal: prompts, names, undo and redo history as acknowledged.
@@ -106,6 +108,11 @@ def _as_image(image: Image | ArrayLike | str | Path) -> Image:
     import numpy as np
 
     array = np.asarray(image)
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
+        raise TypeError(
+            f"An image is a path, an Image or an array of numbers with 2 or 3 axes, not "
+            f"{array.dtype} of shape {array.shape}. For channels or more axes make a limner.Image."
+        )
     colour = array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == 3
     shape = array.shape[:2] if colour else array.shape
     return Image(array, Geometry.from_spacing(shape))
@@ -123,11 +130,13 @@ def _session_kind(image: Image, model: PromptableModel) -> type[BaseSession]:
     return ImageSession if image.kind == "image" else VideoSession
 
 
-def _same_image(facts: dict[str, Any], given: Image | str | Path | None, journal: Path) -> Image:
-    if isinstance(given, Image):
-        image: Image = given
+def _same_image(
+    facts: dict[str, Any], given: Image | ArrayLike | str | Path | None, journal: Path
+) -> Image:
+    if given is not None and not isinstance(given, (str, Path)):
+        image = _as_image(given)
     else:
-        place = given or facts["path"]
+        place = facts["path"] if given is None else given
         if place is None:
             raise SessionError(
                 f"The session of {journal} was opened on an array; pass it again as image=."
@@ -152,7 +161,7 @@ def _same_model(
     if given is None:
         try:
             given = create_model(facts["name"], weights=options.weights, device=options.device)
-        except ValueError as error:
+        except (ValueError, CheckpointError) as error:
             raise SessionError(f"{error} Pass the session's own model object as model=.") from error
     card = given.card
     if (card.name, card.weights_sha256) != (facts["name"], facts["weights_sha256"]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +47,7 @@ class Region:
             return cls.empty(mask.shape)
         low, high = true_bounds(mask)
         inside = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-        logits = np.where(inside, -BACKGROUND_LOGIT, BACKGROUND_LOGIT).astype(np.float16)
-        return cls(mask.shape, low, logits)
+        return cls(mask.shape, low, _certain(inside))
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -96,6 +97,29 @@ class Region:
         return Region(self.shape[1:], self.low[1:], self.logits[k])
 
 
+@dataclass(frozen=True)
+class PackedMask:
+    """The mask of a region in little memory; a session keeps one for every frame it has shown."""
+
+    shape: tuple[int, ...]
+    low: tuple[int, ...]
+    size: tuple[int, ...]
+    bits: bytes
+
+    @classmethod
+    def of(cls, region: Region) -> PackedMask:
+        """Pack the mask of a region."""
+        bits = zlib.compress(np.packbits(region.logits > 0).tobytes(), level=1)
+        return cls(region.shape, region.low, region.logits.shape, bits)
+
+    def region(self) -> Region:
+        """The mask as certain logits."""
+        packed = np.frombuffer(zlib.decompress(self.bits), dtype=np.uint8)
+        count = math.prod(self.size)
+        inside = np.unpackbits(packed, count=count).astype(np.bool_).reshape(self.size)
+        return Region(self.shape, self.low, _certain(inside))
+
+
 def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits that float16 holds with their sign: clipped, and never rounded from above 0 to 0."""
     clipped = np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)
@@ -126,6 +150,11 @@ def true_bounds(mask: NDArray[Any]) -> Bounds:
         low.append(int(found[0]))
         high.append(int(found[-1]) + 1)
     return tuple(low), tuple(high)
+
+
+def _certain(mask: NDArray[np.bool_]) -> NDArray[np.float16]:
+    background = np.float16(BACKGROUND_LOGIT)
+    return np.where(mask, -background, background)
 
 
 def _shifted(index: Sequence[int], by: Sequence[int]) -> tuple[int, ...]:

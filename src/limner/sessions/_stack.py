@@ -15,9 +15,9 @@ from limner.io.image import Image
 from limner.models import PromptableModel
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, MaskPrompt, Prompt
-from limner.sessions._base import BaseSession
+from limner.sessions._base import BaseSession, Part, check_frame, check_object_id
 from limner.sessions._journal import Journal
-from limner.sessions._log import Action, Committed, Log, Propagated
+from limner.sessions._log import Action, Committed, Log, Propagated, Runs
 from limner.sessions._manifest import Options
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
@@ -83,25 +83,31 @@ class StackSession(BaseSession):
 
         Raises:
             SessionError: no frame has prompts, or the conversation went on in between.
-            ValueError: an unknown direction or an empty range of frames.
+            ValueError: an unknown direction, an empty range of frames, or no object id.
         """
         low, high = self._range(start, stop)
         if direction not in ("forward", "backward", "both"):
             raise ValueError(f"Direction is forward, backward or both, not {direction!r}.")
-        objects = self.object_ids if object_id is None else (object_id,)
+        objects = self.object_ids if object_id is None else (check_object_id(object_id),)
         sources = {i: self._log.frames(i) for i in objects if self._log.frames(i)}
         if not sources:
             raise SessionError(
                 f"No {self.plane_name} has prompts to start from; add one with frame=K first."
             )
         legs = [
-            leg for i, frames in sources.items() for leg in _legs(i, frames, low, high, direction)
+            leg
+            for i, frames in sources.items()
+            for leg in _legs(i, frames, low, high, direction)
+            if leg.frames
         ]
-        return self._carried(legs)
+        return self._carried(legs) if legs else iter(())
 
     def _carried(self, legs: Sequence[Leg]) -> Iterator[Prediction]:
+        for leg in legs:
+            self._check_source(leg)
         self._record(Propagated(tuple(sorted({leg.object_id for leg in legs}))))
         for leg in legs:
+            self._check_source(leg)
             region = self._frame_answer(leg.object_id, leg.source)
             for frame in leg.frames:
                 if region.mask_bounds is None:
@@ -110,6 +116,14 @@ class StackSession(BaseSession):
                 counts = tuple(rle.encode(region.mask()))
                 self._record(Committed(leg.object_id, frame, counts, score))
                 yield self._prediction(region, score, leg.object_id, frame)
+
+    def _check_source(self, leg: Leg) -> None:
+        """Refuse to carry from a frame whose prompts were taken back in between."""
+        if not self._log.prompts(leg.object_id, leg.source):
+            raise SessionError(
+                f"The prompts of object {leg.object_id} on {self.plane_name} {leg.source} were "
+                "taken back; call propagate() again."
+            )
 
     def _step(self, frame: int, before: Region) -> tuple[Region, float]:
         """One frame further: the last mask becomes the prompt."""
@@ -135,20 +149,23 @@ class StackSession(BaseSession):
         earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]
         return self._answer(object_id, None, earlier)[0].plane(frame) if earlier else None
 
-    def _composed(self, object_id: int) -> Region:
+    def _composed(self, object_id: int) -> Part:
         """Answers on frames, over propagated frames, over the answer on the whole."""
-        mask = np.zeros(self.image.geometry.shape, dtype=np.bool_)
+        frames, committed = self._log.frames(object_id), self._log.committed(object_id)
         whole = self._log.prompts(object_id, None)
+        if whole and not frames and not committed:
+            return super()._composed(object_id)
+        mask = np.zeros(self.image.geometry.shape, dtype=np.bool_)
         if whole:
-            region = self._answer(object_id, None, whole)[0]
-            if not self._log.frames(object_id) and not self._log.committed(object_id):
-                return region
-            mask[region.slices] = region.logits > 0
-        for frame, (counts, _) in self._log.committed(object_id).items():
-            mask[frame] = self._decoded(counts)
-        for frame in self._log.frames(object_id):
-            mask[frame] = self._frame_answer(object_id, frame).mask()
-        return Region.of_mask(mask)
+            place, inside = super()._composed(object_id)
+            mask[place] = inside
+        for frame, (runs, _) in committed.items():
+            mask[frame] = self._decoded(runs)
+        for frame in frames:
+            region = self._frame_answer(object_id, frame)
+            mask[frame] = False
+            mask[frame][region.slices] = region.logits > 0
+        return (slice(None),) * mask.ndim, mask
 
     def _scene(self, frame: int | None) -> Scene:
         assert frame is not None
@@ -167,25 +184,24 @@ class StackSession(BaseSession):
 
     def _on_frame(self, prompt: Prompt, frame: int) -> tuple[Prompt, int]:
         """Check a 2D prompt against one frame."""
-        if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)):
-            raise PromptError(f"A {self.plane_name} is a whole number, not {frame!r}.")
         if not 0 <= frame < self.num_frames:
             raise PromptError(
                 f"There is no {self.plane_name} {frame}; they are 0…{self.num_frames - 1}."
             )
         check_inside(prompt, self.image.geometry.shape[1:], what=self.plane_name)
-        return prompt, int(frame)
+        return prompt, frame
 
     def _range(self, start: int | None, stop: int | None) -> tuple[int, int]:
-        low, high = start or 0, self.num_frames if stop is None else stop
+        low = 0 if start is None else check_frame(start)
+        high = self.num_frames if stop is None else check_frame(stop)
         if not 0 <= low < high <= self.num_frames:
             raise ValueError(
                 f"Frames {low}…{high} are no range within 0…{self.num_frames} (half-open)."
             )
         return low, high
 
-    def _decoded(self, counts: tuple[int, ...]) -> NDArray[np.bool_]:
-        return np.asarray(rle.decode(counts, self.image.geometry.shape[1:]), dtype=np.bool_)
+    def _decoded(self, runs: Runs) -> NDArray[np.bool_]:
+        return np.asarray(rle.decode(runs, self.image.geometry.shape[1:]), dtype=np.bool_)
 
 
 def _legs(

@@ -160,7 +160,12 @@ def _look(
     if previous is not None:
         before = np.asarray(shrink(previous.window(*bounds), shape), dtype=np.float32)
     result = model.segment(embedding, shown, before)
-    return np.asarray(result.logits, dtype=np.float32), bounds, float(result.score)
+    logits = np.asarray(result.logits, dtype=np.float32)
+    if logits.shape != shape:
+        raise ValueError(
+            f"{model.card.name} answered logits of shape {logits.shape} to a view of {shape}."
+        )
+    return logits, bounds, float(np.nan_to_num(result.score))
 
 
 def _region(
