@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import shutil
+import struct
 import zlib
 from pathlib import Path
 
@@ -488,6 +489,18 @@ def test_codestream_of_another_size_is_refused_before_decoding(tmp_path):
     compress(ds, "1.2.840.10008.1.2.4.80", [bomb])
     image = dicom.read(save(ds, tmp_path / "a.dcm"))
     with pytest.raises(FormatError, match="claims 4096×4096 pixels where the header says 16×16"):
+        _ = image.array
+
+
+def test_jpegls_parameters_that_hang_the_decoder_are_refused(tmp_path, rng):
+    plane = rng.integers(0, 60000, (64, 64), dtype=np.uint16)
+    encoded = imagecodecs.jpegls_encode(plane)
+    scan = encoded.index(b"\xff\xda")
+    preset = b"\xff\xf8" + struct.pack(">HB5H", 13, 1, 65373, 18, 67, 26900, 1280)
+    ds = image_dataset(plane, sop_class=MR, modality="MR")
+    compress(ds, "1.2.840.10008.1.2.4.80", [encoded[:scan] + preset + encoded[scan:]])
+    image = dicom.read(save(ds, tmp_path / "a.dcm"))
+    with pytest.raises(FormatError, match="preset parameters out of range"):
         _ = image.array
 
 

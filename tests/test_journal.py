@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from limner.sessions._log import Log, event_from_json
 # Seeded: the parent knows what it will say.
 CHILD = """
 import sys
+import zlib
 import numpy as np
 import limner
 from test_journal import steps
@@ -254,3 +256,146 @@ def test_the_header_says_what_the_session_was_about(picture: Path, tmp_path: Pat
     assert facts["options"]["window"] == [0, 255]
     assert events == []
     json.dumps(facts)
+
+
+def test_a_crash_while_the_journal_is_begun_blocks_nothing(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    limner.open_session(picture, "toy", journal=journal).close()
+    header = journal.read_bytes()
+    parts = [header[:cut] for cut in (*range(25), len(header) // 2, len(header) - 1)]
+    for part in [*parts, b"\0" * 4096, header[:40] + b"\0" * 99]:
+        journal.write_bytes(part)
+        with pytest.raises(SessionError, match="not a limner journal yet"):
+            limner.resume(journal)
+        assert journal.read_bytes() == part
+        with limner.open_session(picture, "toy", journal=journal) as session:
+            session.add(limner.Click((4, 4)))
+        with limner.resume(journal) as session:
+            assert session.prompts == (limner.Click((4, 4)),)
+
+
+@pytest.mark.parametrize("content", [b"notes", b"00000000 {}", b'0000000g {"journal":', b"{}\n"])
+def test_another_file_is_never_taken_for_a_journal_being_begun(
+    content: bytes, picture: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(SessionError, match="exists"):
+        limner.open_session(picture, "toy", journal=path)
+    assert path.read_bytes() == content
+
+
+def test_numpy_numbers_are_journalled_as_numbers(tmp_path: Path) -> None:
+    phantom = phantoms.sequence(4, (6, 32, 32))
+    journal = tmp_path / "clip.limner"
+    phantom.image.read_options = {"channel": np.int64(0)}
+    with limner.open_session(phantom.image, "toy", journal=journal) as session:
+        box = limner.Box(np.array([8, 8]), np.array([24.0, 24.0], np.float32))
+        session.add(box, object_id=np.int64(2), frame=np.uint8(3))
+        session.predict(object_id=np.int32(2), frame=np.int64(3))
+        session.name(np.int64(2), "chamber")
+        frames = [p.frame for p in session.propagate(start=np.int64(2), object_id=np.int64(2))]
+        session.undo(object_id=np.int16(2))
+        session.redo(object_id=np.int16(2))
+        state = session._log.signature()
+        assert session.export().manifest_json() is not None
+    assert frames == [4, 5, 2]
+    with limner.resume(journal, image=phantom.image) as session:
+        assert session._log.signature() == state
+
+
+def test_a_session_on_an_array_is_resumed_with_the_array(tmp_path: Path) -> None:
+    array = np.arange(600, dtype=np.int16).reshape(20, 30)
+    journal = tmp_path / "array.limner"
+    with limner.open_session(array, "toy", journal=journal) as session:
+        session.add(limner.Click((4, 4)))
+    with pytest.raises(SessionError, match="opened on an array"):
+        limner.resume(journal)
+    with limner.resume(journal, image=array) as session:
+        assert len(session.prompts) == 1
+
+
+def test_ctrl_c_during_a_step_leaves_session_and_journal_alike(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "case.limner"
+    sync = os.fsync
+
+    def interrupted(handle: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        sync(handle)
+
+    with limner.open_session(picture, "toy", journal=journal) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.add(limner.Click((4, 4)))
+        assert session.prompts == (limner.Click((4, 4)),)
+        session.add(limner.Click((5, 5)))
+        session.undo()
+        state = session._log.signature()
+    with limner.resume(journal) as session:
+        assert session._log.signature() == state
+
+
+def test_what_a_failing_disk_kept_of_a_refused_step_is_cut_by_the_next(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=journal) as session:
+
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            patch.setattr(Journal, "_cut", fail)
+            with pytest.raises(SessionError, match="Input/output"):
+                session.add(limner.Click((5, 5)))
+        session.journal._file.write(b"half a rec")
+        session.add(limner.Click((6, 6)))
+    with limner.resume(journal) as session:
+        assert session.prompts == (limner.Click((6, 6)),)
+
+
+def test_file_systems_without_locks_or_folder_sync_are_good_enough(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Not supported")
+
+    sync = os.fsync
+
+    def files_only(handle: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            unsupported()
+        sync(handle)
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(os, "fsync", files_only)
+    journal = tmp_path / "case.limner"
+    limner.open_session(picture, "toy", journal=journal).close()
+    limner.resume(journal).close()
+    assert journal.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"journal": 1}, {"journal": 1, "image": 3, "model": {}, "options": {}}, {"journal": 2}],
+)
+def test_a_header_without_its_parts_is_refused(record: dict, tmp_path: Path) -> None:
+    path = tmp_path / "odd.limner"
+    text = json.dumps(record).encode()
+    path.write_bytes(b"%08x " % zlib.crc32(text) + text + b"\n")
+    with pytest.raises(SessionError, match="not a limner journal of version"):
+        limner.resume(path)
+
+
+def test_an_image_is_hashed_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = limner.read(picture)
+    expected = image.pixel_hash()
+    monkeypatch.setattr("hashlib.sha256", None)
+    with limner.open_session(image, "toy") as session:
+        assert session.export().manifest["image"]["pixel_sha256"] == expected

@@ -136,6 +136,8 @@ def test_a_new_prompt_ends_the_redo_of_its_own_object_only() -> None:
         {"op": "explode"},
         {"op": "undo"},
         {"op": "undo", "object_id": 1, "more": 2},
+        {"op": "add", "object_id": 1, "frame": None},
+        {"op": "propagate", "object_ids": 3},
         {"op": "add", "prompt": {"kind": "wish"}, "object_id": 1, "frame": None},
     ],
 )

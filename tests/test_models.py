@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 from limner import models, phantoms
-from limner.errors import PromptError
+from limner.errors import CheckpointError, PromptError
 from limner.models import PromptableModel, Segmentation, View, create_model
 from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.prompts.types import KINDS
@@ -271,8 +271,11 @@ def test_prompts_over_the_edge_and_empty_masks(name: str, ndim: int) -> None:
         assert (answer(model, view, [line]).logits > 0).any()
 
 
-def test_weights_of_a_weightless_model_are_ignored_or_refused(tmp_path: Path) -> None:
-    assert create_model("toy", weights=tmp_path / "none").card.weights_sha256 is None
+def test_a_missing_weights_file_and_an_unknown_device_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights file"):
+        create_model("toy", weights=tmp_path / "none")
+    with pytest.raises(ValueError, match="device"):
+        create_model("toy", device="banana")
 
 
 # Measured Dice on these phantoms minus a margin; they catch a broken rule, not a small change.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import limner
 from limner import Box, Click, Lasso, MaskPrompt, Scribble, TextPrompt
-from limner.sessions._region import Region, changed_box, rounded
+from limner.models._family import ModelCard, Segmentation, View
+from limner.models._intensity import resolve_window, robust_limits
+from limner.sessions._region import PackedMask, Region, changed_box, rounded
 from limner.sessions._resize import bin_edges, enlarge, shrink
-from limner.sessions._zoom import to_view
+from limner.sessions._zoom import MOST_GROWTHS, to_view
 
 SIZES = st.integers(1, 60)
 
@@ -41,6 +44,19 @@ def test_enlarging_a_ramp_gives_the_ramp_between_the_outer_centres(data: st.Data
     assert np.allclose(back[inner], ramp[inner], atol=0.05)
 
 
+@given(st.data())
+def test_shrinking_is_the_mean_of_bins_on_every_axis(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 12)] * 3))
+    target = tuple(data.draw(st.integers(1, n)) for n in shape)
+    array = np.random.default_rng(0).integers(-900, 900, shape).astype(np.int16)
+    edges = [bin_edges(n, m) for n, m in zip(shape, target, strict=True)]
+    expected = np.empty(target)
+    for index in np.ndindex(target):
+        bins = tuple(slice(e[k], e[k + 1]) for e, k in zip(edges, index, strict=True))
+        expected[index] = array[bins].mean()
+    assert np.allclose(shrink(array, target), expected, atol=1e-3)
+
+
 def test_shrinking_keeps_channels_and_leaves_fitting_arrays_alone() -> None:
     array = np.random.default_rng(0).integers(0, 255, (8, 6, 3), dtype=np.uint8)
     assert shrink(array, (8, 6)) is array
@@ -60,13 +76,22 @@ def test_regions_hold_masks_exactly_and_tell_what_changed(
     assert np.array_equal(new.mask(), after)
     assert np.array_equal(new.full() > 0, after)
     assert np.array_equal(new.window((2, 3), (9, 8)) > 0, after[2:9, 3:8])
-    box = changed_box(old, new)
+    box = changed_box(PackedMask.of(old), new)
     differs = np.argwhere(before != after)
     if len(differs):
         assert box is not None
         assert (box.low, box.high) == (tuple(differs.min(axis=0)), tuple(differs.max(axis=0) + 1))
     else:
         assert box is None
+
+
+@given(MASKS)
+def test_a_packed_mask_is_the_mask(mask: np.ndarray) -> None:
+    region = Region.of_mask(mask)
+    packed = PackedMask.of(region)
+    assert np.array_equal(packed.mask(), region.logits > 0)
+    assert len(packed.bits) < 40 + mask.size // 8
+    assert changed_box(packed, region) is None
 
 
 def test_tiny_positive_logits_stay_positive_in_half_precision() -> None:
@@ -106,3 +131,88 @@ def test_prompts_land_where_the_view_shows_their_pixels() -> None:
     shown = to_view(MaskPrompt(mask), bounds, shape)
     assert isinstance(shown, MaskPrompt)
     assert np.argwhere(shown.mask).tolist() == [[11, 25]]
+
+
+class Threshold:
+    """Every pixel above half of the range, wherever the prompts are; counts its answers."""
+
+    def __init__(self, windows: dict[int, int], *, everything: bool = False) -> None:
+        kinds = frozenset({"click", "box"})
+        self.card = ModelCard("threshold", "", (2, 3), kinds, "", "", True, windows)
+        self.everything = everything
+        self.shown: list[tuple[View, list]] = []
+
+    def embed(self, view: View) -> View:
+        return view
+
+    def segment(self, view: View, prompts: list, previous: object = None) -> Segmentation:
+        self.shown.append((view, list(prompts)))
+        logits = view.normalized() - np.float32(-1 if self.everything else 0.5)
+        return Segmentation(logits, 0.5)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_answers_of_a_window_are_pasted_back_exactly(data: st.DataObject) -> None:
+    shape = data.draw(st.one_of(st.tuples(*[st.integers(1, 90)] * 2), st.tuples(*[SIZES] * 3)))
+    low = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    high = tuple(data.draw(st.integers(a + 1, min(a + 9, n))) for a, n in zip(low, shape))
+    array = np.zeros(shape, np.uint8)
+    array[tuple(slice(a, b) for a, b in zip(low, high))] = 200
+    model = Threshold({2: 32, 3: 32})
+    with limner.open_session(limner.Image(array, limner.Geometry(shape)), model) as session:
+        session.add(Box(low, high))
+        prediction = session.predict()
+    assert np.array_equal(prediction.mask, array > 0)
+    assert (prediction.box.low, prediction.box.high) == (low, high)
+    assert all(max(view.shape) <= 32 for view, _ in model.shown)
+
+
+def test_the_window_stops_growing_and_shows_all_prompts_it_reaches() -> None:
+    array = np.zeros((4000, 3000), np.uint8)
+    model = Threshold({2: 64}, everything=True)
+    with limner.open_session(array, model) as session:
+        session.add(Box((2000, 1500), (2010, 1510)))
+        session.add(Click((1800, 1505), positive=False))
+        mask = session.predict().mask
+    assert len(model.shown) == MOST_GROWTHS + 1
+    assert mask[2005, 1505]
+    assert [len(prompts) for _, prompts in model.shown][0] == 1
+    assert [len(prompts) for _, prompts in model.shown][-1] == 2
+
+
+def test_a_model_that_answers_nonsense_is_named() -> None:
+    class Wrong(Threshold):
+        def segment(self, view: View, prompts: list, previous: object = None) -> Segmentation:
+            return Segmentation(np.zeros((3, 3), np.float32), 0.5)
+
+    class Lost(Threshold):
+        def segment(self, view: View, prompts: list, previous: object = None) -> Segmentation:
+            return Segmentation(np.full(view.shape, np.nan, np.float32), float("nan"))
+
+    for model in (Wrong({}), Lost({})):
+        with limner.open_session(np.zeros((9, 9)), model) as session:
+            session.add(Click((4, 4)))
+            if isinstance(model, Wrong):
+                with pytest.raises(ValueError, match="threshold answered logits"):
+                    session.predict()
+            else:
+                assert (session.predict().score, session.predict().mask.any()) == (0.0, False)
+
+
+def test_limits_are_taken_from_all_columns_and_channels() -> None:
+    picture = np.zeros((1800, 2000, 3), np.uint8)  # 10.8 million values: every 10th would do …
+    picture[..., 1], picture[..., 2] = 100, 200
+    assert robust_limits(picture) == (0, 200)
+    volume = np.zeros((100, 200, 200), np.int16)  # … and here every 4th sees 50 columns only
+    volume[:, :, 1::4] = 700
+    assert robust_limits(volume) == (0, 700)
+    assert robust_limits(np.asfortranarray(volume)) == (0, 700)
+    assert robust_limits(np.array([[True, False], [True, True]])) == (0, 1)
+    assert robust_limits(np.full((3, 3), np.nan)) == (0, 1)
+
+
+@pytest.mark.parametrize("window", [5, (1, 2, 3), ("a", "b"), (3, 1), (0, np.nan), "livr", ()])
+def test_what_is_no_window_is_refused(window: object) -> None:
+    with pytest.raises(ValueError, match="window"):
+        resolve_window(window)

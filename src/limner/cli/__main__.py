@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 misuse or bad input (one line on stderr), 1 our fault, 130
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -59,6 +60,9 @@ def configure(
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show "×" shows "?"
     sys.exit(run(sys.argv[1:]))
 
 
@@ -72,6 +76,8 @@ def run(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="limner", standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was half-written.", INTERRUPTED)

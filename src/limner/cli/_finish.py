@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,22 @@ if TYPE_CHECKING:
     from limner.sessions._base import BaseSession
 
 
-def check_output(output: Path, preview: Path | None, image: Image) -> None:
+def check_output(
+    output: Path, preview: Path | None, image: Image, *, journal: Path | None = None
+) -> None:
     """Refuse a place where nothing can be written, before any work is done.
 
     Raises:
-        FormatError: the folder is missing or closed, the suffix is unknown, or the image would be
-            overwritten.
+        FormatError: the folder is missing or closed, the suffix is unknown, or the image, the
+            journal or another output would be overwritten.
     """
-    from limner.io import writer
+    from limner.io import manifest_path, writer
 
     writer(output)
+    written = [p for p in (output, manifest_path(output), preview, journal) if p is not None]
+    for number, path in enumerate(written):
+        if any(path.resolve() == other.resolve() for other in written[:number]):
+            raise FormatError(f"{path} would be written twice; name another file.")
     for path in filter(None, (output, preview)):
         folder = path.resolve().parent
         if not folder.is_dir():
@@ -136,4 +141,3 @@ def _tell(report: dict[str, Any]) -> None:
         f"{report['model']} → {report['output']} in {report['seconds']['total']:.2f} s "
         "[dim](research use only; not a medical device)[/dim]"
     )
-    sys.stderr.flush()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from limner.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from limner.io.image import Image
     from limner.prompts.types import Prompt
+
+Placed: TypeAlias = "tuple[Prompt, int, int | None]"  # a prompt, its object, its frame or slice
 
 ImagePath = Annotated[Path, typer.Argument(help="Picture, volume, video, DICOM file or folder.")]
 Series = Annotated[
@@ -45,11 +50,17 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def parse_window(text: str | None) -> str | tuple[float, float] | None:
-    """``--window``: a preset's name or ``low,high``."""
+    """``--window``: a preset's name or ``low,high``.
+
+    Raises:
+        PromptError: neither.
+    """
     if text is None or "," not in text:
         return text
-    low, _, high = text.partition(",")
-    return numbers(low, "--window")[0], numbers(high, "--window")[0]
+    limits = numbers(text, "--window")
+    if len(limits) != 2:
+        raise PromptError(f"--window takes a name or low,high; not {text!r}.")
+    return limits[0], limits[1]
 
 
 def parse_box(text: str) -> Prompt:
@@ -65,42 +76,72 @@ def parse_box(text: str) -> Prompt:
     return Box(values[:half], values[half:])
 
 
-def read_scribbles(path: Path, image: Image, frame: int | None) -> list[Prompt]:
+def read_scribbles(
+    path: Path, image: Image, frame: int | None, *, object_id: int = 1
+) -> list[Placed]:
     """``--scribble``: a JSON file of scribble prompts or a label image (1 yes, 2 no)."""
-    from limner import read_labels
     from limner.prompts.convert import scribbles_from_mask
 
     if path.suffix.lower() == ".json":
-        return [prompt for prompt, _, _ in read_prompts(path)]
-    labels = read_labels(path, like=image)
-    if not set(labels.ids) <= {1, 2}:
+        return read_prompts(path, frame, object_id=object_id)
+    masks = read_masks(path, image, frame)
+    if not set(masks) <= {1, 2}:
+        ids = ", ".join(str(i) for i in masks)
         raise PromptError(
-            f"{path}: a scribble image holds 1 (belongs) and 2 (does not), "
-            f"not {labels.ids}."
+            f"{path}: a scribble image holds 1 (belongs) and 2 (does not belong), not {ids}."
         )
-    marks: list[Prompt] = []
-    for label in labels.ids:
-        mask = labels.mask(label)
-        if frame is not None and mask.ndim == 3:
-            mask = mask[frame]
-        marks += scribbles_from_mask(mask, positive=label == 1)
-    return marks
+    return [
+        (stroke, object_id, frame)
+        for label, mask in masks.items()
+        for stroke in scribbles_from_mask(mask, positive=label == 1)
+    ]
 
 
-def read_prompts(path: Path) -> list[tuple[Prompt, int, int | None]]:
+def read_masks(path: Path, image: Image, frame: int | None) -> dict[int, NDArray[np.bool_]]:
+    """The masks of a label file by id: of the image's shape, or of one slice or frame of it.
+
+    With `frame`, a 2D file is that slice and of a 3D file that slice is taken.
+
+    Raises:
+        PromptError: there is no such slice, or no label on it.
+    """
+    import limner
+    from limner.io import holds_labels
+
+    geometry = image.geometry
+    plane = frame if geometry.ndim == 3 else None
+    if plane is not None and not 0 <= plane < geometry.shape[0]:
+        raise PromptError(f"There is no slice {plane}; they are 0…{geometry.shape[0] - 1}.")
+    if plane is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
+        labels = limner.read_labels(path, like=geometry.plane(plane))
+        masks = {i: labels.mask(i) for i in labels.ids}
+    else:
+        labels = limner.read_labels(path, like=image)
+        masks = {i: labels.mask(i)[... if plane is None else plane] for i in labels.ids}
+    masks = {i: mask for i, mask in masks.items() if mask.any()}
+    if not masks:
+        where = "" if plane is None else f" on slice {plane}"
+        raise PromptError(f"{path} has no label above 0{where}.")
+    return masks
+
+
+def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) -> list[Placed]:
     """``--prompts``: prompts with object id and frame, from JSON.
 
     A list of prompts (`limner.prompts.to_json`), each with optional ``"object"`` and ``"frame"``;
-    or the manifest written beside a mask, to do the same again.
+    or the manifest written beside a mask, to do the same again. Prompts that name no object are
+    about `object_id`, and 2D prompts that name no frame about `frame`.
 
     Raises:
         FormatError: not JSON, or not of that form.
+        PromptError: what should be a prompt is none.
     """
     from limner.prompts import from_json
+    from limner.prompts.types import num_axes
 
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} cannot be read as JSON prompts: {error}.") from error
     items = _items(value)
     if items is None:
@@ -108,21 +149,31 @@ def read_prompts(path: Path) -> list[tuple[Prompt, int, int | None]]:
             f'{path}: expected a list of prompts such as {{"kind": "click", "at": [10, 20]}}, '
             "or a manifest that limner wrote."
         )
-    said = []
+    said: list[Placed] = []
     for item in items:
         fields = dict(item)
-        object_id, frame = fields.pop("object", 1), fields.pop("frame", None)
-        said.append((from_json(fields), object_id, frame))
+        number = fields.pop("object", fields.pop("object_id", object_id))
+        where = fields.pop("frame", None)
+        try:
+            prompt = from_json(fields)
+        except PromptError as error:
+            raise PromptError(f"{path}: {error}") from error
+        if where is None and num_axes(prompt) == 2:
+            where = frame
+        said.append((prompt, number, where))
     return said
 
 
 def _items(value: Any) -> list[dict[str, Any]] | None:
     if isinstance(value, dict) and isinstance(value.get("objects"), dict):
-        return [
-            {"object": int(object_id), **prompt}
-            for object_id, facts in value["objects"].items()
-            for prompt in facts["prompts"]
-        ]
+        try:
+            return [
+                {"object": int(object_id), **prompt}
+                for object_id, facts in value["objects"].items()
+                for prompt in facts["prompts"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            return None
     if isinstance(value, dict) and "kind" in value:
         return [value]
     if isinstance(value, dict):

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from limner.cli import _options as options
+from limner.errors import FormatError
 
-_LABELS_ONLY = (".dcm", ".json", ".npz")  # what we write there is always a segmentation
+_LABELS_ONLY = (".dcm", ".json", ".npz", ".seg.nrrd")  # what is written there is a segmentation
 
 
 def convert(
@@ -30,13 +31,18 @@ def convert(
     import limner
     from limner.io import holds_labels, write_image
 
-    if labels or like is not None or target.suffix in _LABELS_ONLY or holds_labels(source):
+    if target.exists() and source.exists() and target.samefile(source):
+        raise FormatError(f"{target} is the source itself; name another file.")
+    labels = labels or source.name.lower().endswith(".seg.nrrd")
+    labels_only = target.name.lower().endswith(_LABELS_ONLY)
+    if labels or like is not None or labels_only or holds_labels(source):
         image = None
         if like is not None:
             image = limner.read(like, series=series, strict=not lenient)
         found = limner.read_labels(source, like=image)
         limner.write(target, found, like=image, dicom_type=dicom_type)
-        typer.echo(f"{len(found.ids)} objects → {target}", err=True)
+        count = len(found.ids)
+        typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
         return
     picture = limner.read(source, series=series, channel=channel, strict=not lenient)
     write_image(target, picture)

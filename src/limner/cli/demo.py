@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from limner.sessions._base import BaseSession
 
 
+_PLURALS = {"box": "boxes", "click": "clicks"}
+
+
 @dataclass(frozen=True)
 class Case:
     """One image of the demonstration.
@@ -49,30 +52,31 @@ def demo(
 ) -> None:
     """Delineate real images that come with limner's dependencies, and phantoms; write pictures."""
     from rich.console import Console
-    from rich.table import Table
 
     output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
-    table = Table("image", "object", "model", "prompts", "size", "Dice", "seconds", box=None)
-    pictures = []
+    pictures, lines = [], [_line("object", "prompts", "size", "Dice", "seconds")]
     for build in CASES:
         case = build()
         console.print(f"[dim]{case.title} …[/dim]")
-        pictures.append(_run(case, output, model, table))
-    print()
-    Console().print(table)
+        picture, found = _run(case, output, model)
+        pictures.append(picture)
+        lines += found
+    print("\n".join(lines))
     print("\nPictures (masks are beside them):")
     for path in pictures:
         print(f"  {path}")
     print("\nResearch use only; not a medical device.")
 
 
-def _run(case: Case, output: Path, model: str | None, table: Any) -> Path:
+def _run(case: Case, output: Path, model: str | None) -> tuple[Path, list[str]]:
+    """Delineate the objects of one image: its picture, and the lines of the report."""
     import limner
     from limner.cli.overlay import write_preview
 
     image = case.image()
     with limner.open_session(image, model or case.model, window=case.window) as session:
+        lines = [f"{case.title} ({session.model.card.name})"]
         for object_id, (name, prompts) in enumerate(case.prompts.items(), start=1):
             began = time.perf_counter()
             for prompt in prompts:
@@ -83,7 +87,7 @@ def _run(case: Case, output: Path, model: str | None, table: Any) -> Path:
                 for _ in session.propagate(object_id=object_id):
                     pass
             seconds = time.perf_counter() - began
-            table.add_row(*_row(case, session, object_id, name, seconds))
+            lines.append(_line(*_row(case, session, object_id, name, seconds)))
         found = session.export()
         suffix = ".nii.gz" if image.geometry.ndim == 3 else ".png"
         limner.write(output / f"{case.title}-mask{suffix}", found, like=image)
@@ -96,7 +100,11 @@ def _run(case: Case, output: Path, model: str | None, table: Any) -> Path:
             prompts=session.entries,
             window=case.window,
         )
-    return picture
+    return picture, lines
+
+
+def _line(name: str, said: str, size: str, dice: str, seconds: str) -> str:
+    return f"  {name:<16}{said:<18}{size:>12}{dice:>8}{seconds:>9}"
 
 
 def _row(
@@ -114,8 +122,9 @@ def _row(
     truth = case.truth.get(name)
     dice = "–" if truth is None else f"{limner.metrics.dice(mask, truth):.3f}"
     kinds = [p.kind for p in case.prompts[name]]
-    said = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
-    return case.title, name, session.model.card.name, said, size, dice, f"{seconds:.2f}"
+    counts = {k: kinds.count(k) for k in dict.fromkeys(kinds)}
+    said = ", ".join(f"{n} {k if n == 1 else _PLURALS.get(k, k)}" for k, n in counts.items())
+    return name, said, size, dice, f"{seconds:.2f}"
 
 
 def _installed(package: str, name: str, **options: Any) -> Callable[[], Image]:
@@ -185,9 +194,11 @@ def _histology() -> Case:
 
 
 def _cell() -> Case:
-    from limner.prompts import Click
+    from limner.prompts import Box
 
-    return Case("cell", _installed("skimage", "data/cell.png"), {"cell": [Click((373, 426))]})
+    return Case(
+        "cell", _installed("skimage", "data/cell.png"), {"cell": [Box((310, 362), (438, 492))]}
+    )
 
 
 def _brain() -> Case:

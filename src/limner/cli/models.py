@@ -29,7 +29,10 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "axes", "prompts", "licence", "what it is", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)  # a cut name cannot be typed
+    for heading in ("axes", "prompts", "licence", "what it is"):
+        table.add_column(heading, overflow="fold")
     for card in chosen:
         axes = " ".join(f"{n}D" for n in card.ndim)
         table.add_row(card.name, axes, " ".join(sorted(card.prompts)), card.licence, card.summary)

@@ -30,7 +30,7 @@ def resume(
     began = time.perf_counter()
     with limner.resume(journal, image=image) as session:
         if output is not None:
-            check_output(output, preview, session.image)
+            check_output(output, preview, session.image, journal=journal)
             finish(
                 session,
                 output,
@@ -46,7 +46,7 @@ def resume(
         ]
         if as_json:
             facts = {
-                "image": str(session.image.path),
+                "image": None if session.image.path is None else str(session.image.path),
                 "model": session.model.card.name,
                 "names": session.names,
                 "can_undo": session.can_undo,

@@ -95,7 +95,7 @@ def segment(
 
     began = time.perf_counter()
     picture = limner.read(image, series=series, channel=channel, strict=not lenient)
-    check_output(output, preview, picture)
+    check_output(output, preview, picture, journal=journal)
     said = Said(
         tuple(box or ()),
         tuple(click or ()),
@@ -117,7 +117,11 @@ def segment(
     ) as session:
         for prompt, object_id, frame in entries:
             session.add(prompt, object_id=object_id, frame=frame)
-        for object_id, label in enumerate(name or (), start=1):
+        if len(name or ()) > len(session.object_ids):
+            raise PromptError(
+                f"{len(name or ())} names are too many for {len(session.object_ids)} object(s)."
+            )
+        for object_id, label in zip(session.object_ids, name or (), strict=False):
             session.name(object_id, label)
         finish(
             session,
@@ -132,33 +136,39 @@ def segment(
 
 def gather(
     said: Said, image: Image, frame: int | None, *, order: str | None, world: str | None
-) -> list[tuple[Prompt, int, int | None]]:
+) -> list[options.Placed]:
     """All prompts of the command line, in index order, with object and frame.
+
+    One box, one text and a mask with one label are about the same object, and so are clicks and
+    scribbles. Several boxes or texts are objects 1, 2, …; the labels of a mask are object ids.
 
     Raises:
         PromptError: none at all, or a combination that leaves open which object is meant.
     """
-    from limner.prompts import Click, TextPrompt
+    from limner.prompts import Click, MaskPrompt, TextPrompt
 
-    placed: list[Prompt] = [options.parse_box(text) for text in said.boxes]
-    clicks: list[Prompt] = [Click(options.numbers(t, "--click")) for t in said.clicks]
-    clicks += [Click(options.numbers(t, "--not"), positive=False) for t in said.excluded]
-    if max(len(placed), len(said.texts)) > 1 and (clicks or said.scribble):
+    def placed(prompt: Prompt) -> Prompt:
+        return _converted(prompt, image, order=order, world=world)
+
+    boxes = [placed(options.parse_box(text)) for text in said.boxes]
+    clicks = [placed(Click(options.numbers(t, "--click"))) for t in said.clicks]
+    clicks += [placed(Click(options.numbers(t, "--not"), positive=False)) for t in said.excluded]
+    masks = {} if said.mask is None else options.read_masks(said.mask, image, frame)
+    shared = bool(clicks or said.scribble or (masks and (boxes or said.texts)))
+    if shared and max(len(boxes), len(said.texts), len(masks)) > 1:
         raise PromptError(
-            "Several boxes or texts are several objects; say with --prompts FILE.json "
-            "which object a click or scribble is about."
+            "Several boxes, texts or labels of a mask are several objects; say with "
+            "--prompts FILE.json which of them each prompt is about."
         )
-    placed = [_converted(p, image, order=order, world=world) for p in placed]
-    clicks = [_converted(p, image, order=order, world=world) for p in clicks]
-    entries = [(p, k, frame) for k, p in enumerate(placed, start=1)]
-    entries += [(TextPrompt(t), k, frame) for k, t in enumerate(said.texts, start=1)]
-    if said.mask is not None:
-        entries += _from_mask(said.mask, image, frame)
-    entries += [(p, 1, frame) for p in clicks]
+    first = next(iter(masks)) if len(masks) == 1 else 1
+    entries: list[options.Placed] = [(p, k, frame) for k, p in enumerate(boxes, start=first)]
+    entries += [(TextPrompt(text), k, frame) for k, text in enumerate(said.texts, start=first)]
+    entries += [(MaskPrompt(mask), k, frame) for k, mask in masks.items()]
+    entries += [(p, first, frame) for p in clicks]
     if said.scribble is not None:
-        entries += [(p, 1, frame) for p in options.read_scribbles(said.scribble, image, frame)]
+        entries += options.read_scribbles(said.scribble, image, frame, object_id=first)
     if said.prompts is not None:
-        entries += options.read_prompts(said.prompts)
+        entries += options.read_prompts(said.prompts, frame)
     if not entries:
         raise PromptError(
             "Nothing says what to delineate: give --box, --click, --scribble, --mask, --text "
@@ -175,18 +185,3 @@ def _converted(prompt: Prompt, image: Image, *, order: str | None, world: str | 
     if world is not None:
         return from_world(prompt, image.geometry, system=world)
     return from_xyz(prompt) if order else prompt
-
-
-def _from_mask(path: Path, image: Image, frame: int | None) -> list[tuple[Prompt, int, int | None]]:
-    import limner
-
-    labels = limner.read_labels(path, like=image)
-    if not labels.ids:
-        raise PromptError(f"{path} is empty: it has no label above 0.")
-    entries: list[tuple[Prompt, int, int | None]] = []
-    for object_id in labels.ids:
-        mask = labels.mask(object_id)
-        if frame is not None and mask.ndim == 3:
-            mask = mask[frame]
-        entries.append((limner.MaskPrompt(mask), object_id, frame))
-    return entries

@@ -40,6 +40,8 @@ COMPRESSED = frozenset(
     )
 )
 _MAX_RLE_SEGMENTS = 15
+_LSE = 0xF8  # marker of JPEG-LS preset parameters
+_MAX_RESET = 255
 _SOF_MARKERS = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), 0xF7))
 
 
@@ -96,6 +98,7 @@ def _decode_codestream(encoded: bytes, syntax: str, photometric: str) -> tuple[A
     if syntax in _JPEG_LOSSLESS:
         return np.asarray(imagecodecs.jpegsof3_decode(encoded)), photometric
     if syntax in _JPEG_LS:
+        _check_presets(encoded)
         return np.asarray(imagecodecs.jpegls_decode(encoded)), photometric
     if syntax in (*_JPEG_2000, *_HTJ2K):
         pixels = np.asarray(imagecodecs.jpeg2k_decode(_skip_jp2_padding(encoded)))
@@ -184,6 +187,18 @@ def _claimed_size(encoded: bytes) -> tuple[int, int] | None:
             rows, columns = struct.unpack(">HH", encoded[start + 1 : start + 5])
             return rows, columns
     return None
+
+
+def _check_presets(encoded: bytes) -> None:
+    """Refuse JPEG-LS preset parameters on which CharLS 2.4 was seen to loop for ever.
+
+    Every encoder met writes RESET 64 (ISO 14495-1 C.2.4.1.1); a damaged one of 1280 hung it.
+    """
+    for marker, start, end in _jpeg_segments(encoded):
+        if marker == _LSE and end - start >= 11 and encoded[start] == 1:
+            _, low, middle, high, reset = struct.unpack(">5H", encoded[start + 1 : start + 11])
+            if reset > _MAX_RESET or not low <= middle <= high:
+                raise ValueError("JPEG-LS preset parameters out of range")
 
 
 def _has_component_transform(encoded: bytes) -> bool:

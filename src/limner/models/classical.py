@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from limner.models._colour import ColourBins, features_of
+from limner.models._correct import corrected
 from limner.models._family import ModelCard, Segmentation, Variant, View
 from limner.models._mincut import contrast_links, minimum_cut
 from limner.models._problem import Problem, connected_parts
@@ -99,8 +100,9 @@ class Classical:
         if not seeds.is_empty and not seeds.outside.all():
             window = _window(seeds)
             problem = _problem(embedding, seeds.crop(window), window)
-            part = self._solved(problem)
-            part = _tidied(part, problem.seeds)
+            part = _tidied(self._solved(problem), problem.seeds)
+            if previous is not None:
+                part = corrected(part, previous[window], problem.seeds)
             logits[window] = part
             score = _score(part > 0, problem)
         return Segmentation(obey(logits, seeds.marks), score)

@@ -287,8 +287,7 @@ class BaseSession:
     def _prediction(
         self, region: Region, score: float, object_id: int, frame: int | None
     ) -> Prediction:
-        before = self._shown.get((object_id, frame))
-        box = changed_box(None if before is None else before.region(), region)
+        box = changed_box(self._shown.get((object_id, frame)), region)
         self._shown[object_id, frame] = PackedMask.of(region)
         return Prediction(region, score, box, object_id, frame)
 
@@ -323,7 +322,7 @@ class BaseSession:
         if self._closed:
             raise SessionError("The session is closed; open another one or resume its journal.")
 
-    def _check_kind(self, prompt: Prompt) -> None:
+    def _check_kind(self, prompt: object) -> None:
         if not isinstance(prompt, Prompt):
             names = ", ".join(kind.__name__ for kind in KINDS.values())
             raise TypeError(f"A prompt is one of {names}, not {prompt!r}.")

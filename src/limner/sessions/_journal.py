@@ -39,7 +39,7 @@ class Journal:
         """
         try:
             try:
-                file = path.open("xb", buffering=0)
+                file = path.open("x+b", buffering=0)
             except FileExistsError:
                 file = path.open("r+b", buffering=0)
         except OSError as error:

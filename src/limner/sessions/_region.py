@@ -75,10 +75,10 @@ class Region:
         result[self.slices] = self.logits > 0
         return result
 
-    def window(self, low: Sequence[int], high: Sequence[int]) -> NDArray[np.float32]:
+    def window(self, low: Sequence[int], high: Sequence[int]) -> NDArray[np.float16]:
         """Logits of another window of the image."""
         shape = [b - a for a, b in zip(low, high, strict=True)]
-        result = np.full(shape, BACKGROUND_LOGIT, dtype=np.float32)
+        result = np.full(shape, BACKGROUND_LOGIT, dtype=np.float16)
         target, source = [], []
         for a, b, c, n in zip(low, high, self.low, self.logits.shape, strict=True):
             start, stop = max(a, c), min(b, c + n)
@@ -101,7 +101,6 @@ class Region:
 class PackedMask:
     """The mask of a region in little memory; a session keeps one for every frame it has shown."""
 
-    shape: tuple[int, ...]
     low: tuple[int, ...]
     size: tuple[int, ...]
     bits: bytes
@@ -110,14 +109,13 @@ class PackedMask:
     def of(cls, region: Region) -> PackedMask:
         """Pack the mask of a region."""
         bits = zlib.compress(np.packbits(region.logits > 0).tobytes(), level=1)
-        return cls(region.shape, region.low, region.logits.shape, bits)
+        return cls(region.low, region.logits.shape, bits)
 
-    def region(self) -> Region:
-        """The mask as certain logits."""
+    def mask(self) -> NDArray[np.bool_]:
+        """The mask of the window that begins at `low`."""
         packed = np.frombuffer(zlib.decompress(self.bits), dtype=np.uint8)
-        count = math.prod(self.size)
-        inside = np.unpackbits(packed, count=count).astype(np.bool_).reshape(self.size)
-        return Region(self.shape, self.low, _certain(inside))
+        bits = np.unpackbits(packed, count=math.prod(self.size))
+        return bits.view(np.bool_).reshape(self.size)
 
 
 def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,20 +124,25 @@ def rounded(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where((clipped > 0) & (clipped < _SMALLEST), np.float32(_SMALLEST), clipped)
 
 
-def changed_box(before: Region | None, after: Region) -> Box | None:
+def changed_box(before: PackedMask | None, after: Region) -> Box | None:
     """The smallest box that holds every pixel whose label differs, None if none does."""
-    bounds = [r.mask_bounds for r in (before, after) if r is not None and r.mask_bounds]
-    if not bounds:
-        return None
-    low = tuple(min(b[0][k] for b in bounds) for k in range(len(after.shape)))
-    high = tuple(max(b[1][k] for b in bounds) for k in range(len(after.shape)))
-    differs = after.window(low, high) > 0
+    masks = [(after.low, after.logits > 0)]
     if before is not None:
-        differs ^= before.window(low, high) > 0
+        masks.append((before.low, before.mask()))
+    corners = np.asarray([corner for corner, mask in masks if mask.size])
+    ends = np.asarray([np.add(corner, mask.shape) for corner, mask in masks if mask.size])
+    if not len(corners):
+        return None
+    low, high = corners.min(axis=0), ends.max(axis=0)
+    differs = np.zeros(high - low, dtype=np.bool_)
+    for corner, mask in masks:
+        place = zip(np.subtract(corner, low), mask.shape, strict=True)
+        if mask.size:
+            differs[tuple(slice(a, a + n) for a, n in place)] ^= mask
     if not differs.any():
         return None
     start, stop = true_bounds(differs)
-    return Box(_shifted(start, low), _shifted(stop, low))
+    return Box(tuple(low + start), tuple(low + stop))
 
 
 def true_bounds(mask: NDArray[Any]) -> Bounds:

@@ -21,17 +21,16 @@ def shrink(array: Array, shape: Sequence[int]) -> Array:
     """Average an array down to `shape` (leading axes; a channel axis stays).
 
     Axes that already have the wanted size are untouched; if all have, the array itself comes back.
-    The result of an average is float32.
+    The result of an average is float32. Beside it, no more than one bin of the first axis is held.
     """
-    result = array
-    for axis, bins in enumerate(shape):
-        size = result.shape[axis]
-        if bins == size:
-            continue
-        edges = bin_edges(size, bins)
-        total = np.add.reduceat(result, edges[:-1], axis=axis, dtype=np.float32)
-        counts = np.diff(edges).astype(np.float32)
-        result = total / _along(counts, axis, total.ndim)
+    size, bins = array.shape[0], shape[0]
+    if bins == size:
+        return _averaged(array, shape)
+    edges = bin_edges(size, bins)
+    result = np.empty((*shape, *array.shape[len(shape) :]), dtype=np.float32)
+    for k in range(bins):
+        mean = array[edges[k] : edges[k + 1]].mean(axis=0, dtype=np.float32)
+        result[k] = _averaged(mean[np.newaxis], (1, *shape[1:]))[0]
     return result
 
 
@@ -56,6 +55,20 @@ def enlarge(array: NDArray[np.float32], edges: Sequence[Edges]) -> NDArray[np.fl
     result = np.empty((low.size, *wide.shape[1:]), dtype=np.float16)
     for k in range(low.size):
         result[k] = wide[low[k]] + (wide[high[k]] - wide[low[k]]) * weight[k]
+    return result
+
+
+def _averaged(array: Array, shape: Sequence[int]) -> Array:
+    """Average all axes but the first down to `shape`."""
+    result = array
+    for axis, bins in enumerate(shape):
+        size = result.shape[axis]
+        if bins == size:
+            continue
+        edges = bin_edges(size, bins)
+        total = np.add.reduceat(result, edges[:-1], axis=axis, dtype=np.float32)
+        counts = np.diff(edges).astype(np.float32)
+        result = total / _along(counts, axis, total.ndim)
     return result
 
 
