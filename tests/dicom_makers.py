@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -109,7 +110,7 @@ def save_series(
         "SeriesInstanceUID": generate_uid(),
         "StudyInstanceUID": generate_uid(),
         "FrameOfReferenceUID": generate_uid(),
-        "ImageOrientationPatient": [f"{v:.12g}" for v in orientation],
+        "ImageOrientationPatient": [format_number_as_ds(float(v)) for v in orientation],
         "PixelSpacing": list(spacing),
         **elements,
     }
@@ -118,7 +119,7 @@ def save_series(
         ds = image_dataset(plane, sop_class=sop_class, modality=modality)
         position = np.asarray(origin) + k * vector
         own = {
-            "ImagePositionPatient": [f"{v:.12g}" for v in position],
+            "ImagePositionPatient": [format_number_as_ds(float(v)) for v in position],
             "InstanceNumber": int(names[k]) + 1,
             **(per_slice or {}).get(k, {}),
         }

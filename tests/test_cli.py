@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -244,6 +245,11 @@ BAD: dict[str, tuple[list[str], str]] = {
         "Several",
     ),
     "no such option": (["--klick", "5,5"], "No such option"),
+    "unknown device": (["--click", "5,5", "--device", "tpu"], "Unknown device"),
+    "missing weights": (["--click", "5,5", "--weights", "nowhere.pt"], "nowhere.pt"),
+    "window of three": (["--click", "5,5", "--window", "1,2,3"], "low,high"),
+    "too many names": (["--click", "5,5", "--name", "a", "--name", "b"], "too many"),
+    "nameless": (["--click", "5,5", "--name", " "], "at least one letter"),
     "missing mask": (["--mask", "nowhere.png"], "nowhere.png"),
     "missing prompts": (["--prompts", "nowhere.json"], "nowhere.json"),
 }
@@ -282,6 +288,217 @@ def test_an_impossible_output_is_refused(
     assert OUTPUTS[name] in message
     assert message.count("\n") == 1
     assert picture.read_bytes() == content
+
+
+def test_outputs_must_differ(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of mask, manifest, preview and journal none may replace another."""
+    for mask, option, other in (
+        ("a.png", "--preview", "a.png"),
+        ("a.json", "--journal", "a.json"),
+        ("a.png", "--journal", "./a.limner.json"),
+    ):
+        arguments = ["-o", str(tmp_path / mask), option, str(tmp_path / other)]
+        assert run(["segment", str(picture), "--click", "40,30", *arguments]) == 2
+        assert "written twice" in capsys.readouterr().err
+    journal = tmp_path / "case.json"
+    assert run(_said(picture, tmp_path / "b.png", "--click", "40,30", "--journal", journal)) == 0
+    before = journal.read_bytes()
+    assert run(["resume", str(journal), "-o", str(journal)]) == 2
+    assert journal.read_bytes() == before
+    assert run(["resume", str(journal), "-o", str(tmp_path / "UPPER.PNG")]) == 0
+    assert Picture.open(tmp_path / "UPPER.PNG").format == "PNG"
+
+
+def _said(image: Path, out: Path, *arguments: object) -> list[str]:
+    return ["segment", str(image), *map(str, arguments), "-o", str(out)]
+
+
+@pytest.fixture
+def drawn(volume: Path, tmp_path: Path) -> dict[str, Path]:
+    """A rough mask of the volume and strokes on slice 7, as 3D and as 2D files and as JSON."""
+    mask = np.zeros((16, 40, 36), np.uint8)
+    mask[4:12, 10:30, 8:28] = 1
+    strokes = np.zeros_like(mask)
+    strokes[7, 18:20, 12:24], strokes[7, 2, 2:30] = 1, 2
+    files = {}
+    for name, array in (("mask", mask), ("strokes", strokes)):
+        files[name] = tmp_path / f"{name}.nii.gz"
+        limner.write(files[name], array, like=volume)
+        files[f"flat {name}"] = tmp_path / f"{name}.png"
+        Picture.fromarray(array[7]).save(files[f"flat {name}"])
+    files["lines"] = tmp_path / "lines.json"
+    stroke = {"kind": "scribble", "points": [[18, 12], [18, 23]], "radius": 1}
+    files["lines"].write_text(json.dumps([stroke]))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--mask", "mask"),
+        ("--mask", "flat mask"),
+        ("--scribble", "strokes"),
+        ("--scribble", "flat strokes"),
+        ("--scribble", "lines"),
+    ],
+)
+def test_drawn_prompts_and_a_click_on_a_slice_are_one_object_there(
+    option: str, name: str, volume: Path, drawn: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "seg.nii.gz"
+    said = _said(volume, out, option, drawn[name], "--slice", 7, "--click", "18,18")
+    assert run(said) == 0
+    labels = limner.read_labels(out).to_array()
+    assert set(np.unique(labels)) == {0, 1}
+    assert [k for k in range(16) if labels[k].any()] == [7]
+    assert labels[7, 18, 18]
+
+
+def test_drawn_prompts_on_a_slice_that_is_not_there_or_empty_are_refused(
+    volume: Path, drawn: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, option in (("mask", "--mask"), ("strokes", "--scribble")):
+        for k, expected in ((99, "no slice 99"), (-1, "no slice -1"), (0, "no label above 0")):
+            said = _said(volume, tmp_path / "seg.nii.gz", option, drawn[name], "--slice", k)
+            assert run(said) == 2
+            assert expected in capsys.readouterr().err
+    assert run(_said(volume, tmp_path / "seg.nii.gz", "--mask", drawn["flat mask"])) == 2
+
+
+def test_a_mask_with_one_label_is_what_clicks_and_boxes_are_about(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((90, 70), np.uint8)
+    mask[30:60, 20:50] = 255
+    Picture.fromarray(mask).save(tmp_path / "rough.png")
+    out = tmp_path / "seg.png"
+    said = ["--mask", tmp_path / "rough.png", "--click", "40,30", "--box", "25,15,65,55"]
+    assert run(_said(picture, out, *said, "--name", "lesion")) == 0
+    assert set(np.unique(Picture.open(out))) == {0, 255}
+    facts = json.loads((tmp_path / "seg.limner.json").read_text())["objects"]
+    assert [p["kind"] for p in facts["255"]["prompts"]] == ["box", "mask", "click"]
+    assert facts["255"]["name"] == "lesion"
+    mask[0, 0] = 7
+    Picture.fromarray(mask).save(tmp_path / "rough.png")
+    capsys.readouterr()
+    assert run(_said(picture, out, *said)) == 2
+    assert "several objects" in capsys.readouterr().err
+
+
+PROMPT_FILES = {
+    "no JSON": ("nonsense", "cannot be read as JSON"),
+    "too deep": ("[" * 100_000, "cannot be read as JSON"),
+    "a number": ("5", "expected a list"),
+    "list of numbers": ("[5]", "expected a list"),
+    "manifest without prompts": ('{"objects": {"1": {}}}', "expected a list"),
+    "manifest with a word for an id": ('{"objects": {"x": {"prompts": []}}}', "expected a list"),
+    "empty": ("[]", "Nothing says"),
+    "unknown kind": ('[{"kind": "wish"}]', "prompts.json: Unknown kind"),
+    "malformed": ('[{"kind": "click", "at": "abc"}]', "prompts.json: A click is"),
+    "object is a word": ('[{"kind": "click", "at": [5, 5], "object": "a"}]', "object id"),
+    "frame is a word": ('[{"kind": "click", "at": [5, 5], "frame": "7"}]', "whole number"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_a_bad_prompt_file_is_one_line_and_exit_code_2(
+    name: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, expected = PROMPT_FILES[name]
+    path = tmp_path / "prompts.json"
+    path.write_text(content)
+    assert run(_said(volume, tmp_path / "seg.nii.gz", "--prompts", path)) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+
+
+def test_prompts_of_a_file_name_their_slices_and_objects(volume: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "prompts.json", tmp_path / "seg.nii.gz"
+    said = [
+        {"kind": "box", "low": [10, 8], "high": [30, 28], "frame": 9, "object": 2},
+        {"kind": "box", "low": [10, 8], "high": [30, 28], "object_id": 3},
+    ]
+    path.write_text(json.dumps({"prompts": said}))
+    assert run(_said(volume, out, "--prompts", path, "--slice", 4)) == 0
+    labels = limner.read_labels(out).to_array()
+    places = {(k, int(i)) for k in range(16) for i in np.unique(labels[k]) if i}
+    assert places == {(9, 2), (4, 3)}
+
+
+def test_convert_knows_what_is_a_segmentation(
+    volume: Path, drawn: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("b.SEG.NRRD", "c.JSON", "d.NPZ", "e.nii.gz", "f.mha")
+    source = drawn["mask"]
+    expected = np.asarray(limner.read_labels(source).to_array())
+    for name in names:
+        target = tmp_path / name
+        assert run(["convert", str(source), str(target), "--labels"]) == 0
+        found = limner.read_labels(target, like=volume).to_array()
+        assert np.array_equal(found, expected), name
+    content = volume.read_bytes()
+    assert run(["convert", str(volume), str(volume.parent / "." / volume.name)]) == 2
+    assert "source itself" in capsys.readouterr().err
+    assert volume.read_bytes() == content
+    assert run(["convert", str(volume), str(tmp_path / "ct.json")]) == 2
+
+
+def _program(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limner", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_the_program_runs_as_a_module_from_any_folder(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    done = _program("segment", picture, "--click", "40,30", "-o", "seg.png", cwd=tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    assert Picture.open(tmp_path / "work" / "seg.png").size == Picture.open(picture).size
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"HOME": "/nowhere"}],
+)
+def test_odd_environments_are_no_reason_to_fail(
+    environment: dict[str, str], picture: Path, tmp_path: Path
+) -> None:
+    surroundings = {**os.environ, **environment}
+    out = tmp_path / "Maske ü.png"
+    done = _program("segment", picture, "--click", "40,30", "-o", out, env=surroundings)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+    done = _program("models", env=surroundings)
+    assert done.returncode == 0, done.stderr
+    for card in limner.models():
+        assert card.name in done.stdout
+
+
+def test_a_reader_that_stops_reading_is_no_error(volume: Path) -> None:
+    command = f"{sys.executable} -m limner info {volume} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
+    command = f"{sys.executable} -m limner info {volume} >&-; echo $?"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_the_demo_fits_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from limner.cli import demo
+
+    monkeypatch.setattr(demo, "CASES", (demo._phantom_picture, demo._phantom_sequence))
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    for name in ("phantom-picture", "phantom-sequence", "classical/graphcut", "1 box, 1 click"):
+        assert name in printed
+    assert "…" not in printed
+    assert (tmp_path / "demo-output" / "phantom-picture.png").exists()
 
 
 def _broken(tmp_path: Path, volume: Path) -> dict[str, Path]:

@@ -32,7 +32,7 @@ from dicom_makers import (
     save_series,
 )
 from limner.errors import FormatError, LimnerError, SeriesChoice
-from limner.io import _dicom_codecs, dicom
+from limner.io.dicom import _codecs, images
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def read_with_itk(folder: Path) -> SimpleITK.Image:
 def refusal(path: Path) -> str:
     """What reading a file with its pixels says against it, "" if nothing."""
     try:
-        image = dicom.read(path)
+        image = images.read(path)
         pixels = image.array
     except LimnerError as error:
         return str(error)
@@ -107,7 +107,7 @@ def test_oblique_shuffled_series_agrees_with_itk(tmp_path, volume, rng):
         step=2.5,
         rng=rng,
     )
-    image = dicom.read(tmp_path)
+    image = images.read(tmp_path)
     assert image.kind == "volume"
     assert image.modality == "CT"
     assert image.array.dtype == np.int16
@@ -140,7 +140,7 @@ def test_any_orientation_gives_the_affine_it_was_written_with(tmp_path_factory, 
         step=steps[0],
         rng=generator,
     )
-    image = dicom.read(folder)
+    image = images.read(folder)
     expected = np.eye(4)
     expected[:3, 0], expected[:3, 1] = axes[:, 2] * steps[0], axes[:, 1] * steps[1]
     expected[:3, 2], expected[:3, 3] = axes[:, 0] * steps[2], origin
@@ -151,7 +151,7 @@ def test_any_orientation_gives_the_affine_it_was_written_with(tmp_path_factory, 
 def test_tilted_gantry_keeps_the_shear(tmp_path, volume, caplog):
     save_series(tmp_path, volume, step=np.array([0.0, 1.0, 3.0]))
     with caplog.at_level(logging.WARNING):
-        image = dicom.read(tmp_path)
+        image = images.read(tmp_path)
     assert not image.geometry.is_orthogonal
     np.testing.assert_allclose(image.affine[:3, 0], (0, 1, 3))
     assert "tilted gantry" in caplog.text
@@ -161,24 +161,24 @@ def test_rounded_positions_are_no_gap(tmp_path, volume):
     wobble = {k: {"ImagePositionPatient": [0, 0, round(k * 1.25 + 0.004 * (k % 2), 3)]}
               for k in range(6)}  # fmt: skip
     save_series(tmp_path, volume, per_slice=wobble)
-    assert dicom.read(tmp_path).spacing[0] == pytest.approx(1.25, abs=0.002)
+    assert images.read(tmp_path).spacing[0] == pytest.approx(1.25, abs=0.002)
 
 
 def test_gap_is_named_and_lenient_reads_on(tmp_path, volume):
     paths = save_series(tmp_path, volume, step=2.0, SeriesDescription="thin")
     paths[3].unlink()
     with pytest.raises(FormatError, match=r"thin.*4 mm between slices 2 and 3.*1 slice is missing"):
-        dicom.read(tmp_path)
+        images.read(tmp_path)
     with pytest.raises(FormatError, match="--lenient"):
-        dicom.read(tmp_path)
-    image = dicom.read(tmp_path, strict=False)
+        images.read(tmp_path)
+    image = images.read(tmp_path, strict=False)
     np.testing.assert_array_equal(image.array, np.delete(volume, 3, axis=0))
 
 
 def test_slices_out_of_line_are_refused(tmp_path, volume):
     save_series(tmp_path, volume, per_slice={2: {"ImagePositionPatient": [4, 0, 2]}})
     with pytest.raises(FormatError, match="slice 2 lies 4 mm beside"):
-        dicom.read(tmp_path)
+        images.read(tmp_path)
 
 
 def test_slices_without_position_need_lenient(tmp_path, volume):
@@ -187,19 +187,19 @@ def test_slices_without_position_need_lenient(tmp_path, volume):
         del ds.ImagePositionPatient
         ds.save_as(path)
     with pytest.raises(FormatError, match="no position"):
-        dicom.read(tmp_path)
-    np.testing.assert_array_equal(dicom.read(tmp_path, strict=False).array, volume)
+        images.read(tmp_path)
+    np.testing.assert_array_equal(images.read(tmp_path, strict=False).array, volume)
 
 
 def test_copies_of_a_file_are_left_out(tmp_path, volume):
     paths = save_series(tmp_path, volume)
     shutil.copy(paths[2], tmp_path / "copy.dcm")
-    np.testing.assert_array_equal(dicom.read(tmp_path).array, volume)
+    np.testing.assert_array_equal(images.read(tmp_path).array, volume)
 
 
 def test_one_file_of_a_series_is_a_2d_image_with_its_place(tmp_path, volume):
     paths = save_series(tmp_path, volume, origin=(1, 2, 3), step=2.0, SliceThickness=1.5)
-    image = dicom.read(paths[4])
+    image = images.read(paths[4])
     assert image.kind == "image"
     assert image.shape == (9, 11)
     np.testing.assert_allclose(image.geometry.origin, (1, 2, 11))
@@ -209,7 +209,7 @@ def test_one_file_of_a_series_is_a_2d_image_with_its_place(tmp_path, volume):
 
 def test_nothing_is_read_before_it_is_asked_for(tmp_path, volume):
     paths = save_series(tmp_path, volume)
-    image = dicom.read(tmp_path)
+    image = images.read(tmp_path)
     paths[0].unlink()
     np.testing.assert_array_equal(image.plane(3), volume[3])
     assert not image.is_loaded
@@ -225,17 +225,17 @@ def test_two_series_must_be_chosen_between(tmp_path, volume):
     save_series(tmp_path / "a", volume, SeriesInstanceUID=uids[0], SeriesDescription="Thorax 1.0")
     save_series(tmp_path / "b", volume[:4] + 1, SeriesInstanceUID=uids[1], SeriesDescription="Head")
     with pytest.raises(SeriesChoice, match=r"2 images; choose one with series= \(--series\)") as e:
-        dicom.read(tmp_path)
+        images.read(tmp_path)
     assert "\n" not in str(e.value)
     assert e.value.series == {
         uids[0]: "CT · 6 slices · 11×9 · Thorax 1.0",
         uids[1]: "CT · 4 slices · 11×9 · Head",
     }
     for choice in (uids[1], "2007", "2", 2):
-        np.testing.assert_array_equal(dicom.read(tmp_path, series=choice).array, volume[:4] + 1)
+        np.testing.assert_array_equal(images.read(tmp_path, series=choice).array, volume[:4] + 1)
     for wrong in ("3", "1.2.9", 0):
         with pytest.raises(SeriesChoice, match="is none of them"):
-            dicom.read(tmp_path, series=wrong)
+            images.read(tmp_path, series=wrong)
 
 
 def test_time_points_at_each_position_are_choices(tmp_path, volume):
@@ -248,10 +248,10 @@ def test_time_points_at_each_position_are_choices(tmp_path, volume):
             TemporalPositionIdentifier=phase + 1,
         )
     with pytest.raises(SeriesChoice) as e:
-        dicom.read(tmp_path)
+        images.read(tmp_path)
     assert list(e.value.series) == [f"{uid}:1", f"{uid}:2"]
     assert "TemporalPositionIdentifier 2" in e.value.series[f"{uid}:2"]
-    np.testing.assert_array_equal(dicom.read(tmp_path, series=":2").array, volume + 1)
+    np.testing.assert_array_equal(images.read(tmp_path, series=":2").array, volume + 1)
 
 
 def test_repeats_without_a_telling_element_are_split_by_instance_number(tmp_path, volume):
@@ -260,16 +260,16 @@ def test_repeats_without_a_telling_element_are_split_by_instance_number(tmp_path
         own = {k: {"InstanceNumber": 2 * k + repeat} for k in range(len(volume))}
         save_series(tmp_path / str(repeat), volume + repeat, SeriesInstanceUID=uid, per_slice=own)
     with pytest.raises(SeriesChoice, match="repeat 1 of 2 by InstanceNumber"):
-        dicom.read(tmp_path)
-    np.testing.assert_array_equal(dicom.read(tmp_path, series=2).array, volume + 1)
+        images.read(tmp_path)
+    np.testing.assert_array_equal(images.read(tmp_path, series=2).array, volume + 1)
 
 
 def test_positions_doubled_here_and_there_are_an_error(tmp_path, volume):
     place = {"ImagePositionPatient": [0, 0, 2]}
     save_series(tmp_path, volume, per_slice={3: place})
     with pytest.raises(FormatError, match=r"5 positions, some more than once.*strict=False"):
-        dicom.read(tmp_path)
-    assert dicom.read(tmp_path, strict=False).shape == volume.shape
+        images.read(tmp_path)
+    assert images.read(tmp_path, strict=False).shape == volume.shape
 
 
 def test_localizer_in_the_series_is_apart(tmp_path, volume):
@@ -283,8 +283,8 @@ def test_localizer_in_the_series_is_apart(tmp_path, volume):
         ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
     )
     with pytest.raises(SeriesChoice, match="CT · 1 image · 7×5 · localizer"):
-        dicom.read(tmp_path)
-    image = dicom.read(tmp_path, series=":2" if dicom.read(tmp_path, series=1).kind == "image"
+        images.read(tmp_path)
+    image = images.read(tmp_path, series=":2" if images.read(tmp_path, series=1).kind == "image"
                        else ":1")  # fmt: skip
     np.testing.assert_array_equal(image.array, volume)
 
@@ -292,7 +292,7 @@ def test_localizer_in_the_series_is_apart(tmp_path, volume):
 def test_frames_at_one_place_are_a_video_in_time(tmp_path, volume, rng):
     times = {k: {"TriggerTime": 40.0 * k, "ImagePositionPatient": [0, 0, 5]} for k in range(6)}
     save_series(tmp_path, volume, rng=rng, per_slice=times, sop_class=MR, modality="MR")
-    image = dicom.read(tmp_path)
+    image = images.read(tmp_path)
     assert image.kind == "video"
     np.testing.assert_array_equal(image.array, volume)
 
@@ -303,16 +303,16 @@ def test_other_objects_in_the_folder_are_no_images(tmp_path, volume):
     del report.PixelData
     save(report, tmp_path / "report.dcm")
     (tmp_path / "notes.txt").write_text("not DICOM")
-    assert dicom.read(tmp_path).shape == volume.shape
+    assert images.read(tmp_path).shape == volume.shape
     with pytest.raises(FormatError, match="holds no pixels; it says it is: Basic Text SR"):
-        dicom.read(tmp_path / "report.dcm")
+        images.read(tmp_path / "report.dcm")
 
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "notes.txt").write_text("not DICOM")
-    assert not dicom.sniff(tmp_path, b"")
+    assert not images.sniff(tmp_path, b"")
     with pytest.raises(FormatError, match="holds no DICOM image"):
-        dicom.read(tmp_path)
+        images.read(tmp_path)
 
 
 # Values
@@ -321,7 +321,7 @@ def test_folder_without_images(tmp_path):
 def test_rescale_keeps_integers_where_they_are_exact(tmp_path, rng):
     stored = rng.integers(0, 4096, (3, 5, 5), dtype=np.uint16)
     save_series(tmp_path, stored, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=-1024)
-    image = dicom.read(tmp_path)
+    image = images.read(tmp_path)
     assert image.dtype == image.array.dtype == np.int16
     np.testing.assert_array_equal(image.array, stored.astype(int) - 1024)
 
@@ -329,7 +329,7 @@ def test_rescale_keeps_integers_where_they_are_exact(tmp_path, rng):
 def test_sixteen_bits_with_offset_do_not_wrap(tmp_path):
     stored = np.array([[-32768, 32767]], dtype=np.int16)
     ds = image_dataset(stored)
-    image = dicom.read(save(ds, tmp_path / "a.dcm", RescaleSlope=1, RescaleIntercept=-1024))
+    image = images.read(save(ds, tmp_path / "a.dcm", RescaleSlope=1, RescaleIntercept=-1024))
     np.testing.assert_array_equal(image.array, [[-33792, 31743]])
 
 
@@ -338,7 +338,7 @@ def test_slopes_that_differ_by_slice_as_in_pet(tmp_path, rng):
     slopes = [0.5, 1.25, 2.0, 0.01]
     own = {k: {"RescaleSlope": slope, "RescaleIntercept": 0} for k, slope in enumerate(slopes)}
     save_series(tmp_path, stored, per_slice=own, sop_class=PET, modality="PT")
-    image = dicom.read(tmp_path)
+    image = images.read(tmp_path)
     assert image.array.dtype == np.float32
     np.testing.assert_allclose(image.array, stored * np.reshape(slopes, (4, 1, 1)), rtol=1e-6)
     np.testing.assert_array_equal(image.plane(2), image.array[2])
@@ -352,7 +352,7 @@ def test_monochrome1_is_inverted_except_measurements(tmp_path):
     ):
         ds = image_dataset(stored, sop_class=sop_class, modality=modality)
         ds.PhotometricInterpretation = "MONOCHROME1"
-        image = dicom.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
+        image = images.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
         np.testing.assert_array_equal(image.array, expected)
         assert image.metadata["inverted"] == (modality == "DX")
 
@@ -360,7 +360,7 @@ def test_monochrome1_is_inverted_except_measurements(tmp_path):
 def test_spare_bits_are_cut_and_signs_extended(tmp_path):
     stored = np.array([[0x0FFF, 0xF001], [0x1800, 0x07FF]], dtype=np.uint16)
     ds = image_dataset(stored, sop_class=MR, modality="MR")
-    image = dicom.read(
+    image = images.read(
         save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11, PixelRepresentation=1)
     )
     np.testing.assert_array_equal(image.array, [[-1, 1], [-2048, 2047]])
@@ -372,7 +372,7 @@ def test_modality_lookup_table(tmp_path):
     table.LUTData = np.array([500, 600, 700, 65000], dtype=np.uint16).tobytes()
     table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
     ds = image_dataset(np.array([[0, 10, 11], [12, 13, 200]], dtype=np.uint8), modality="OT")
-    image = dicom.read(save(ds, tmp_path / "a.dcm", ModalityLUTSequence=[table]))
+    image = images.read(save(ds, tmp_path / "a.dcm", ModalityLUTSequence=[table]))
     np.testing.assert_array_equal(image.array, [[500, 500, 600], [700, 65000, 65000]])
 
 
@@ -381,7 +381,7 @@ def test_float_pixels(tmp_path, rng):
     ds = image_dataset(values, sop_class="1.2.840.10008.5.1.4.1.1.30", modality="MR")
     del ds.PixelData, ds.BitsStored, ds.HighBit, ds.PixelRepresentation
     ds.FloatPixelData = values.tobytes()
-    image = dicom.read(save(ds, tmp_path / "a.dcm"))
+    image = images.read(save(ds, tmp_path / "a.dcm"))
     np.testing.assert_array_equal(image.array, values)
 
 
@@ -392,31 +392,31 @@ def test_palette_colours(tmp_path):
         setattr(ds, f"{colour}PaletteColorLookupTableDescriptor", [3, 0, 16])
         content = (np.array(entries, dtype=np.uint16) * 257).tobytes()
         setattr(ds, f"{colour}PaletteColorLookupTableData", content)
-    image = dicom.read(save(ds, tmp_path / "a.dcm"))
+    image = images.read(save(ds, tmp_path / "a.dcm"))
     expected = [[[0, 10, 1], [255, 20, 2]], [[9, 30, 3], [9, 30, 3]]]
     np.testing.assert_array_equal(image.array, expected)
     np.testing.assert_array_equal(
-        dicom.read(tmp_path / "a.dcm", channel=0).array, [[0, 255], [9, 9]]
+        images.read(tmp_path / "a.dcm", channel=0).array, [[0, 255], [9, 9]]
     )
     with pytest.raises(FormatError, match="no channel 3"):
-        dicom.read(tmp_path / "a.dcm", channel=3)
+        images.read(tmp_path / "a.dcm", channel=3)
 
 
 def test_planar_and_ybr_colours(tmp_path, rng):
     colours = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     ds = image_dataset(colours, modality="OT")
     ds.PixelData = np.moveaxis(colours, -1, 0).tobytes()
-    image = dicom.read(save(ds, tmp_path / "planar.dcm", PlanarConfiguration=1))
+    image = images.read(save(ds, tmp_path / "planar.dcm", PlanarConfiguration=1))
     np.testing.assert_array_equal(image.array, colours)
     grey = np.full((4, 4, 3), 128, dtype=np.uint8)
     grey[..., 0] = 77
     ds = image_dataset(grey, modality="OT")
     ds.PhotometricInterpretation = "YBR_FULL"
-    np.testing.assert_array_equal(dicom.read(save(ds, tmp_path / "ybr.dcm")).array, 77)
+    np.testing.assert_array_equal(images.read(save(ds, tmp_path / "ybr.dcm")).array, 77)
     ds = image_dataset(grey, modality="OT")
     ds.PhotometricInterpretation = "YBR_FULL_422"
     ds.PixelData = bytes((10, 20, 128, 128)) * 8
-    row = dicom.read(save(ds, tmp_path / "ybr422.dcm")).array[0, :, 0]
+    row = images.read(save(ds, tmp_path / "ybr422.dcm")).array[0, :, 0]
     np.testing.assert_array_equal(row, [10, 20, 10, 20])
 
 
@@ -441,7 +441,7 @@ def test_lossless_compression_returns_the_pixels(tmp_path, rng, syntax, encode, 
     frames = [bytes(encode(plane)) for plane in stack]
     ds = image_dataset(stack, sop_class=US_MULTIFRAME, modality="US")
     compress(ds, syntax, frames)
-    image = dicom.read(save(ds, tmp_path / "a.dcm", FrameTime=40))
+    image = images.read(save(ds, tmp_path / "a.dcm", FrameTime=40))
     np.testing.assert_array_equal(image.array, stack)
     np.testing.assert_array_equal(image.plane(1), stack[1])
 
@@ -449,10 +449,10 @@ def test_lossless_compression_returns_the_pixels(tmp_path, rng, syntax, encode, 
 def test_deflated_frames(rng):
     plane = rng.integers(0, 4000, (6, 7, 1), dtype=np.uint16)
     syntax = {"syntax": "1.2.840.10008.1.2.8.1", "itemsize": 2, "photometric": "MONOCHROME2"}
-    pixels, _ = _dicom_codecs.decode(deflate(plane), shape=(6, 7, 1), **syntax)
+    pixels, _ = _codecs.decode(deflate(plane), shape=(6, 7, 1), **syntax)
     np.testing.assert_array_equal(pixels, plane)
     with pytest.raises(ValueError, match="of 112 bytes"):
-        _dicom_codecs.decode(deflate(plane), shape=(8, 7, 1), **syntax)
+        _codecs.decode(deflate(plane), shape=(8, 7, 1), **syntax)
 
 
 def test_twelve_bit_jpeg_is_close(tmp_path):
@@ -460,7 +460,7 @@ def test_twelve_bit_jpeg_is_close(tmp_path):
     ds = image_dataset(ramp, sop_class=MR, modality="MR")
     encoded = imagecodecs.jpeg8_encode(ramp, level=98, bitspersample=12)
     compress(ds, "1.2.840.10008.1.2.4.51", [encoded])
-    image = dicom.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
+    image = images.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
     assert np.abs(image.array.astype(int) - ramp).max() < 40
 
 
@@ -470,7 +470,7 @@ def test_one_frame_in_several_fragments(tmp_path, rng):
     ds = image_dataset(plane, sop_class=MR, modality="MR")
     compress(ds, "1.2.840.10008.1.2.4.80", [encoded])
     ds.PixelData = pydicom.encaps.encapsulate([encoded], fragments_per_frame=3)
-    np.testing.assert_array_equal(dicom.read(save(ds, tmp_path / "a.dcm")).array, plane)
+    np.testing.assert_array_equal(images.read(save(ds, tmp_path / "a.dcm")).array, plane)
 
 
 @pytest.mark.parametrize("has_table", [True, False])
@@ -480,14 +480,14 @@ def test_frames_in_fragments_with_and_without_offset_table(tmp_path, rng, has_ta
     encoded = [imagecodecs.jpegls_encode(p) for p in stack]
     compress(ds, "1.2.840.10008.1.2.4.80", encoded)
     ds.PixelData = pydicom.encaps.encapsulate(encoded, fragments_per_frame=2, has_bot=has_table)
-    np.testing.assert_array_equal(dicom.read(save(ds, tmp_path / "a.dcm")).array, stack)
+    np.testing.assert_array_equal(images.read(save(ds, tmp_path / "a.dcm")).array, stack)
 
 
 def test_codestream_of_another_size_is_refused_before_decoding(tmp_path):
     ds = image_dataset(np.zeros((16, 16), dtype=np.uint8), modality="OT")
     bomb = imagecodecs.jpegls_encode(np.zeros((4096, 4096), dtype=np.uint8))
     compress(ds, "1.2.840.10008.1.2.4.80", [bomb])
-    image = dicom.read(save(ds, tmp_path / "a.dcm"))
+    image = images.read(save(ds, tmp_path / "a.dcm"))
     with pytest.raises(FormatError, match="claims 4096×4096 pixels where the header says 16×16"):
         _ = image.array
 
@@ -499,7 +499,7 @@ def test_jpegls_parameters_that_hang_the_decoder_are_refused(tmp_path, rng):
     preset = b"\xff\xf8" + struct.pack(">HB5H", 13, 1, 65373, 18, 67, 26900, 1280)
     ds = image_dataset(plane, sop_class=MR, modality="MR")
     compress(ds, "1.2.840.10008.1.2.4.80", [encoded[:scan] + preset + encoded[scan:]])
-    image = dicom.read(save(ds, tmp_path / "a.dcm"))
+    image = images.read(save(ds, tmp_path / "a.dcm"))
     with pytest.raises(FormatError, match="preset parameters out of range"):
         _ = image.array
 
@@ -508,7 +508,7 @@ def test_unsupported_compression_is_named(tmp_path):
     ds = image_dataset(np.zeros((16, 16), dtype=np.uint8), modality="OT")
     compress(ds, "1.2.840.10008.1.2.4.94", [b"\0" * 64])
     with pytest.raises(FormatError, match="JPIP Referenced"):
-        dicom.read(save(ds, tmp_path / "a.dcm"))
+        images.read(save(ds, tmp_path / "a.dcm"))
 
 
 def test_video_stream(tmp_path, rng):
@@ -528,15 +528,15 @@ def test_video_stream(tmp_path, rng):
     compress(ds, "1.2.840.10008.1.2.4.100", [buffer.getvalue()])
     ds.PhotometricInterpretation = "YBR_PARTIAL_420"
     path = save(ds, tmp_path / "a.dcm", FrameTime=40)
-    image = dicom.read(path)
+    image = images.read(path)
     assert image.kind == "video"
     assert image.shape == (5, 48, 64, 3)
     np.testing.assert_allclose(image.array.mean(axis=(1, 2, 3)), levels, atol=4)
-    again = dicom.read(path)
+    again = images.read(path)
     for k in (3, 1, 4):
         np.testing.assert_array_equal(again.plane(k), image.array[k])
     with pytest.raises(FormatError, match="stream ends at 5"):
-        _ = dicom.read(save(ds, path, NumberOfFrames=6)).array
+        _ = images.read(save(ds, path, NumberOfFrames=6)).array
 
 
 # Multi-frame
@@ -548,7 +548,7 @@ def test_enhanced_multiframe_is_sorted_by_position(tmp_path, rng):
     ds = enhanced_dataset(
         stack[order], [(1.0, 2.0, 3.0 + 2.0 * k) for k in order], spacing=(0.5, 0.6), thickness=2.5
     )
-    image = dicom.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
+    image = images.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
     assert image.kind == "volume"
     assert image.spacing == pytest.approx((2.0, 0.5, 0.6))
     assert image.geometry.origin == (1, 2, 3)
@@ -562,8 +562,8 @@ def test_enhanced_multiframe_with_time_points_is_a_choice(tmp_path, rng):
     ds = enhanced_dataset(stack, places, temporal=[1, 1, 1, 2, 2, 2])
     path = save(ds, tmp_path / "a.dcm")
     with pytest.raises(SeriesChoice, match="TemporalPositionIndex 1"):
-        dicom.read(path)
-    np.testing.assert_array_equal(dicom.read(path, series=2).array, stack[3:].astype(int) - 1000)
+        images.read(path)
+    np.testing.assert_array_equal(images.read(path, series=2).array, stack[3:].astype(int) - 1000)
 
 
 def test_ultrasound_cine_is_a_video_with_region_spacing(tmp_path, rng):
@@ -574,7 +574,7 @@ def test_ultrasound_cine_is_a_video_with_region_spacing(tmp_path, rng):
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.03, -0.05
     ds = image_dataset(frames, sop_class=US_MULTIFRAME, modality="US")
     path = save(ds, tmp_path / "a.dcm", FrameTime=33.3, SequenceOfUltrasoundRegions=[region])
-    image = dicom.read(path)
+    image = images.read(path)
     assert image.kind == "video"
     assert image.shape == (4, 10, 12, 3)
     assert image.spacing[1:] == pytest.approx((0.5, 0.3))
@@ -585,7 +585,7 @@ def test_ultrasound_cine_is_a_video_with_region_spacing(tmp_path, rng):
 def test_slices_without_position_in_one_file_are_a_volume(tmp_path, rng):
     stack = rng.integers(0, 255, (4, 5, 6), dtype=np.uint8)
     ds = image_dataset(stack, sop_class="1.2.840.10008.5.1.4.1.1.77.1.5.4", modality="OPT")
-    image = dicom.read(save(ds, tmp_path / "a.dcm", PixelSpacing=[0.1, 0.2], SliceThickness=0.5))
+    image = images.read(save(ds, tmp_path / "a.dcm", PixelSpacing=[0.1, 0.2], SliceThickness=0.5))
     assert image.kind == "volume"
     assert image.spacing == pytest.approx((0.5, 0.1, 0.2))
     np.testing.assert_array_equal(image.array, stack)
@@ -603,7 +603,7 @@ def test_dose_grid_is_a_volume_in_gray(tmp_path, rng):
         GridFrameOffsetVector=[0, 3, 6],
         DoseGridScaling=1e-6,
     )
-    image = dicom.read(path)
+    image = images.read(path)
     assert image.spacing == pytest.approx((3, 2, 2))
     np.testing.assert_allclose(image.array, stored * 1e-6, rtol=1e-6)
 
@@ -614,15 +614,15 @@ def test_dose_grid_is_a_volume_in_gray(tmp_path, rng):
 def test_spacing_unknown_detector_and_impossible(tmp_path, rng):
     ds = image_dataset(rng.integers(0, 99, (4, 5), dtype=np.uint8), sop_class=DX, modality="DX")
     path = save(ds, tmp_path / "a.dcm")
-    assert not dicom.read(path).geometry.has_spacing
-    image = dicom.read(save(ds, path, ImagerPixelSpacing=[0.2, 0.1]))
+    assert not images.read(path).geometry.has_spacing
+    image = images.read(save(ds, path, ImagerPixelSpacing=[0.2, 0.1]))
     assert image.spacing == pytest.approx((0.2, 0.1))
     assert image.metadata["spacing_source"] == "ImagerPixelSpacing"
-    image = dicom.read(save(ds, path, PixelSpacing=[0.3, 0.4]))
+    image = images.read(save(ds, path, PixelSpacing=[0.3, 0.4]))
     assert image.spacing == pytest.approx((0.3, 0.4))
     for wrong in ([0, 1], [-1, 1]):
         with pytest.raises(FormatError, match=r"PixelSpacing.*must be above 0"):
-            dicom.read(save(ds, path, PixelSpacing=wrong))
+            images.read(save(ds, path, PixelSpacing=wrong))
 
 
 # Odd and damaged files
@@ -636,17 +636,17 @@ def test_bare_data_set_without_preamble(tmp_path, volume):
     bare = tmp_path / "bare"
     pydicom.dcmwrite(bare, ds, implicit_vr=True, little_endian=True, enforce_file_format=False)
     assert bare.read_bytes()[128:132] != b"DICM" == content[128:132]
-    assert dicom.sniff(bare, bare.read_bytes()[:1024])
-    np.testing.assert_array_equal(dicom.read(bare).array, volume[0])
+    assert images.sniff(bare, bare.read_bytes()[:1024])
+    np.testing.assert_array_equal(images.read(bare).array, volume[0])
 
 
 def test_other_bytes_are_not_dicom(tmp_path):
     for name, content in (("a.png", b"\x89PNG\r\n\x1a\n" + bytes(300)), ("b", b""), ("c", b"\x08")):
         path = tmp_path / name
         path.write_bytes(content)
-        assert not dicom.sniff(path, content)
+        assert not images.sniff(path, content)
         with pytest.raises(FormatError, match="is not a DICOM file"):
-            dicom.read(path)
+            images.read(path)
 
 
 def test_truncated_pixels_and_lies_about_frames(tmp_path, volume):
@@ -654,14 +654,14 @@ def test_truncated_pixels_and_lies_about_frames(tmp_path, volume):
     content = path.read_bytes()
     path.write_bytes(content[:-30])
     with pytest.raises(FormatError, match="truncated"):
-        dicom.read(path)
+        images.read(path)
     path.write_bytes(content)
     ds = pydicom.dcmread(path)
     for claim in (2, 10**12):
         with pytest.raises(FormatError, match=f"{claim} frames"):
-            dicom.read(save(ds, path, NumberOfFrames=claim))
+            images.read(save(ds, path, NumberOfFrames=claim))
     with pytest.raises(FormatError, match="65535"):
-        dicom.read(save(ds, path, NumberOfFrames=1, Rows=65535, Columns=65535))
+        images.read(save(ds, path, NumberOfFrames=1, Rows=65535, Columns=65535))
 
 
 def test_unreadable_file_in_a_folder(tmp_path, volume):
@@ -670,8 +670,8 @@ def test_unreadable_file_in_a_folder(tmp_path, volume):
     content = paths[0].read_bytes()
     broken.write_bytes(content[: len(content) // 2])
     with pytest.raises(FormatError, match=r"broken.dcm.*strict=False"):
-        dicom.read(tmp_path)
-    np.testing.assert_array_equal(dicom.read(tmp_path, strict=False).array, volume)
+        images.read(tmp_path)
+    np.testing.assert_array_equal(images.read(tmp_path, strict=False).array, volume)
 
 
 def test_damaged_bytes_never_give_a_traceback(tmp_path, rng):
@@ -713,15 +713,15 @@ def test_dicomdir_is_followed_but_not_out_of_its_folder(tmp_path, volume):
     del index.PixelData
     with pydicom.config.disable_value_validation():
         save(index, study / "DICOMDIR", DirectoryRecordSequence=records)
-    assert dicom.sniff(study / "DICOMDIR", (study / "DICOMDIR").read_bytes()[:1024])
-    np.testing.assert_array_equal(dicom.read(study / "DICOMDIR").array, volume)
-    np.testing.assert_array_equal(dicom.read(study).array, volume)
+    assert images.sniff(study / "DICOMDIR", (study / "DICOMDIR").read_bytes()[:1024])
+    np.testing.assert_array_equal(images.read(study / "DICOMDIR").array, volume)
+    np.testing.assert_array_equal(images.read(study).array, volume)
 
 
 def test_metadata_say_nothing_about_the_patient(tmp_path, volume):
     save_series(tmp_path, volume, PatientName="Doe^Jane", PatientID="X1234", WindowCenter=[40, 50],
                 WindowWidth=[400, 300])  # fmt: skip
-    metadata = dict(dicom.read(tmp_path).metadata)
+    metadata = dict(images.read(tmp_path).metadata)
     assert metadata["window_center"] == [40.0, 50.0]
     assert "Doe" not in str(metadata)
     assert "X1234" not in str(metadata)
@@ -730,7 +730,7 @@ def test_metadata_say_nothing_about_the_patient(tmp_path, volume):
 
 def test_siemens_mosaic_is_noted(tmp_path, volume):
     ds = image_dataset(volume[0], sop_class=MR, modality="MR")
-    image = dicom.read(save(ds, tmp_path / "a.dcm", ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]))
+    image = images.read(save(ds, tmp_path / "a.dcm", ImageType=["ORIGINAL", "PRIMARY", "MOSAIC"]))
     assert "not a volume" in image.metadata["mosaic"]
 
 
@@ -743,7 +743,7 @@ def pydicom_files() -> list[Path]:
 def test_pydicom_files_open_or_say_why_not(path):
     with path.open("rb") as file:
         head = file.read(4096)
-    dicom.sniff(path, head)
+    images.sniff(path, head)
     text = refusal(path)
     assert "\n" not in text
     assert not text or path.name in text
@@ -754,10 +754,10 @@ def test_pydicom_dicomdirs_and_folders_open_or_say_why_not():
     paths = [folder, *(p for p in folder.iterdir() if p.name.startswith("DICOMDIR"))]
     for path in paths:
         with pytest.raises(LimnerError) as e:
-            dicom.read(path)
+            images.read(path)
         assert "\n" not in str(e.value)
     with pytest.raises(SeriesChoice) as choice:
-        dicom.read(folder / "DICOMDIR")
+        images.read(folder / "DICOMDIR")
     assert len(choice.value.series) > 5
 
 
@@ -776,7 +776,7 @@ def test_pydicom_dicomdirs_and_folders_open_or_say_why_not():
 def test_real_series_equal_their_nifti_twins(shared_data, name, twin, scale):
     import nibabel
 
-    image = dicom.read(shared_data / "dicom" / name)
+    image = images.read(shared_data / "dicom" / name)
     nifti = nibabel.load(shared_data / "3d" / twin / "images" / "STS_002.nii.gz")
     np.testing.assert_allclose(image.array, np.asarray(nifti.dataobj).T, rtol=scale)
     to_lps = np.diag([-1, -1, 1, 1]) @ nifti.affine
@@ -797,7 +797,7 @@ def test_all_shared_dicom_files_open(shared_data):
 @pytest.mark.shared
 def test_slide_is_put_together_from_its_tiles(shared_data):
     path = shared_data / "dicom" / "highdicom_seg" / "sm_image.dcm"
-    image = dicom.read(path)
+    image = images.read(path)
     assert image.kind == "image"
     assert image.shape == (50, 50, 3)
     frames = pydicom.dcmread(path).pixel_array

@@ -20,9 +20,10 @@ from dicom_makers import (
 )
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io import Image, dicom, dicom_seg
-from limner.io._codes import coded_name
-from limner.io._dicom_labels import move_labels
+from limner.io import Image
+from limner.io.dicom import images, seg
+from limner.io.dicom._codes import coded_name
+from limner.io.dicom._labels import move_labels
 from limner.io.labels import Labels
 
 
@@ -46,7 +47,7 @@ def series(tmp_path: Path, rng: np.random.Generator) -> Image:
         rng=rng,
         SliceThickness=2.0,
     )
-    return dicom.read(tmp_path / "series")
+    return images.read(tmp_path / "series")
 
 
 def two_objects(geometry: Geometry, *, overlap: bool) -> Labels:
@@ -72,10 +73,10 @@ def assert_same(found: Labels, expected: Labels) -> None:
 def test_series_round_trip_with_names_ids_and_overlaps(tmp_path, series, overlap):
     labels = two_objects(series.geometry, overlap=overlap)
     path = tmp_path / "seg.dcm"
-    dicom_seg.write(path, labels, like=series)
-    assert dicom_seg.sniff(path, path.read_bytes()[:1024])
-    assert not dicom.sniff(path, path.read_bytes()[:1024])
-    found = dicom_seg.read_labels(path, like=series)
+    seg.write(path, labels, like=series)
+    assert seg.sniff(path, path.read_bytes()[:1024])
+    assert not images.sniff(path, path.read_bytes()[:1024])
+    found = seg.read_labels(path, like=series)
     assert_same(found, labels)
     assert found.names == labels.names
     assert found.geometry == series.geometry
@@ -84,8 +85,8 @@ def test_series_round_trip_with_names_ids_and_overlaps(tmp_path, series, overlap
 
 def test_without_image_the_planes_are_at_their_places(tmp_path, series):
     labels = two_objects(series.geometry, overlap=False)
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
-    alone = dicom_seg.read_labels(tmp_path / "seg.dcm")
+    seg.write(tmp_path / "seg.dcm", labels, like=series)
+    alone = seg.read_labels(tmp_path / "seg.dcm")
     moved = move_labels(alone, series.geometry)
     assert_same(moved, labels)
     where = np.argwhere(alone.mask(2)).mean(axis=0)
@@ -97,7 +98,7 @@ def test_without_image_the_planes_are_at_their_places(tmp_path, series):
 
 def test_highdicom_finds_the_same_voxels_at_the_same_places(tmp_path, series):
     labels = two_objects(series.geometry, overlap=True)
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    seg.write(tmp_path / "seg.dcm", labels, like=series)
     theirs = highdicom.seg.segread(tmp_path / "seg.dcm")
     for number, object_id in ((1, 2), (2, 7)):
         volume = theirs.get_volume(segment_numbers=[number], combine_segments=False)
@@ -113,7 +114,7 @@ def test_highdicom_finds_the_same_voxels_at_the_same_places(tmp_path, series):
 def test_segments_are_coded_coloured_and_attributed(tmp_path, series):
     labels = two_objects(series.geometry, overlap=False)
     labels.manifest = {"model": {"name": "classical/region"}}
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    seg.write(tmp_path / "seg.dcm", labels, like=series)
     ds = pydicom.dcmread(tmp_path / "seg.dcm")
     source = pydicom.dcmread(series.metadata["files"][0], stop_before_pixels=True)
     assert ds.StudyInstanceUID == source.StudyInstanceUID
@@ -142,12 +143,12 @@ def test_segments_are_coded_coloured_and_attributed(tmp_path, series):
 def test_labelmap_round_trip_and_its_limit(tmp_path, series):
     labels = two_objects(series.geometry, overlap=False)
     path = tmp_path / "seg.dcm"
-    dicom_seg.write(path, labels, like=series, dicom_type="seg-labelmap")
+    seg.write(path, labels, like=series, dicom_type="seg-labelmap")
     assert pydicom.dcmread(path).SegmentationType == "LABELMAP"
-    assert_same(dicom_seg.read_labels(path, like=series), labels)
+    assert_same(seg.read_labels(path, like=series), labels)
     before = path.read_bytes()
     with pytest.raises(FormatError, match="a LABELMAP cannot hold"):
-        dicom_seg.write(
+        seg.write(
             path, two_objects(series.geometry, overlap=True), like=series, dicom_type="seg-labelmap"
         )
     assert path.read_bytes() == before
@@ -155,35 +156,35 @@ def test_labelmap_round_trip_and_its_limit(tmp_path, series):
 
 
 def test_single_slice_projection_and_multiframe(tmp_path, series, rng):
-    sources = [dicom.read(series.metadata["files"][3])]
+    sources = [images.read(series.metadata["files"][3])]
     ds = image_dataset(rng.integers(0, 255, (20, 24), dtype=np.uint8), sop_class=DX, modality="DX")
-    sources.append(dicom.read(save(ds, tmp_path / "dx.dcm")))
+    sources.append(images.read(save(ds, tmp_path / "dx.dcm")))
     stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
     places = [(0.0, 0.0, 3.0 * k) for k in rng.permutation(8)]
-    sources.append(dicom.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm")))
+    sources.append(images.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm")))
     assert [s.kind for s in sources] == ["image", "image", "volume"]
     for image in sources:
         labels = two_objects(image.geometry, overlap=True)
-        dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
-        assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+        seg.write(tmp_path / "seg.dcm", labels, like=image)
+        assert_same(seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
 
 
 def test_series_with_a_gap_keeps_every_slice(tmp_path, series, rng):
     Path(series.metadata["files"][2]).unlink()
-    uneven = dicom.read(series.path, strict=False)
+    uneven = images.read(series.path, strict=False)
     labels = Labels(uneven.geometry, masks={1: rng.random(uneven.shape) > 0.8})
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=uneven)
-    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=uneven), labels)
+    seg.write(tmp_path / "seg.dcm", labels, like=uneven)
+    assert_same(seg.read_labels(tmp_path / "seg.dcm", like=uneven), labels)
 
 
 def test_one_time_point_of_a_multiframe_file(tmp_path, rng):
     stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
     places = [(0.0, 0.0, 3.0 * (k // 2)) for k in range(8)]
     ds = enhanced_dataset(stack, places, temporal=[1, 2] * 4)
-    image = dicom.read(save(ds, tmp_path / "enhanced.dcm"), series=2)
+    image = images.read(save(ds, tmp_path / "enhanced.dcm"), series=2)
     labels = Labels(image.geometry, masks={1: image.array > 0})
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
-    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+    seg.write(tmp_path / "seg.dcm", labels, like=image)
+    assert_same(seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
     for group in pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence:
         source = group.DerivationImageSequence[0].SourceImageSequence[0]
         number = int(source.ReferencedFrameNumber)
@@ -207,27 +208,27 @@ def test_fractional_is_cut_at_half(tmp_path, series):
             datasets, fractions, "FRACTIONAL", [segment], "1.2.3", 5, "1.2.4", 1, "m", "m", "1", "1"
         )
         made.save_as(tmp_path / "seg.dcm")
-    found = dicom_seg.read_labels(tmp_path / "seg.dcm", like=series)
+    found = seg.read_labels(tmp_path / "seg.dcm", like=series)
     np.testing.assert_array_equal(found.mask(1), fractions > 0.5)
     assert found.names == {1: "liver"}
 
 
 def test_image_that_covers_part_or_is_another_grid(tmp_path, series):
     labels = two_objects(series.geometry, overlap=False)
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=series)
+    seg.write(tmp_path / "seg.dcm", labels, like=series)
     part = Image(series.array[1:7], series.geometry.crop((1, 0, 0), (7, 20, 24)))
-    found = dicom_seg.read_labels(tmp_path / "seg.dcm", like=part)
+    found = seg.read_labels(tmp_path / "seg.dcm", like=part)
     for object_id in labels.ids:
         np.testing.assert_array_equal(found.mask(object_id), labels.mask(object_id)[1:7])
     flipped = series.geometry.affine.copy()
     flipped[:3, 3] = series.geometry.index_to_world((7, 0, 0))
     flipped[:3, 0] *= -1
-    found = dicom_seg.read_labels(
+    found = seg.read_labels(
         tmp_path / "seg.dcm", like=Image(series.array[::-1], Geometry(series.shape, flipped))
     )
     np.testing.assert_array_equal(found.mask(7), labels.mask(7)[::-1])
     finer = series.geometry.resampled((8, 40, 48))
-    found = dicom_seg.read_labels(
+    found = seg.read_labels(
         tmp_path / "seg.dcm", like=Image(np.zeros((8, 40, 48), np.int16), finer)
     )
     assert found.mask(2).sum() == 4 * labels.mask(2).sum()
@@ -238,25 +239,25 @@ def test_what_cannot_be_written_says_why(tmp_path, series):
     plain = Image(np.zeros(series.shape), series.geometry)
     for like in (None, plain):
         with pytest.raises(FormatError, match=r"needs the DICOM files.*write \.nii\.gz"):
-            dicom_seg.write(tmp_path / "seg.dcm", labels, like=like)
+            seg.write(tmp_path / "seg.dcm", labels, like=like)
     cine = image_dataset(np.zeros((3, 8, 8), np.uint8), sop_class=US_MULTIFRAME, modality="US")
-    video = dicom.read(save(cine, tmp_path / "us.dcm", FrameTime=40))
+    video = images.read(save(cine, tmp_path / "us.dcm", FrameTime=40))
     with pytest.raises(FormatError, match=r"frames of a video.*write \.npz"):
         ones = Labels(video.geometry, array=np.ones(video.shape, np.uint8))
-        dicom_seg.write(tmp_path / "seg.dcm", ones, like=video)
+        seg.write(tmp_path / "seg.dcm", ones, like=video)
     with pytest.raises(FormatError, match="no object"):
         empty = Labels(series.geometry, array=np.zeros(series.shape, np.uint8))
-        dicom_seg.write(tmp_path / "seg.dcm", empty, like=series)
+        seg.write(tmp_path / "seg.dcm", empty, like=series)
     small = Labels(Geometry((2, 2)), array=np.ones((2, 2), np.uint8))
     with pytest.raises(FormatError, match="do not fit the image"):
-        dicom_seg.write(tmp_path / "seg.dcm", small, like=series)
+        seg.write(tmp_path / "seg.dcm", small, like=series)
     with pytest.raises(FormatError, match="unknown; use seg or seg-labelmap"):
-        dicom_seg.write(tmp_path / "seg.dcm", labels, like=series, dicom_type="nifti")
+        seg.write(tmp_path / "seg.dcm", labels, like=series, dicom_type="nifti")
     assert not (tmp_path / "seg.dcm").exists()
     with pytest.raises(FormatError, match="is no DICOM Segmentation"):
-        dicom_seg.read_labels(series.metadata["files"][0])
+        seg.read_labels(series.metadata["files"][0])
     with pytest.raises(FormatError, match="read it with read_labels"):
-        dicom_seg.read(tmp_path / "seg.dcm")
+        seg.read(tmp_path / "seg.dcm")
 
 
 def test_anonymised_source_without_identifiers(tmp_path, rng):
@@ -268,16 +269,16 @@ def test_anonymised_source_without_identifiers(tmp_path, rng):
             delattr(ds, keyword)
         ds.SpecificCharacterSet = ""
         ds.save_as(path)
-    image = dicom.read(tmp_path / "series")
+    image = images.read(tmp_path / "series")
     labels = two_objects(image.geometry, overlap=False)
     labels = Labels(image.geometry, masks={i: labels.mask(i) for i in (2,)})
-    dicom_seg.write(tmp_path / "seg.dcm", labels, like=image)
-    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
+    seg.write(tmp_path / "seg.dcm", labels, like=image)
+    assert_same(seg.read_labels(tmp_path / "seg.dcm", like=image), labels)
 
 
 def test_damaged_segmentation_is_refused_in_one_line(tmp_path, series, rng):
     path = tmp_path / "seg.dcm"
-    dicom_seg.write(path, two_objects(series.geometry, overlap=False), like=series)
+    seg.write(path, two_objects(series.geometry, overlap=False), like=series)
     content = path.read_bytes()
     refused = 0
     for _ in range(60):
@@ -285,7 +286,7 @@ def test_damaged_segmentation_is_refused_in_one_line(tmp_path, series, rng):
         damaged[rng.integers(150, len(damaged))] = rng.integers(256)
         path.write_bytes(bytes(damaged))
         try:
-            dicom_seg.read_labels(path)
+            seg.read_labels(path)
         except FormatError as error:
             refused += "\n" not in str(error)
     assert refused > 40
@@ -323,12 +324,12 @@ def test_dcmqi_segmentation_equals_its_nrrd_twin(shared_data):
 
     folder = shared_data / "dicom" / "ct_liver_seg"
     mask, _ = nrrd.read(str(folder / "liver_seg.nrrd"))
-    image = dicom.read(folder)
+    image = images.read(folder)
     for like in (None, image):
-        labels = dicom_seg.read_labels(folder / "liver.dcm", like=like)
+        labels = seg.read_labels(folder / "liver.dcm", like=like)
         assert labels.names == {1: "Liver"}
         np.testing.assert_array_equal(labels.mask(1), mask.T > 0)
-    overlapping = dicom_seg.read_labels(folder / "partial_overlaps.dcm", like=image)
+    overlapping = seg.read_labels(folder / "partial_overlaps.dcm", like=image)
     assert len(overlapping.ids) == 5
     assert overlapping.num_overlapping() > 0
 
@@ -345,16 +346,16 @@ def test_dcmqi_segmentation_equals_its_nrrd_twin(shared_data):
     ],
 )
 def test_highdicom_variants(shared_data, name, counts):
-    labels = dicom_seg.read_labels(shared_data / "dicom" / "highdicom_seg" / f"{name}.dcm")
+    labels = seg.read_labels(shared_data / "dicom" / "highdicom_seg" / f"{name}.dcm")
     assert [int(labels.mask(i).sum()) for i in labels.ids] == counts
 
 
 @pytest.mark.shared
 def test_slide_segmentations_agree_and_round_trip(tmp_path, shared_data):
     folder = shared_data / "dicom" / "highdicom_seg"
-    slide = dicom.read(folder / "sm_image.dcm")
-    planes = dicom_seg.read_labels(folder / "seg_image_sm_control.dcm", like=slide)
-    labelmap = dicom_seg.read_labels(folder / "seg_image_sm_control_labelmap.dcm", like=slide)
+    slide = images.read(folder / "sm_image.dcm")
+    planes = seg.read_labels(folder / "seg_image_sm_control.dcm", like=slide)
+    labelmap = seg.read_labels(folder / "seg_image_sm_control_labelmap.dcm", like=slide)
     np.testing.assert_array_equal(planes.to_array(), labelmap.to_array())
-    dicom_seg.write(tmp_path / "seg.dcm", planes, like=slide)
-    assert_same(dicom_seg.read_labels(tmp_path / "seg.dcm", like=slide), planes)
+    seg.write(tmp_path / "seg.dcm", planes, like=slide)
+    assert_same(seg.read_labels(tmp_path / "seg.dcm", like=slide), planes)

@@ -16,7 +16,8 @@ from pydicom.dataset import Dataset
 
 from dicom_makers import DX, enhanced_dataset, image_dataset, save, save_series
 from limner.errors import FormatError
-from limner.io import Image, _contours, dicom, rtstruct
+from limner.io import Image
+from limner.io.dicom import _contours, images, rtstruct
 from limner.io.labels import Labels
 
 
@@ -39,7 +40,7 @@ def series(tmp_path: Path, rng: np.random.Generator) -> Image:
         step=2.5,
         rng=rng,
     )
-    return dicom.read(tmp_path / "series")
+    return images.read(tmp_path / "series")
 
 
 def blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -100,7 +101,7 @@ def test_round_trip_on_an_oblique_series(tmp_path, series, rng):
     path = tmp_path / "rs.dcm"
     rtstruct.write(path, labels, like=series)
     assert rtstruct.sniff(path, path.read_bytes()[:1024])
-    assert not dicom.sniff(path, path.read_bytes()[:1024])
+    assert not images.sniff(path, path.read_bytes()[:1024])
     found = rtstruct.read_labels(path, like=series)
     assert_same(found, labels)
     assert found.names == labels.names
@@ -121,10 +122,10 @@ def test_the_image_is_found_beside_the_contours(tmp_path, series, rng):
 
 
 def test_single_slice_and_multiframe_sources(tmp_path, series, rng):
-    single = dicom.read(series.metadata["files"][2])
+    single = images.read(series.metadata["files"][2])
     stack = rng.integers(0, 2000, (5, 12, 14), dtype=np.uint16)
     places = [(1.0, 2.0, 3.0 * k) for k in rng.permutation(5)]
-    multi = dicom.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm"))
+    multi = images.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm"))
     for image in (single, multi):
         mask = blobs(rng, (1, *image.shape)[-3:]).reshape(image.shape)
         labels = Labels(image.geometry, masks={3: mask})
@@ -224,7 +225,7 @@ def test_what_cannot_be_written_or_read_says_why(tmp_path, series, rng):
     with pytest.raises(FormatError, match="needs the DICOM files"):
         rtstruct.write(path, labels, like=Image(np.zeros(series.shape), series.geometry))
     ds = image_dataset(np.zeros((8, 9), np.uint8), sop_class=DX, modality="DX")
-    flat = dicom.read(save(ds, tmp_path / "dx.dcm"))
+    flat = images.read(save(ds, tmp_path / "dx.dcm"))
     with pytest.raises(FormatError, match="has no place in it"):
         rtstruct.write(path, Labels(flat.geometry, array=np.ones((8, 9), np.uint8)), like=flat)
     with pytest.raises(FormatError, match="no object"):
@@ -258,6 +259,6 @@ def test_real_structures_equal_their_published_masks(tmp_path, shared_data, name
     published = nibabel.load(shared_data / "3d" / twin / "labels" / "STS_002.nii.gz")
     np.testing.assert_array_equal(labels.mask(1), np.asarray(published.dataobj).T > 0)
     assert labels.name(1).startswith("GTV_Mass")
-    image = dicom.read(folder)
+    image = images.read(folder)
     rtstruct.write(tmp_path / "rs.dcm", labels, like=image)
     assert_same(rtstruct.read_labels(tmp_path / "rs.dcm", like=image), labels)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import zlib
@@ -369,7 +370,7 @@ def test_file_systems_without_locks_or_folder_sync_are_good_enough(
     sync = os.fsync
 
     def files_only(handle: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{handle}"):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
             unsupported()
         sync(handle)
 

@@ -220,6 +220,10 @@ def test_a_closed_session_says_so(case: Case) -> None:
     session.close()
     with pytest.raises(SessionError, match="closed"):
         session.add(case.click, frame=case.frame)
+    with pytest.raises(SessionError, match="closed"):
+        session.predict(frame=case.frame)
+    with pytest.raises(SessionError, match="closed"):
+        _ = session.labels
 
 
 def test_a_failing_model_leaves_the_conversation_as_it_was(case: Case) -> None:
@@ -528,6 +532,111 @@ def test_arrays_and_paths_open_too_and_wrong_combinations_are_refused() -> None:
         limner.open_session(np.zeros((8, 9)), "medsam/vit_z")
     with pytest.raises(ValueError, match="window"):
         limner.open_session(np.zeros((8, 9)), "toy", window="liverish")
+
+
+@pytest.mark.parametrize("image", [np.zeros(5), np.zeros((2, 2, 2, 2)), [["a"]], 5, [[1j]], None])
+def test_what_is_no_image_is_refused(image: object) -> None:
+    with pytest.raises(TypeError, match="An image is"):
+        limner.open_session(image, "toy")
+
+
+def test_what_is_no_model_prompt_or_number_is_refused(case: Case) -> None:
+    with pytest.raises(TypeError, match="A model is"):
+        limner.open_session(case.image, 5)
+    with _session(case) as session:
+        with pytest.raises(TypeError, match="A prompt is one of Click, Box"):
+            session.add((3, 4), frame=case.frame)
+        session.add(case.click, frame=case.frame)
+        for wrong in ("1", 1.0, True, -1):
+            with pytest.raises(ValueError, match="object id"):
+                session.undo(object_id=wrong)
+            with pytest.raises(ValueError, match="object id"):
+                session.predict(object_id=wrong, frame=case.frame)
+        with pytest.raises(PromptError, match="whole number"):
+            session.predict(frame=1.5)
+        with pytest.raises(ValueError, match="name"):
+            session.name(1, 5)
+        assert session.prompts == (case.click,)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 5000), (5000, 1), (1, 1, 1), (1, 40, 40), (40, 1, 40)]
+)
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint16, np.float32])
+def test_thin_and_tiny_images_of_any_type_work(shape: tuple[int, ...], dtype: type) -> None:
+    array = (np.random.default_rng(0).random(shape) * 900).astype(dtype)
+    middle = tuple(n // 2 for n in shape)
+    with limner.open_session(array, "toy") as session:
+        session.add(limner.Click(middle))
+        assert session.predict().mask[middle]
+        session.add(limner.Click((0,) * len(shape), positive=False))
+        assert not session.predict().mask.flat[0]
+        assert session.labels.shape == shape
+
+
+def test_a_propagation_whose_prompts_were_taken_back_says_so() -> None:
+    case = _video_case()
+    with _session(case) as session:
+        session.add(case.box, frame=2)
+        walk = session.propagate()
+        session.undo()
+        with pytest.raises(SessionError, match="taken back"):
+            next(walk)
+        assert not session.can_undo
+    with _session(case) as session:
+        for object_id in (1, 2):
+            session.add(case.box, frame=2, object_id=object_id)
+        walk = session.propagate()
+        next(walk)
+        session.undo(object_id=2)
+        session.undo(object_id=2)
+        with pytest.raises(SessionError, match="object 2 on frame 2 were taken back"):
+            list(walk)
+        assert session.labels[3].any()
+
+
+def test_a_propagation_with_nowhere_to_go_leaves_nothing_to_undo() -> None:
+    case = _video_case()
+    with _session(case) as session:
+        session.add(case.box, frame=7)
+        assert list(session.propagate(direction="forward")) == []
+        assert list(session.propagate(start=7)) == []
+        session.undo()
+        assert not session.can_undo
+    one = limner.Image(np.ones((1, 20, 20)), limner.Geometry((1, 20, 20)))
+    with limner.open_session(one, "toy") as session:
+        session.add(limner.Box((4, 4), (9, 9)), frame=0)
+        assert list(session.propagate()) == []
+
+
+def test_objects_on_different_frames_propagate_together_and_undo_together() -> None:
+    phantom = phantoms.sequence(4, (8, 48, 48))
+    with limner.open_session(phantom.image, "toy") as session:
+        session.add(limner.MaskPrompt(phantom.truth[1] == 1), frame=1)
+        session.add(limner.MaskPrompt(phantom.truth[6] == 2), frame=6, object_id=2)
+        shown = {(p.object_id, p.frame) for p in session.propagate()}
+        assert shown == {(1, k) for k in range(8) if k != 1} | {(2, k) for k in range(8) if k != 6}
+        found = session.export()
+        session.undo(object_id=2)
+        assert np.array_equal(session.export().mask(1), found.mask(1))
+        assert [k for k in range(8) if session.export().mask(2)[k].any()] == [6]
+        session.undo()
+        assert [k for k in range(8) if session.export().mask(1)[k].any()] == [1]
+
+
+def test_what_is_kept_of_a_shown_frame_is_small() -> None:
+    frames = 60
+    array = np.zeros((frames, 200, 200), np.uint8)
+    array[:, 20:180, 20:180] = 200
+    image = limner.Image(array, limner.Geometry(array.shape), kind="video")
+    with limner.open_session(image, "toy", window=(0, 255)) as session:
+        session.add(limner.Box((20, 20), (180, 180)), frame=0)
+        for _ in session.propagate():
+            pass
+        kept = sum(len(shown.bits) for shown in session._shown.values())
+        runs = sum(len(r) * r.itemsize for r, _ in session._log.committed(1).values())
+        assert len(session._shown) == frames - 1
+        assert kept + runs < frames * 5000  # a mask has 40,000 pixels
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

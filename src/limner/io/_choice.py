@@ -15,8 +15,8 @@ from limner.errors import FormatError
 
 # In the order in which they are asked whether a file is theirs: exact magic numbers first, and a
 # DICOM segmentation before DICOM in general.
-SEGMENTATIONS = ("dicom_seg", "rtstruct", "coco")  # files that hold nothing but labels
-IMAGE_READERS = ("nifti", "nrrd", "mha", "npz", "dicom", "tiff", "raster", "video")
+SEGMENTATIONS = ("dicom.seg", "dicom.rtstruct", "coco")  # files that hold nothing but labels
+IMAGE_READERS = ("nifti", "nrrd", "mha", "npz", "dicom.images", "tiff", "raster", "video")
 LABEL_READERS = (*IMAGE_READERS[:4], *SEGMENTATIONS, *IMAGE_READERS[4:])
 
 _WRITERS = {
@@ -29,14 +29,14 @@ _WRITERS = {
     ".png": "raster",
     ".tif": "tiff",
     ".tiff": "tiff",
-    ".dcm": "dicom_seg",
+    ".dcm": "dicom.seg",
     ".json": "coco",
 }
 _LABELS_ONLY = (".seg.nrrd", ".npz", ".dcm", ".json")
 _DICOM_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "seg": ("dicom_seg", {}),
-    "seg-labelmap": ("dicom_seg", {"dicom_type": "seg-labelmap"}),
-    "rtstruct": ("rtstruct", {}),
+    "seg": ("dicom.seg", {}),
+    "seg-labelmap": ("dicom.seg", {"dicom_type": "seg-labelmap"}),
+    "rtstruct": ("dicom.rtstruct", {}),
 }
 _KEEP_OVERLAPS = (".seg.nrrd", ".json", ".dcm")
 _HEAD_BYTES = 1024
@@ -110,7 +110,7 @@ def writer_of(path: Path, *, dicom_type: str | None = None) -> Writer:
     suffix = _suffix_of(path, _WRITERS, "labels are")
     name, fixed = _WRITERS[suffix], dict[str, Any]()
     if dicom_type is not None:
-        if name != "dicom_seg":
+        if name != "dicom.seg":
             raise ValueError(f"dicom_type={dicom_type!r} belongs to .dcm files, not to {path}.")
         if dicom_type not in _DICOM_TYPES:
             raise ValueError(f"dicom_type is {' or '.join(_DICOM_TYPES)}, not {dicom_type!r}.")
@@ -166,10 +166,10 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def _folder_reader(path: Path) -> ModuleType:
-    from limner.io._dicom_files import contains_dicom
+    from limner.io.dicom._files import contains_dicom
 
     if contains_dicom(path):
-        return load_format("dicom")
+        return load_format("dicom.images")
     return load_format("video")  # pictures as frames; it says so if there are none
 
 

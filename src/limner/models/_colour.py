@@ -12,6 +12,7 @@ Array = NDArray[Any]
 
 _BINS = {1: 64, 2: 32, 3: 16}  # per channel, by number of channels
 _FLOOR = 0.02  # share of any colour in any object: what was not seen is not impossible
+_NARROWEST, _WIDTH = 0.012, 0.06  # of a colour's distribution: known from many pixels, from one
 _MOST_DIMENSIONS = 3
 _LEAST_SLOPE, _MOST_SLOPE = 0.3, 2.0  # of equalisation, before normalising
 
@@ -88,7 +89,7 @@ class ColourBins:
             return np.full(self.shape, uniform, dtype=np.float32)
         # Few samples say little about the width of the distribution: widen (Silverman's exponent).
         effective = total**2 / max(float((flat**2).sum()), 1e-12)
-        width = self._size * max(0.012, 0.06 * effective**-0.2)
+        width = self._size * max(_NARROWEST, _WIDTH * effective**-0.2)
         smooth = ndimage.gaussian_filter(counts.reshape(self._grid), width, mode="constant")
         share = smooth.ravel() / max(float(smooth.sum()), 1e-12)
         share = (1.0 - _FLOOR) * share + _FLOOR * uniform

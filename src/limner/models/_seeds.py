@@ -98,7 +98,7 @@ def gather_seeds(
             if drawn.any():
                 areas.append(_area(prompt, drawn, _steps(spacing)))
     wide[marks != 0] = marks[marks != 0]
-    area = _joined(areas, previous, _steps(spacing))
+    area = _joined(areas, previous, marks > 0, _steps(spacing))
     if area is None:
         return Seeds(marks, wide > 0, wide < 0, None)
     area = _corrected(area, marks)
@@ -221,9 +221,12 @@ def _rough_area(mask: Mask, steps: tuple[float, ...], *, reach: float) -> _Area:
 
 
 def _joined(
-    areas: Sequence[_Area], previous: Array | None, steps: tuple[float, ...]
+    areas: Sequence[_Area], previous: Array | None, wanted: Mask, steps: tuple[float, ...]
 ) -> _Area | None:
-    """Union of what was drawn; inside it, an earlier answer says more than the drawing's shape."""
+    """Union of what was drawn; inside it, an earlier answer says more than the drawing's shape.
+
+    Beyond the drawing an earlier answer stays where it has a positive mark (`wanted`).
+    """
     drawn = None
     for area in areas:
         drawn = area if drawn is None else _united(drawn, area)
@@ -234,8 +237,10 @@ def _joined(
     if drawn is None:  # an answer to clicks alone may still be far off: it only leans
         lean = np.float32(0.5) + np.float32(0.5) * (earlier.prior - np.float32(0.5))
         return _Area(earlier.core, earlier.limit, lean * earlier.limit)
+    parts, _ = ndimage.label((previous > 0) & ~drawn.limit)
+    limit = drawn.limit | ((parts > 0) & np.isin(parts, parts[wanted]))
     prior = np.float32(0.3) * drawn.prior + np.float32(0.7) * earlier.prior
-    return _Area((earlier.core | drawn.core) & drawn.limit, drawn.limit, prior * drawn.limit)
+    return _Area((earlier.core | drawn.core) & limit, limit, prior * limit)
 
 
 def _united(first: _Area, second: _Area) -> _Area:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io._dicom_files import Header, guarded
-from limner.io._dicom_pixels import PALETTE, FrameReader, PixelFormat
+from limner.io.dicom._files import Header, guarded
+from limner.io.dicom._pixels import PALETTE, FrameReader, PixelFormat
 
 Array = NDArray[Any]
 

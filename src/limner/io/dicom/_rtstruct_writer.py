@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.io import _contours
-from limner.io._codes import display_colour
-from limner.io._dicom_files import EXPLICIT_LITTLE, RTSTRUCT_CLASS
-from limner.io._dicom_labels import as_volume
-from limner.io._dicom_sources import MANUFACTURER, model_name, software_version
+from limner.io.dicom import _contours
+from limner.io.dicom._codes import display_colour
+from limner.io.dicom._files import EXPLICIT_LITTLE, RTSTRUCT_CLASS
+from limner.io.dicom._labels import as_volume
+from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
 from limner.io.labels import Labels
 

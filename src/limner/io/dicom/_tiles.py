@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._dicom_files import Header
-from limner.io._dicom_frames import frames_of
-from limner.io._dicom_pixels import PixelFormat
-from limner.io._dicom_series import Stack
+from limner.io.dicom._files import Header
+from limner.io.dicom._frames import frames_of
+from limner.io.dicom._pixels import PixelFormat
+from limner.io.dicom._series import Stack
 
 Array = NDArray[Any]
 

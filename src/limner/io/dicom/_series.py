@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._dicom_frames import DISTINGUISHING, TEMPORAL, Frame
+from limner.io.dicom._frames import DISTINGUISHING, TEMPORAL, Frame
 from limner.io.image import Kind
 
 logger = logging.getLogger(__name__)

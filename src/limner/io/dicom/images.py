@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
 from limner.geometry import Geometry
-from limner.io import _dicom_tiles
-from limner.io._dicom_codecs import is_video_stream
-from limner.io._dicom_files import (
+from limner.io._limits import check_allocation
+from limner.io.dicom import _tiles
+from limner.io.dicom._codecs import is_video_stream
+from limner.io.dicom._files import (
     DICOMDIR_CLASS,
     RTSTRUCT_CLASS,
     SEG_CLASSES,
@@ -36,11 +37,10 @@ from limner.io._dicom_files import (
     reading,
     sop_class_of,
 )
-from limner.io._dicom_frames import FRAME_TAGS, frames_of
-from limner.io._dicom_pixels import FrameReader
-from limner.io._dicom_series import Stack, geometry_of, stacks_of
-from limner.io._dicom_values import FrameValues, ValuePlan
-from limner.io._limits import check_allocation
+from limner.io.dicom._frames import FRAME_TAGS, frames_of
+from limner.io.dicom._pixels import FrameReader
+from limner.io.dicom._series import Stack, geometry_of, stacks_of
+from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def read(
     with reading(path):
         headers = _headers(path, strict=strict)
         stack = _choose(path, _stacks(headers), series)
-        if _dicom_tiles.is_tiled(stack.first.header):
+        if _tiles.is_tiled(stack.first.header):
             image = _slide_of(path, stack)
         else:
             image = _image_of(path, stack, strict=strict)
@@ -202,8 +202,8 @@ def _stacks(headers: Iterable[Header]) -> dict[str, Stack]:
         series.setdefault(header.text("SeriesInstanceUID") or "unnamed", []).append(header)
     stacks: dict[str, Stack] = {}
     for uid, members in series.items():
-        slides = [h for h in members if _dicom_tiles.is_tiled(h)]
-        found = [_dicom_tiles.stack_of(header) for header in slides]
+        slides = [h for h in members if _tiles.is_tiled(h)]
+        found = [_tiles.stack_of(header) for header in slides]
         loose = [frame for h in members if h not in slides for frame in frames_of(h)]
         found += stacks_of(loose)
         for k, stack in enumerate(found, start=1):
@@ -301,10 +301,10 @@ def _plane_loader(stack: Stack, plan: ValuePlan) -> Callable[[int, Array], None]
 def _slide_of(path: Path, stack: Stack) -> Image:
     """A whole slide image as one picture."""
     header, pixel_format = stack.first.header, stack.first.format
-    _dicom_tiles.check_size(header, pixel_format)
-    geometry = _dicom_tiles.slide_geometry(header)
+    _tiles.check_size(header, pixel_format)
+    geometry = _tiles.slide_geometry(header)
     tile = (pixel_format.rows, pixel_format.columns)
-    corners = _dicom_tiles.tile_corners(header, tile, pixel_format.num_frames)
+    corners = _tiles.tile_corners(header, tile, pixel_format.num_frames)
     rescale = stack.first.rescale
     plan = ValuePlan.for_frames(header, {(pixel_format, rescale)}, "SM")
     values = FrameValues(FrameReader(header, pixel_format), plan)
@@ -315,7 +315,7 @@ def _slide_of(path: Path, stack: Stack) -> Image:
         buffer = np.empty(tile + channels, dtype=plan.dtype)
         for k, corner in enumerate(corners):
             values.read_into(k, rescale, buffer)
-            _dicom_tiles.paste(picture, buffer, corner)
+            _tiles.paste(picture, buffer, corner)
         return picture
 
     return Image(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from limner.errors import FormatError
-from limner.io._dicom_files import Header, read_header
+from limner.io.dicom._files import Header, read_header
 from limner.io.image import Image
 
 if TYPE_CHECKING:

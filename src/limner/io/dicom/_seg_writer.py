@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io import _dicom_tiles
-from limner.io._codes import coded_name, display_colour
-from limner.io._dicom_sources import MANUFACTURER, model_name, software_version
 from limner.io._limits import check_allocation
+from limner.io.dicom import _tiles
+from limner.io.dicom._codes import coded_name, display_colour
+from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
 from limner.io.labels import Labels
 
@@ -59,7 +59,7 @@ def build(
     pixels = _segment_pixels(path, labels, numbers, labelmap)
     if like.geometry.ndim == 2:
         pixels = pixels[None]
-    is_tiled = _dicom_tiles.TOTAL_COLUMNS in sources[0]
+    is_tiled = _tiles.TOTAL_COLUMNS in sources[0]
     frames = list(like.metadata["frames"])
     is_multiframe = len(sources) == 1 and not is_tiled and "NumberOfFrames" in sources[0]
     if is_multiframe:

@@ -1,9 +1,9 @@
 """DICOM RT Structure Sets: contours read onto the grid of their image and written from labels.
 
 A pixel belongs to a structure if its centre lies inside its contours on that slice (even-odd, see
-`limner.io._contours`). Only closed planar contours parallel to the slices have an inside; points,
-open lines and oblique contours are passed over and logged. Written contours run halfway between
-pixel centres, holes joined by keyholes, and read back to exactly the same masks.
+`limner.io.dicom._contours`). Only closed planar contours parallel to the slices have an inside;
+points, open lines and oblique contours are passed over and logged. Written contours run halfway
+between pixel centres, holes joined by keyholes, and read back to exactly the same masks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io import _contours, dicom
 from limner.io._atomic import atomic_path
-from limner.io._dicom_files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
-from limner.io._dicom_labels import PlaneMasks, as_volume
-from limner.io._dicom_sources import check_same_grid, source_datasets
+from limner.io.dicom import _contours
+from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
+from limner.io.dicom._labels import PlaneMasks, as_volume
+from limner.io.dicom._sources import check_same_grid, source_datasets
+from limner.io.dicom.images import find_series
 from limner.io.image import Image
 from limner.io.labels import Labels
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
-NAME = "rtstruct"
+NAME = "dicom-rtstruct"
 SUFFIXES = (".dcm",)
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -86,7 +87,7 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
 
 
 def _referenced_image(header: Header) -> Image:
-    image = dicom.find_series(header.path.parent, _referenced_uids(header.dataset))
+    image = find_series(header.path.parent, _referenced_uids(header.dataset))
     if image is None:
         raise FormatError(
             f"{header.path}: the image series it was drawn on is not in {header.path.parent}; pass "
@@ -219,7 +220,7 @@ def write(path: Path | str, labels: Labels, *, like: Image | None = None) -> Non
         FormatError: `like` is not DICOM, has no place in the patient or does not fit, or there is
             nothing to write.
     """
-    from limner.io._rtstruct_writer import build
+    from limner.io.dicom._rtstruct_writer import build
 
     path = Path(path)
     with reading(path, "cannot be written as an RT Structure Set"):

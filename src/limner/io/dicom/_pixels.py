@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io import _dicom_codecs
-from limner.io._dicom_files import EXPLICIT_BIG, Header, guarded
-from limner.io._dicom_stream import StreamFrames
+from limner.io.dicom import _codecs
+from limner.io.dicom._files import EXPLICIT_BIG, Header, guarded
+from limner.io.dicom._stream import StreamFrames
 
 Array = NDArray[Any]
 
@@ -144,7 +144,7 @@ class FrameReader:
         self._stream: StreamFrames | None = None
         syntax = header.syntax
         if self._pixels.encapsulated:
-            if not self.is_stream and syntax not in _dicom_codecs.COMPRESSED:
+            if not self.is_stream and syntax not in _codecs.COMPRESSED:
                 raise FormatError(f"{header.path}: {_syntax_name(syntax)} is not supported.")
             # Even an empty frame costs an item header of 8 bytes.
             if not self.is_stream and pixel_format.num_frames * 8 > self._pixels.length:
@@ -157,7 +157,7 @@ class FrameReader:
     @property
     def is_stream(self) -> bool:
         """Whether all frames are one video stream, best read in order."""
-        return _dicom_codecs.is_video_stream(self.header.syntax)
+        return _codecs.is_video_stream(self.header.syntax)
 
     def _refuse(self, held: int) -> None:
         f = self.format
@@ -259,7 +259,7 @@ class FrameReader:
         for offset, length in self._fragments[index]:
             file.seek(offset)
             encoded += file.read(length)
-        return _dicom_codecs.decode(
+        return _codecs.decode(
             encoded,
             syntax=self.header.syntax,
             shape=(f.rows, f.columns, f.samples),
@@ -278,7 +278,7 @@ class FrameReader:
         # A codec returns the value itself, so its bits begin at 0 whatever HighBit says.
         spare = (
             0
-            if self._pixels.encapsulated and self.header.syntax != _dicom_codecs.RLE
+            if self._pixels.encapsulated and self.header.syntax != _codecs.RLE
             else (max(f.high_bit + 1 - f.stored, 0))
         )
         left = f.allocated - f.stored - spare
@@ -379,7 +379,7 @@ def _syntax_name(syntax: str) -> str:
 
 
 def _advice(header: Header) -> str:
-    from limner.io._dicom_files import RTSTRUCT_CLASS, SEG_CLASSES
+    from limner.io.dicom._files import RTSTRUCT_CLASS, SEG_CLASSES
 
     if header.sop_class in (RTSTRUCT_CLASS, *SEG_CLASSES):
         return " Read it with read_labels."

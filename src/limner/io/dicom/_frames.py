@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io._dicom_files import Header
-from limner.io._dicom_pixels import PixelFormat
-from limner.io._dicom_values import Rescale
+from limner.io.dicom._files import Header
+from limner.io.dicom._pixels import PixelFormat
+from limner.io.dicom._values import Rescale
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io import _dicom_tiles
 from limner.io._atomic import atomic_path
-from limner.io._dicom_files import SEG_CLASSES, Header, read_header, reading, sop_class_of
-from limner.io._dicom_frames import Frame, frames_of
-from limner.io._dicom_labels import PlaneMasks, as_volume, move_labels, plane_index
-from limner.io._dicom_pixels import FrameReader
-from limner.io._dicom_series import positions_along_normal
-from limner.io._dicom_sources import check_same_grid, source_datasets
 from limner.io._limits import check_allocation
+from limner.io.dicom import _tiles
+from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
+from limner.io.dicom._frames import Frame, frames_of
+from limner.io.dicom._labels import PlaneMasks, as_volume, move_labels, plane_index
+from limner.io.dicom._pixels import FrameReader
+from limner.io.dicom._series import positions_along_normal
+from limner.io.dicom._sources import check_same_grid, source_datasets
 from limner.io.image import Image
 from limner.io.labels import Labels
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
-NAME = "dicom_seg"
+NAME = "dicom-seg"
 SUFFIXES = (".dcm",)
 TRACKING_PREFIX = "limner object "  # of segments we wrote; followed by the object id
 
@@ -81,7 +81,7 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
         if header.sop_class not in SEG_CLASSES:
             raise FormatError(f"{path} is no DICOM Segmentation but: {header.object_name}.")
         names, ids = _segments(header)
-        if _dicom_tiles.is_tiled(header):
+        if _tiles.is_tiled(header):
             labels = _read_tiled(header, names, ids)
             if like is not None and like.geometry.shape == labels.geometry.shape:
                 # One total pixel matrix, though writers place its corner half a pixel apart.
@@ -114,7 +114,7 @@ def write(
     Raises:
         FormatError: `like` is not DICOM or does not fit, or there is nothing to write.
     """
-    from limner.io._dicom_seg_writer import build
+    from limner.io.dicom._seg_writer import build
 
     path = Path(path)
     if dicom_type not in WRITE_TYPES:
@@ -290,7 +290,7 @@ def _plane_step(header: Header, unique: Array, stated: float | None) -> float:
 def _read_tiled(header: Header, names: dict[int, str], ids: dict[int, int]) -> Labels:
     """Labels of a whole slide image, tiles put together."""
     frames = frames_of(header)
-    geometry = _dicom_tiles.slide_geometry(header)
+    geometry = _tiles.slide_geometry(header)
     check_allocation(geometry.shape, 8, header.path)
     tile = (frames[0].format.rows, frames[0].format.columns)
     num_layers = 1
@@ -298,7 +298,7 @@ def _read_tiled(header: Header, names: dict[int, str], ids: dict[int, int]) -> L
         header.dataset
     ):
         num_layers = max(len(ids), 1)
-    corners = _dicom_tiles.tile_corners(header, tile, len(frames) // num_layers) * num_layers
+    corners = _tiles.tile_corners(header, tile, len(frames) // num_layers) * num_layers
     masks: dict[int, Array] = {}
     for k, object_id, mask in _masks(header, frames, ids):
         target = masks.setdefault(object_id, np.zeros(geometry.shape, dtype=bool))

@@ -1,0 +1,1 @@
+"""DICOM: images, segmentations and structure sets, one module each."""
