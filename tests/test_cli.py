@@ -73,8 +73,9 @@ def test_segment_jpeg_writes_a_png_of_the_same_size_with_a_manifest(
     out, preview = tmp_path / "seg.png", tmp_path / "look.png"
     arguments = ["--box", "20,15,60,50", "-o", str(out), "--preview", str(preview)]
     assert run(["segment", str(picture), *arguments, "--name", "lesion"]) == 0
-    assert Picture.open(out).size == Picture.open(picture).size
-    assert Picture.open(preview).mode == "RGB"
+    assert _size(out) == _size(picture)
+    with Picture.open(preview) as shown:
+        assert shown.mode == "RGB"
     facts = json.loads((tmp_path / "seg.limner.json").read_text())
     assert facts["objects"]["1"]["name"] == "lesion"
 
@@ -308,7 +309,12 @@ def test_outputs_must_differ(
     assert run(["resume", str(journal), "-o", str(journal)]) == 2
     assert journal.read_bytes() == before
     assert run(["resume", str(journal), "-o", str(tmp_path / "UPPER.PNG")]) == 0
-    assert Picture.open(tmp_path / "UPPER.PNG").format == "PNG"
+    assert _size(tmp_path / "UPPER.PNG") == (70, 90)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Picture.open(path) as opened:
+        return opened.size
 
 
 def _said(image: Path, out: Path, *arguments: object) -> list[str]:
@@ -393,7 +399,7 @@ PROMPT_FILES = {
     "a number": ("5", "expected a list"),
     "list of numbers": ("[5]", "expected a list"),
     "manifest without prompts": ('{"objects": {"1": {}}}', "expected a list"),
-    "manifest with a word for an id": ('{"objects": {"x": {"prompts": []}}}', "expected a list"),
+    "manifest with a word for an id": ('{"objects": {"x": {"prompts": [{}]}}}', "expected a list"),
     "empty": ("[]", "Nothing says"),
     "unknown kind": ('[{"kind": "wish"}]', "prompts.json: Unknown kind"),
     "malformed": ('[{"kind": "click", "at": "abc"}]', "prompts.json: A click is"),
@@ -455,7 +461,7 @@ def test_the_program_runs_as_a_module_from_any_folder(picture: Path, tmp_path: P
     (tmp_path / "work").mkdir()
     done = _program("segment", picture, "--click", "40,30", "-o", "seg.png", cwd=tmp_path / "work")
     assert done.returncode == 0, done.stderr
-    assert Picture.open(tmp_path / "work" / "seg.png").size == Picture.open(picture).size
+    assert _size(tmp_path / "work" / "seg.png") == _size(picture)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +505,28 @@ def test_the_demo_fits_80_columns(
         assert name in printed
     assert "…" not in printed
     assert (tmp_path / "demo-output" / "phantom-picture.png").exists()
+
+
+def test_a_refused_prompt_leaves_no_journal_in_the_way(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    for said, code in ((["--not", "500,9"], 2), (["--name", " "], 2), ([], 0)):
+        arguments = ["--click", "40,30", *said, "--journal", journal]
+        assert run(_said(picture, tmp_path / "seg.png", *arguments)) == code
+        assert journal.exists() == (code == 0)
+
+
+def test_a_video_takes_prompts_on_a_frame(tmp_path: Path) -> None:
+    frames = np.asarray(phantoms.sequence(4, (5, 48, 48)).image.array).astype(np.uint8)
+    pictures = [Picture.fromarray(frame) for frame in frames]
+    clip, out = tmp_path / "clip.gif", tmp_path / "seg.tif"
+    pictures[0].save(clip, save_all=True, append_images=pictures[1:])
+    masks = []
+    for said in (["--slice", 2, "--box", "10,10,36,36"], ["--box", "2,10,10,3,36,36"]):
+        assert run(_said(clip, out, *said)) == 0
+        masks.append(np.asarray(limner.read_labels(out).to_array()))
+    assert [k for k in range(5) if masks[0][k].any()] == [2]
+    assert np.array_equal(*masks)
+    assert run(_said(clip, out, "--click", "24,24")) == 2
 
 
 def _broken(tmp_path: Path, volume: Path) -> dict[str, Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import stat
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ import pytest
 import limner
 from limner import phantoms
 from limner.errors import SessionError
+from limner.models import Variant
+from limner.sessions._base import BaseSession
 from limner.sessions._journal import Journal, read_journal
 from limner.sessions._log import Log, event_from_json
 
@@ -26,6 +31,7 @@ from limner.sessions._log import Log, event_from_json
 CHILD = """
 import sys
 import zlib
+from collections.abc import Iterator
 import numpy as np
 import limner
 from test_journal import steps
@@ -400,3 +406,84 @@ def test_an_image_is_hashed_once(picture: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("hashlib.sha256", None)
     with limner.open_session(image, "toy") as session:
         assert session.export().manifest["image"]["pixel_sha256"] == expected
+
+
+def test_the_weights_of_a_session_are_found_again_and_must_be_the_same(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = limner.create_model("toy")
+
+    class Weighted:
+        def __init__(self, weights: Path) -> None:
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            self.card = dataclasses.replace(toy.card, name="weighted", weights_sha256=digest)
+            self.embed, self.segment = toy.embed, toy.segment
+
+    variant = Variant(toy.card, lambda *, weights, device: Weighted(weights))
+    monkeypatch.setattr("limner.models.variant", lambda name: variant)
+    weights, journal = tmp_path / "weights.bin", tmp_path / "case.limner"
+    weights.write_bytes(b"first")
+    monkeypatch.chdir(tmp_path)
+    with limner.open_session(
+        Path(picture.name), "weighted", weights="weights.bin", journal="case.limner"
+    ) as session:
+        session.add(limner.Click((4, 4)))
+        digest = hashlib.sha256(b"first").hexdigest()
+        assert session.export().manifest["model"]["weights_sha256"] == digest
+    monkeypatch.chdir("/")
+    with limner.resume(journal) as session:
+        assert session.prompts == (limner.Click((4, 4)),)
+        own = session.model
+    weights.write_bytes(b"second")
+    with pytest.raises(SessionError, match="held with weighted"):
+        limner.resume(journal)
+    weights.unlink()
+    with pytest.raises(SessionError, match=r"no weights file .* model="):
+        limner.resume(journal)
+    limner.resume(journal, model=own).close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_conversation_with_slices_objects_and_propagation_is_resumed(
+    seed: int, tmp_path: Path
+) -> None:
+    make, shape = (phantoms.sequence, (6, 24, 24)) if seed % 2 else (phantoms.volume, (8, 24, 20))
+    image = make(4, shape).image
+    journal = tmp_path / "case.limner"
+    with limner.open_session(image, "toy", journal=journal) as session:
+        accepted = sum(_random_steps(session, np.random.default_rng(seed), 50))
+        state, found = session._log.signature(), session.export()
+        masks = {i: found.mask(i) for i in session.object_ids}
+    assert accepted > 10
+    with limner.resume(journal, image=image) as session:
+        assert session._log.signature() == state
+        assert session.object_ids == tuple(masks)
+        again = session.export()
+        assert all(np.array_equal(again.mask(i), mask) for i, mask in masks.items())
+
+
+def _random_steps(session: BaseSession, rng: np.random.Generator, count: int) -> Iterator[bool]:
+    """Verbs in any order, sensible or not, on several objects; whether each was accepted."""
+    walks = [iter(())]
+    for _ in range(count):
+        verb, object_id, frame = rng.integers(0, 8), int(rng.integers(1, 4)), rng.integers(0, 6)
+        one = object_id if rng.random() < 0.5 else None
+        try:
+            if verb < 3:
+                click = limner.Click(rng.integers(0, 20, 2), bool(rng.random() < 0.7))
+                session.add(click, object_id=object_id, frame=frame)
+            elif verb == 3:
+                session.predict(object_id=object_id, frame=frame)
+            elif verb == 4:
+                session.undo(object_id=one)
+            elif verb == 5:
+                session.redo(object_id=one)
+            elif verb == 6:
+                walks.append(session.propagate(object_id=one))
+                next(walks[rng.integers(len(walks))])
+            elif rng.random() < 0.2:
+                session.reset(object_id=one)
+        except (SessionError, StopIteration):
+            yield False
+        else:
+            yield True

@@ -274,8 +274,19 @@ def test_prompts_over_the_edge_and_empty_masks(name: str, ndim: int) -> None:
 def test_a_missing_weights_file_and_an_unknown_device_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights file"):
         create_model("toy", weights=tmp_path / "none")
+    (tmp_path / "some").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="takes no weights"):
+        create_model("toy", weights=tmp_path / "some")
     with pytest.raises(ValueError, match="device"):
         create_model("toy", device="banana")
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.float64])
+def test_a_small_range_of_large_numbers_is_not_lost(dtype: type) -> None:
+    array = (10**9 + np.arange(11).reshape(1, 11)).astype(dtype)
+    shown = View(array, (1.0, 1.0), (1e9, 1e9 + 10)).normalized()
+    assert shown.dtype == np.float32
+    assert np.allclose(shown, np.linspace(0, 1, 11)[None])
 
 
 # Measured Dice on these phantoms minus a margin; they catch a broken rule, not a small change.

@@ -574,6 +574,30 @@ def test_thin_and_tiny_images_of_any_type_work(shape: tuple[int, ...], dtype: ty
         assert session.labels.shape == shape
 
 
+def test_a_3d_prompt_in_one_frame_is_about_that_frame() -> None:
+    case = _video_case()
+    said = [
+        (limner.Click((2, 24, 25), positive=False), limner.Click((24, 25), positive=False)),
+        (limner.Box((2, 10, 11), (3, 30, 31)), limner.Box((10, 11), (30, 31))),
+        (
+            limner.Scribble(((2, 3, 4), (2, 5, 6)), radius=1),
+            limner.Scribble(((3, 4), (5, 6)), radius=1),
+        ),
+        (
+            limner.Lasso(((2, 3, 4), (2, 5, 6), (2, 9, 4))),
+            limner.Lasso(((3, 4), (5, 6), (9, 4))),
+        ),
+    ]
+    with _session(case) as session:
+        for solid, _ in said:
+            session.add(solid)
+        assert session.prompts == tuple(flat for _, flat in said)
+        assert {e.frame for e in session.entries} == {2}
+        for several in (limner.Box((2, 1, 1), (4, 9, 9)), limner.Scribble(((2, 3, 4), (4, 5, 6)))):
+            with pytest.raises(PromptError, match="needs its frame"):
+                session.add(several)
+
+
 def test_a_propagation_whose_prompts_were_taken_back_says_so() -> None:
     case = _video_case()
     with _session(case) as session:

@@ -82,8 +82,11 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was half-written.", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _stop_printing()
+    except SystemExit as stop:  # how click leaves when it meets a closed pipe before us
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return _stop_printing()
     except limner.LimnerError as error:
         return _fail(str(error), BAD_INPUT)
     except OSError as error:
@@ -102,6 +105,12 @@ def run(arguments: list[str]) -> int:
             "set LIMNER_DEBUG=1 for the traceback and report it.",
             OUR_FAULT,
         )
+
+
+def _stop_printing() -> int:
+    """The reader of our output, such as ``head``, has enough: no error, and no more output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _reason(error: OSError) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata, util
+
+import typer
 
 from limner.cli import _options as options
 
@@ -60,7 +61,7 @@ def doctor(as_json: options.AsJson = False) -> None:
             print(f"{mark:>12}  {check.what}: {check.found or check.advice}")
         print("Research use only; not a medical device.")
     if broken:
-        sys.exit(2)
+        raise typer.Exit(2)
 
 
 def _part(what: str, distribution: str, module: str, extra: str | None) -> Check:

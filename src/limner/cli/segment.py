@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from limner.errors import PromptError
 if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.prompts.types import Prompt
+    from limner.sessions._base import BaseSession
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,7 @@ def segment(
         zoom=zoom,
         window=options.parse_window(window),
     ) as session:
-        for prompt, object_id, frame in entries:
-            session.add(prompt, object_id=object_id, frame=frame)
-        if len(name or ()) > len(session.object_ids):
-            raise PromptError(
-                f"{len(name or ())} names are too many for {len(session.object_ids)} object(s)."
-            )
-        for object_id, label in zip(session.object_ids, name or (), strict=False):
-            session.name(object_id, label)
+        _say(session, entries, name or ())
         finish(
             session,
             output,
@@ -132,6 +127,23 @@ def segment(
             as_json=as_json,
             began=began,
         )
+
+
+def _say(session: BaseSession, entries: Sequence[options.Placed], names: Sequence[str]) -> None:
+    """Tell a new session everything; if any of it is refused, no journal is left behind."""
+    try:
+        for prompt, object_id, frame in entries:
+            session.add(prompt, object_id=object_id, frame=frame)
+        if len(names) > len(session.object_ids):
+            raise PromptError(
+                f"{len(names)} names are too many for {len(session.object_ids)} object(s)."
+            )
+        for object_id, label in zip(session.object_ids, names, strict=False):
+            session.name(object_id, label)
+    except BaseException:
+        if session.journal is not None:
+            session.journal.discard()
+        raise
 
 
 def gather(

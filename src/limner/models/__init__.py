@@ -56,7 +56,7 @@ def create_model(
 
     Raises:
         ValueError: no such model or device; the message lists those that exist.
-        CheckpointError: the weights file does not exist, or does not fit.
+        CheckpointError: the weights file does not exist or does not fit, or none is taken.
     """
     chosen = variant(name)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -64,7 +64,10 @@ def create_model(
     path = None if weights is None else Path(weights)
     if path is not None and not path.exists():
         raise CheckpointError(f"There is no weights file {path}.")
-    return chosen.build(weights=path, device=device)
+    model = chosen.build(weights=path, device=device)
+    if path is not None and model.card.weights_sha256 is None:
+        raise CheckpointError(f"{name} takes no weights file, so {path} would be ignored.")
+    return model
 
 
 def default_model(kind: str) -> str:

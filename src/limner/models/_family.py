@@ -84,7 +84,8 @@ class View:
         """The pixels as float32, `intensity` mapped to 0…1 and clipped."""
         low, high = self.intensity
         scale = 1.0 / max(high - low, 1e-30)
-        values = (self.array.astype(np.float32) - np.float32(low)) * np.float32(scale)
+        exact = np.result_type(self.array.dtype, np.float32)  # float64 where 24 bits are too few
+        values = (self.array.astype(exact) - exact.type(low)) * exact.type(scale)
         return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
@@ -134,7 +135,8 @@ class Variant:
 
     Attributes:
         card: its facts.
-        build: called as ``build(weights=path_or_None, device=name)``.
+        build: called as ``build(weights=path_or_None, device=name)``. The built model's card has
+            the hash of the weights that it was given.
     """
 
     card: ModelCard

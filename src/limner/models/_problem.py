@@ -15,6 +15,8 @@ from limner.models._seeds import Seeds
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
+_NEAR, _ALIKE = 4.0, 0.15  # pixels and difference of features up to which a colour belongs to a mark
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -41,10 +43,22 @@ class Problem:
         inside, outside = self.seeds.inside, self.seeds.outside
         prior = self.seeds.prior
         if prior is None:  # clicks alone: the rest is like the average of the view
-            return self.bins.log_ratio(inside, 0.02 + 0.98 * outside - 0.02 * inside)
+            rest = 0.02 + 0.98 * outside - 0.02 * inside
+            return self.bins.log_ratio(self._around(inside), rest)
         certain = 3.0 * inside  # what was marked says more than what was only enclosed
         weights = prior * ~outside + certain
         return self.bins.log_ratio(weights, (1.0 - prior) * ~inside + 2.0 * outside)
+
+    def _around(self, inside: Mask) -> Array:
+        """Weights of pixels that are probably of the object since they are near what was marked and
+        look like it: a few pixels tell too little of an object's colours.
+        """
+        if _NEAR <= 0 or not inside.any():
+            return inside
+        away, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
+        differs = np.abs(self.features - self.features[tuple(nearest)]).max(axis=-1)
+        likeness = np.exp(-0.5 * (differs / _ALIKE) ** 2 - 0.5 * (away / _NEAR) ** 2)
+        return np.where(inside, 1.0, likeness)
 
     def ratio_of(self, mask: Mask) -> NDArray[np.float32]:
         """Log likelihood ratio of colours, from an answer."""

@@ -18,6 +18,8 @@ Mask = NDArray[np.bool_]
 
 
 _FLAT = 0.01  # contrast inside that counts as none
+_FEW = 40.0  # pixels: so small a region is seldom what a lone click means
+_UNLIKE = 0.5  # loss of plausibility per unit of tolerance beyond "as like the rest as the object"
 
 
 def grow_region(problem: Problem) -> NDArray[np.float32]:
@@ -96,7 +98,7 @@ def _plausible(area: Array, rank: Array, steps: Array, problem: Problem) -> Arra
     """How plausible each candidate's region is by size and place, 0…1."""
     prior = problem.seeds.prior
     if prior is None:  # more than a few pixels, and rather like the seeds than like the average
-        return np.asarray((1.0 - np.exp(-area / 40.0)) * np.exp(-0.5 * np.maximum(steps, 0.0)))
+        return np.asarray((1.0 - np.exp(-area / _FEW)) * np.exp(-_UNLIKE * np.maximum(steps, 0.0)))
     common = np.bincount(rank.ravel(), prior.ravel(), minlength=area.size).cumsum()[: area.size]
     return np.asarray(2.0 * common / (area + float(prior.sum())))
 

@@ -19,11 +19,12 @@ from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
+AREAS = (Box, Lasso, MaskPrompt)  # prompts that bound the object
 BOX_MARGIN = 0.04  # of the box's size: people draw boxes a little too small
 _CORE = 0.45  # share of the largest depth from which a rough mask is taken as certain
 # How far the object may go beyond what was drawn or found, in its largest depths.
 _LASSO_REACH, _MASK_REACH, _ANSWER_REACH = 0.1, 0.5, 1.0
-_SEED_RADIUS = 1.5  # pixels around a click that share its colour
+_SEED_RADIUS = 2.0  # pixels around a click that share its colour
 _DENIED, _CLAIMED = 0.15, 0.5  # probability around a mark that contradicts an area
 _SMALL_VIEW = 24  # pixels per axis, below which a click is one pixel
 
@@ -93,7 +94,7 @@ def gather_seeds(
             sign = 1 if prompt.positive else -1
             marks[footprint(prompt, shape)] = sign
             wide[footprint(prompt, shape, click_radius=radius)] = sign
-        elif isinstance(prompt, Box | Lasso | MaskPrompt):
+        elif isinstance(prompt, AREAS):
             drawn = footprint(prompt, shape)
             if drawn.any():
                 areas.append(_area(prompt, drawn, _steps(spacing)))

@@ -30,7 +30,7 @@ from limner.models._mincut import contrast_links, minimum_cut
 from limner.models._problem import Problem, connected_parts
 from limner.models._reading import check_understood
 from limner.models._region import grow_region
-from limner.models._seeds import Seeds, gather_seeds, obey, signed_distance
+from limner.models._seeds import AREAS, Seeds, gather_seeds, obey, signed_distance
 from limner.models._walk import walk_randomly
 from limner.prompts.types import Prompt
 
@@ -94,6 +94,18 @@ class Classical:
                 clicks that contradict it.
         """
         check_understood(self.card, prompts, embedding.shape)
+        if previous is None and not any(isinstance(p, AREAS) for p in prompts):
+            # A click alone tells few of the object's colours; a first answer tells more of them.
+            previous = self._answered(embedding, prompts, None).logits
+        return self._answered(embedding, prompts, previous)
+
+    def _answered(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None,
+    ) -> Segmentation:
+        """One question to the method, and what it says of the whole view."""
         seeds = gather_seeds(prompts, embedding.shape, embedding.spacing, previous)
         logits = np.full(embedding.shape, BACKGROUND_LOGIT, dtype=np.float32)
         score = 0.0

@@ -111,6 +111,11 @@ class Journal:
         """Release the file."""
         self._file.close()
 
+    def discard(self) -> None:
+        """Release and remove the file, of a session that was never answered."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
     def _cut(self) -> None:
         """Drop what a step that failed, or a crash, left behind the last record that counts."""
         if os.fstat(self._file.fileno()).st_size > self._end:

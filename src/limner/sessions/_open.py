@@ -43,7 +43,9 @@ def open_session(
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
-        ValueError: unknown model or window.
+        CheckpointError: the weights file does not exist or does not fit the model.
+        ValueError: unknown model, device or window.
+        TypeError: neither an image nor an array of numbers, or no model.
     """
     picture = _as_image(image)
     if isinstance(model, str) or model is None:
@@ -79,7 +81,7 @@ def resume(
 
     Args:
         journal: the file given to `open_session`.
-        image: the image, if it has moved; by default it is read from where it was.
+        image: the image, if it has moved or was an array; by default it is read from where it was.
         model: the model object, if the session was opened with one of your own.
 
     Raises:

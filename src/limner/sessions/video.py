@@ -9,20 +9,27 @@ import numpy as np
 from limner.errors import PromptError
 from limner.models._intensity import robust_limits
 from limner.prompts.types import Prompt
+from limner.sessions._planar import onto_plane
 from limner.sessions._stack import StackSession
 
 _SAMPLED_FRAMES = 8  # for the limits of black and white
 
 
 class VideoSession(StackSession):
-    """A conversation about one video; every prompt is ``(row, column)`` on a frame.
+    """A conversation about one video; every prompt is ``(row, column)`` on a frame, or 3D in one.
 
     Frames are read when needed, never all at once.
     """
 
     def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
         if frame is None:
-            raise PromptError("A prompt on a video needs its frame: add it with frame=K.")
+            dropped = onto_plane(prompt)
+            if dropped is None:
+                raise PromptError(
+                    "A prompt on a video needs its frame: add it with frame=K (--slice K), or give "
+                    "frame, row and column."
+                )
+            prompt, frame = dropped
         return self._on_frame(prompt, frame)
 
     def _answered_frame(self, object_id: int, frame: int | None) -> int | None:

@@ -7,7 +7,8 @@ from functools import cached_property
 from limner.errors import PromptError
 from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside, on_slice
-from limner.prompts.types import Box, Click, Lasso, Prompt, Scribble, num_axes
+from limner.prompts.types import Prompt, num_axes
+from limner.sessions._planar import onto_plane
 from limner.sessions._stack import StackSession
 from limner.sessions._zoom import Scene
 
@@ -26,7 +27,13 @@ class VolumeSession(StackSession):
     def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
         flat, solid = (n in self.model.card.ndim for n in (2, 3))
         if frame is None and not solid:
-            prompt, frame = _dropped_onto_slice(prompt, self.model.card.name)
+            dropped = onto_plane(prompt)
+            if dropped is None:
+                raise PromptError(
+                    f"{self.model.card.name} answers slice by slice: say a {prompt.kind} on one "
+                    "slice (frame=K, --slice K), then propagate it."
+                )
+            prompt, frame = dropped
         if frame is not None:
             prompt, frame = self._on_frame(prompt, frame)
             if flat:
@@ -58,37 +65,3 @@ class VolumeSession(StackSession):
     @cached_property
     def _limits(self) -> tuple[float, float]:
         return self.options.window or robust_limits(self.image.array)
-
-
-def _dropped_onto_slice(prompt: Prompt, model: str) -> tuple[Prompt, int]:
-    """A 3D prompt that lies in one slice as a 2D prompt on it, for models that work in 2D."""
-    slices = _slices(prompt)
-    if slices is None or len(slices) != 1:
-        raise PromptError(
-            f"{model} answers slice by slice: say a {prompt.kind} on one slice (frame=K, "
-            "--slice K), then propagate it."
-        )
-    if isinstance(prompt, Box):
-        return Box(prompt.low[1:], prompt.high[1:]), slices.pop()
-    if isinstance(prompt, Click):
-        return Click(prompt.at[1:], prompt.positive), slices.pop()
-    assert isinstance(prompt, (Scribble, Lasso))
-    points = tuple(p[1:] for p in prompt.points)
-    flat: Prompt = Lasso(points)
-    if isinstance(prompt, Scribble):
-        flat = Scribble(points, prompt.positive, prompt.radius)
-    return flat, slices.pop()
-
-
-def _slices(prompt: Prompt) -> set[int] | None:
-    """The slices that a 3D prompt touches; None if it has no place or is 2D."""
-    if num_axes(prompt) != 3:
-        return None
-    match prompt:
-        case Click():
-            return {round(prompt.at[0])}
-        case Box():
-            return set(range(int(prompt.low[0]), int(prompt.high[0])))
-        case Scribble() | Lasso():
-            return {round(p[0]) for p in prompt.points}
-    return None
