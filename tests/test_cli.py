@@ -638,3 +638,20 @@ def test_ctrl_c_says_so(
     monkeypatch.setattr("limner.sessions._base.answer", interrupted)
     assert run(["segment", str(picture), "--click", "5,5", "-o", str(tmp_path / "seg.png")]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_nan_intensities_are_refused_or_on_request_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = np.asarray(phantoms.volume(3, (16, 40, 36)).image.array, dtype=np.float32).T.copy()
+    array[0, 0, 0], array[1, 0, 0] = np.nan, np.inf
+    source, out = tmp_path / "broken.nii.gz", tmp_path / "seg.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), source)
+    said = ["segment", str(source), "--box", "4,10,8,12,30,28", "-o", str(out)]
+    assert run(said) == 2
+    message = capsys.readouterr().err
+    assert "2 NaN or infinite intensities" in message
+    assert message.count("\n") == 1
+    assert not out.exists()
+    assert run([*said, "--lenient"]) == 0
+    assert limner.read_labels(out).ids == (1,)

@@ -27,7 +27,7 @@ Channel = Annotated[
     int | None, typer.Option(help="Read one channel or time point of a 4D file, from 0.")
 ]
 Lenient = Annotated[
-    bool, typer.Option("--lenient", help="Open a DICOM series in spite of gaps or uneven steps.")
+    bool, typer.Option("--lenient", help="Open in spite of gaps, uneven steps, NaN and the like.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 DicomType = Annotated[

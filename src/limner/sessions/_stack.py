@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from limner.models import PromptableModel
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, MaskPrompt, Prompt
 from limner.sessions._base import BaseSession, Part, check_frame, check_object_id
+from limner.sessions._finite import finite
 from limner.sessions._journal import Journal
 from limner.sessions._log import Action, Committed, Log, Propagated, Runs
 from limner.sessions._manifest import Options
@@ -172,11 +174,15 @@ class StackSession(BaseSession):
         if frame not in self._scenes:
             geometry = self.image.geometry.plane(frame)
             self._scenes[frame] = Scene(
-                self.image.plane(frame), geometry.spacing, self._intensity(), self.image.modality
+                self._plane(frame), geometry.spacing, self._intensity(), self.image.modality
             )
             while len(self._scenes) > _CACHED_SCENES:
                 self._scenes.popitem(last=False)
         return self._scenes[frame]
+
+    def _plane(self, frame: int) -> NDArray[Any]:
+        """Pixels of one frame, finite."""
+        return finite(self.image.plane(frame), self.image)
 
     def _intensity(self) -> tuple[float, float]:
         """Limits for black and white, the same for all frames."""

@@ -9,6 +9,7 @@ from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
 from limner.sessions._base import BaseSession
+from limner.sessions._finite import finite
 from limner.sessions._zoom import Scene
 
 
@@ -26,6 +27,6 @@ class ImageSession(BaseSession):
 
     @cached_property
     def _picture(self) -> Scene:
-        array = self.image.array
+        array = finite(self.image.array, self.image)
         intensity = self.options.window or robust_limits(array)
         return Scene(array, self.image.spacing, intensity, self.image.modality)

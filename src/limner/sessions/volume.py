@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from limner.errors import PromptError
 from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside, on_slice
 from limner.prompts.types import Prompt, num_axes
+from limner.sessions._finite import finite
 from limner.sessions._planar import onto_plane
 from limner.sessions._stack import StackSession
 from limner.sessions._zoom import Scene
@@ -57,11 +62,18 @@ class VolumeSession(StackSession):
     def _intensity(self) -> tuple[float, float]:
         return self._limits
 
+    def _plane(self, frame: int) -> NDArray[Any]:
+        return np.asarray(self._array[frame])
+
+    @cached_property
+    def _array(self) -> NDArray[Any]:
+        return finite(self.image.array, self.image)
+
     @cached_property
     def _whole(self) -> Scene:
         spacing = self.image.spacing
-        return Scene(self.image.array, spacing, self._limits, self.image.modality)
+        return Scene(self._array, spacing, self._limits, self.image.modality)
 
     @cached_property
     def _limits(self) -> tuple[float, float]:
-        return self.options.window or robust_limits(self.image.array)
+        return self.options.window or robust_limits(self._array)

@@ -1,0 +1,41 @@
+"""NaN and infinite intensities: refused, or on request shown to models as dark and bright."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError
+from limner.io.image import Image
+from limner.models._intensity import robust_limits
+
+Array = NDArray[Any]
+
+
+def finite(array: Array, image: Image) -> Array:
+    """An image's pixels without NaN and infinities.
+
+    Args:
+        array: the pixels, or one plane of them.
+        image: whose; if it was read with ``strict=False``, NaN and negative infinity become the
+            dark limit of the array and infinity the bright one, in a copy.
+
+    Raises:
+        FormatError: there are some and the image was read strictly.
+    """
+    if array.dtype.kind not in "fc":
+        return array
+    planes = array if array.ndim > 2 else array[None]
+    count = sum(plane.size - int(np.isfinite(plane).sum()) for plane in planes)  # plane by plane:
+    if not count:  # no mask of the whole volume is made
+        return array
+    if image.read_options.get("strict", True):
+        name = image.path or "The image"
+        raise FormatError(
+            f"{name} holds {count:,} NaN or infinite intensities of {array.size:,}. Replace them, "
+            "or read with strict=False (--lenient) to take them as black and white."
+        )
+    low, high = robust_limits(array)
+    return np.asarray(np.nan_to_num(array, nan=low, posinf=high, neginf=low))
