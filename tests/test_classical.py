@@ -293,3 +293,31 @@ def test_no_combination_of_prompts_breaks_or_disobeys(data: st.DataObject) -> No
         assert 0 <= answer.score <= 1
         for at, positive in latest.items():
             assert (answer.logits[at] > 0) == positive
+
+
+@every_method
+@pytest.mark.parametrize("positive", [False, True])
+def test_a_correction_leaves_what_is_far_from_it_alone(name: str, positive: bool) -> None:
+    shape = (90, 200)
+    left, right = disk(shape, (45, 40), 18), disk(shape, (45, 150), 18)
+    pixels = np.where(left | right, 170.0, 70.0) + np.random.default_rng(0).normal(0, 5, shape)
+    model = create_model(name)
+    embedding = model.embed(View(pixels, (1.0, 1.0), (0.0, 255.0)))
+    rough = disk(shape, (48, 44), 14) | disk(shape, (45, 150), 15)
+    previous = np.where(rough, 4.0, -4.0).astype(np.float32)
+    wrong = Click((45, 30)) if positive else Click((60, 44), positive=False)
+    assert rough[tuple(int(x) for x in wrong.at)] != positive
+    answer = model.segment(embedding, [Click((45, 150)), Click((45, 44)), wrong], previous)
+    mask = answer.logits > 0
+    assert mask[tuple(int(x) for x in wrong.at)] == positive
+    assert np.array_equal(mask[:, 100:], rough[:, 100:])
+    assert not (rough & ~mask).any() if positive else not (mask & ~rough).any()
+
+
+def test_a_new_box_drops_what_lies_beyond_it_unless_it_was_clicked() -> None:
+    earlier = disk((60, 120), (30, 30), 10) | disk((60, 120), (30, 90), 10)
+    previous = np.where(earlier, 4.0, -4.0).astype(np.float32)
+    box = Box((18, 18), (43, 43))
+    assert gather_seeds([box], (60, 120), (1, 1), previous).outside[30, 90]
+    clicked = gather_seeds([box, Click((30, 90))], (60, 120), (1, 1), previous)
+    assert not clicked.outside[earlier].any()

@@ -655,3 +655,22 @@ def test_nan_intensities_are_refused_or_on_request_accepted(
     assert not out.exists()
     assert run([*said, "--lenient"]) == 0
     assert limner.read_labels(out).ids == (1,)
+
+
+def test_a_manifest_of_several_rounds_is_repeated_round_by_round(
+    picture: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    with limner.open_session(picture, "classical/region") as session:
+        for prompt in (limner.Box((20, 15), (60, 50)), limner.Click((40, 30))):
+            session.add(prompt)
+            session.predict()
+        session.add(limner.Click((22, 17), positive=False))
+        session.predict()
+        limner.write(first, session.labels, like=session.image)
+    manifest = tmp_path / "a.limner.json"
+    prompts = json.loads(manifest.read_text())["objects"]["1"]["prompts"]
+    assert [p["answered"] for p in prompts] == [True, True, True]
+    said = ["--prompts", str(manifest), "--model", "classical/region", "-o", str(second)]
+    assert run(["segment", str(picture), *said]) == 0
+    assert np.array_equal(Picture.open(first), Picture.open(second))

@@ -267,7 +267,7 @@ def test_whole_floats_are_labels(tmp_path: Path) -> None:
 
 def test_options_are_those_of_the_format(tmp_path: Path) -> None:
     labels = some_labels((6, 7))
-    with pytest.raises(TypeError, match="knows no option 'quality'"):
+    with pytest.raises(TypeError, match="quality"):
         limner.write(tmp_path / "a.nii.gz", labels, quality=9)
     with pytest.raises(ValueError, match=r"belongs to \.dcm"):
         limner.write(tmp_path / "a.nii.gz", labels, dicom_type="seg")

@@ -116,7 +116,7 @@ def test_segments_are_coded_coloured_and_attributed(tmp_path, series):
     labels.manifest = {"model": {"name": "classical/region"}}
     seg.write(tmp_path / "seg.dcm", labels, like=series)
     ds = pydicom.dcmread(tmp_path / "seg.dcm")
-    source = pydicom.dcmread(series.metadata["files"][0], stop_before_pixels=True)
+    source = pydicom.dcmread(series.metadata["sources"]["files"][0], stop_before_pixels=True)
     assert ds.StudyInstanceUID == source.StudyInstanceUID
     assert ds.FrameOfReferenceUID == source.FrameOfReferenceUID
     assert ds.PatientID == source.PatientID
@@ -137,7 +137,7 @@ def test_segments_are_coded_coloured_and_attributed(tmp_path, series):
         item.ReferencedSOPInstanceUID
         for item in ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
     }
-    assert referenced == set(series.metadata["sop_instance_uids"])
+    assert referenced == set(series.metadata["sources"]["sop_instance_uids"])
 
 
 def test_labelmap_round_trip_and_its_limit(tmp_path, series):
@@ -156,7 +156,7 @@ def test_labelmap_round_trip_and_its_limit(tmp_path, series):
 
 
 def test_single_slice_projection_and_multiframe(tmp_path, series, rng):
-    sources = [images.read(series.metadata["files"][3])]
+    sources = [images.read(series.metadata["sources"]["files"][3])]
     ds = image_dataset(rng.integers(0, 255, (20, 24), dtype=np.uint8), sop_class=DX, modality="DX")
     sources.append(images.read(save(ds, tmp_path / "dx.dcm")))
     stack = rng.integers(0, 2000, (8, 20, 24), dtype=np.uint16)
@@ -170,7 +170,7 @@ def test_single_slice_projection_and_multiframe(tmp_path, series, rng):
 
 
 def test_series_with_a_gap_keeps_every_slice(tmp_path, series, rng):
-    Path(series.metadata["files"][2]).unlink()
+    Path(series.metadata["sources"]["files"][2]).unlink()
     uneven = images.read(series.path, strict=False)
     labels = Labels(uneven.geometry, masks={1: rng.random(uneven.shape) > 0.8})
     seg.write(tmp_path / "seg.dcm", labels, like=uneven)
@@ -194,7 +194,7 @@ def test_one_time_point_of_a_multiframe_file(tmp_path, rng):
 
 
 def test_fractional_is_cut_at_half(tmp_path, series):
-    datasets = [pydicom.dcmread(f) for f in series.metadata["files"]]
+    datasets = [pydicom.dcmread(f) for f in series.metadata["sources"]["files"]]
     fractions = np.zeros(series.shape, dtype=np.float32)
     fractions[2:5, 4:8, 4:8] = 0.4
     fractions[3, 5:7, 5:7] = 0.6
@@ -255,7 +255,7 @@ def test_what_cannot_be_written_says_why(tmp_path, series):
         seg.write(tmp_path / "seg.dcm", labels, like=series, dicom_type="nifti")
     assert not (tmp_path / "seg.dcm").exists()
     with pytest.raises(FormatError, match="is no DICOM Segmentation"):
-        seg.read_labels(series.metadata["files"][0])
+        seg.read_labels(series.metadata["sources"]["files"][0])
     with pytest.raises(FormatError, match="read it with read_labels"):
         seg.read(tmp_path / "seg.dcm")
 

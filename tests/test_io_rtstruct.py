@@ -110,7 +110,7 @@ def test_round_trip_on_an_oblique_series(tmp_path, series, rng):
 
 def test_the_image_is_found_beside_the_contours(tmp_path, series, rng):
     labels = Labels(series.geometry, masks={1: blobs(rng, series.shape)})
-    folder = Path(series.metadata["files"][0]).parent
+    folder = Path(series.metadata["sources"]["files"][0]).parent
     save_series(folder / "other", np.zeros((3, 8, 8), np.int16))
     rtstruct.write(folder / "rs.dcm", labels, like=series)
     assert_same(rtstruct.read_labels(folder / "rs.dcm"), labels)
@@ -122,7 +122,7 @@ def test_the_image_is_found_beside_the_contours(tmp_path, series, rng):
 
 
 def test_single_slice_and_multiframe_sources(tmp_path, series, rng):
-    single = images.read(series.metadata["files"][2])
+    single = images.read(series.metadata["sources"]["files"][2])
     stack = rng.integers(0, 2000, (5, 12, 14), dtype=np.uint16)
     places = [(1.0, 2.0, 3.0 * k) for k in rng.permutation(5)]
     multi = images.read(save(enhanced_dataset(stack, places), tmp_path / "enhanced.dcm"))
@@ -141,7 +141,7 @@ def test_the_object_is_complete(tmp_path, series, rng):
     labels = Labels(series.geometry, masks={2: blobs(rng, series.shape)}, names={2: "x" * 80})
     rtstruct.write(tmp_path / "rs.dcm", labels, like=series)
     ds = pydicom.dcmread(tmp_path / "rs.dcm")
-    source = pydicom.dcmread(series.metadata["files"][0], stop_before_pixels=True)
+    source = pydicom.dcmread(series.metadata["sources"]["files"][0], stop_before_pixels=True)
     assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.481.3"
     assert ds.StudyInstanceUID == source.StudyInstanceUID
     assert ds.PatientName == source.PatientName
@@ -154,7 +154,7 @@ def test_the_object_is_complete(tmp_path, series, rng):
     assert ds.RTROIObservationsSequence[0].ReferencedROINumber == 2
     roi = ds.ROIContourSequence[0]
     assert len(roi.ROIDisplayColor) == 3
-    by_uid = dict(zip(series.metadata["sop_instance_uids"], range(5), strict=True))
+    by_uid = dict(zip(series.metadata["sources"]["sop_instance_uids"], range(5), strict=True))
     for contour in roi.ContourSequence:
         assert contour.ContourGeometricType == "CLOSED_PLANAR"
         points = np.reshape([float(v) for v in contour.ContourData], (-1, 3))

@@ -453,6 +453,8 @@ def test_propagation_writes_each_frame_once_and_keeps_annotated_ones(kind: str) 
         labels = session.labels
         assert all(np.array_equal(labels[k] > 0, kept[k]) for k in kept)
         assert all(labels[k].any() for k in range(10))
+        carried = session.export().manifest["objects"]["1"]["propagated_frames"]
+        assert carried == [0, 1, 3, 4, 5, 6, 8, 9]
         session.undo()  # the whole propagation
         assert [k for k in range(10) if session.labels[k].any()] == [2, 7]
         session.redo()

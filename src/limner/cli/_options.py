@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.prompts.types import Prompt
 
-Placed: TypeAlias = "tuple[Prompt, int, int | None]"  # a prompt, its object, its frame or slice
+
+class Placed(NamedTuple):
+    """A prompt, its object, its frame or slice, and whether an answer was asked for after it."""
+
+    prompt: Prompt
+    object_id: int
+    frame: int | None
+    answered: bool = False
+
 
 ImagePath = Annotated[Path, typer.Argument(help="Picture, volume, video, DICOM file or folder.")]
 Series = Annotated[
@@ -91,7 +99,7 @@ def read_scribbles(
             f"{path}: a scribble image holds 1 (belongs) and 2 (does not belong), not {ids}."
         )
     return [
-        (stroke, object_id, frame)
+        Placed(stroke, object_id, frame)
         for label, mask in masks.items()
         for stroke in scribbles_from_mask(mask, positive=label == 1)
     ]
@@ -153,14 +161,14 @@ def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) ->
     for item in items:
         fields = dict(item)
         number = fields.pop("object", fields.pop("object_id", object_id))
-        where = fields.pop("frame", None)
+        where, answered = fields.pop("frame", None), fields.pop("answered", False)
         try:
             prompt = from_json(fields)
         except PromptError as error:
             raise PromptError(f"{path}: {error}") from error
         if where is None and num_axes(prompt) == 2:
             where = frame
-        said.append((prompt, number, where))
+        said.append(Placed(prompt, number, where, bool(answered)))
     return said
 
 

@@ -132,8 +132,10 @@ def segment(
 def _say(session: BaseSession, entries: Sequence[options.Placed], names: Sequence[str]) -> None:
     """Tell a new session everything; if any of it is refused, no journal is left behind."""
     try:
-        for prompt, object_id, frame in entries:
+        for prompt, object_id, frame, answered in entries:
             session.add(prompt, object_id=object_id, frame=frame)
+            if answered:  # a manifest is repeated round by round
+                session.predict(object_id=object_id, frame=frame)
         if len(names) > len(session.object_ids):
             raise PromptError(
                 f"{len(names)} names are too many for {len(session.object_ids)} object(s)."
@@ -173,10 +175,12 @@ def gather(
             "--prompts FILE.json which of them each prompt is about."
         )
     first = next(iter(masks)) if len(masks) == 1 else 1
-    entries: list[options.Placed] = [(p, k, frame) for k, p in enumerate(boxes, start=first)]
-    entries += [(TextPrompt(text), k, frame) for k, text in enumerate(said.texts, start=first)]
-    entries += [(MaskPrompt(mask), k, frame) for k, mask in masks.items()]
-    entries += [(p, first, frame) for p in clicks]
+    entries = [options.Placed(box, k, frame) for k, box in enumerate(boxes, start=first)]
+    entries += [
+        options.Placed(TextPrompt(text), k, frame) for k, text in enumerate(said.texts, start=first)
+    ]
+    entries += [options.Placed(MaskPrompt(mask), k, frame) for k, mask in masks.items()]
+    entries += [options.Placed(click, first, frame) for click in clicks]
     if said.scribble is not None:
         entries += options.read_scribbles(said.scribble, image, frame, object_id=first)
     if said.prompts is not None:

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,12 +24,12 @@ from limner.io._choice import (
     Writer,
     image_writer_of,
     load_format,
-    plain_errors,
     read_head,
     reader_of,
     stem_of,
     writer_of,
 )
+from limner.io._system_errors import plain_errors
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 
@@ -118,7 +118,7 @@ def write(
     *,
     like: Like | None = None,
     names: Mapping[int, str] | None = None,
-    **options: Any,
+    dicom_type: str | None = None,
 ) -> None:
     """Write a segmentation, on exactly the grid of the image it belongs to.
 
@@ -133,18 +133,16 @@ def write(
             hold them; elsewhere the higher id wins and a warning is logged.
         like: the image, its grid or its path.
         names: what the objects are, by id; added to those that `labels` knows.
-        options: of the format. All ``.dcm``: ``dicom_type="seg"`` (default), ``"seg-labelmap"`` or
-            ``"rtstruct"``.
+        dicom_type: of a .dcm: ``"seg"`` (the default), ``"seg-labelmap"`` or ``"rtstruct"``.
 
     Raises:
         FormatError: the suffix is unknown, the place cannot be written, or the format cannot hold
             the labels.
         GeometryError: the labels do not lie on the grid of `like`, or the format cannot hold it.
-        TypeError: the format has no such option.
+        ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
     """
     path = Path(path)
-    target = writer(path, dicom_type=options.pop("dicom_type", None))
-    target.check_options(options)
+    target = writer(path, dicom_type=dicom_type)
     image, geometry = _as_like(like)
     found = _as_labels(labels, geometry, names)
     if image is not None:
@@ -152,7 +150,7 @@ def write(
     if not target.keeps_overlaps:
         _warn_of_overlaps(found, path)
     with plain_errors(path):
-        target.module.write(path, found, like=image, **target.options, **options)
+        target.module.write(path, found, like=image, **target.options)
     _write_manifest(found, path)
 
 

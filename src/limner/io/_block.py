@@ -118,17 +118,14 @@ class Block:
         if self.codec == "text":
             return self._arrange(self._parse_text())
         buffer = np.empty(self.nbytes, dtype=np.uint8)
-        try:
-            self._fill(buffer)
-        except OSError as error:
-            raise FormatError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        self._fill(buffer)
         return self._arrange(buffer.view(self.dtype).reshape(self.shape))
 
     def read_plane(self, index: int) -> Array:
         """The values at `index` of the first spatial axis; only for raw blocks."""
         try:
             mapped = np.memmap(self.path, self.dtype, "r", self.start, self.shape)
-        except (OSError, ValueError) as error:
+        except ValueError as error:  # the file has shrunk
             raise FormatError(f"{self.path} cannot be read: {error}.") from error
         where: tuple[Any, ...] = (slice(None), index) if self.channel_axis == 0 else (index,)
         plane = np.asarray(mapped[where])
@@ -166,12 +163,9 @@ class Block:
         return values
 
     def _parse_text(self) -> Array:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                words = file.read().split()
-        except OSError as error:
-            raise FormatError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            words = file.read().split()
         wanted = prod(self.shape)
         if len(words) < wanted:
             raise FormatError(f"{self.path} holds {len(words)} numbers, not {wanted}.")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from limner.errors import FormatError
+from limner.io._system_errors import plain_errors
 
 # In the order in which they are asked whether a file is theirs: exact magic numbers first, and a
 # DICOM segmentation before DICOM in general.
@@ -39,6 +38,10 @@ _DICOM_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     "rtstruct": ("dicom.rtstruct", {}),
 }
 _KEEP_OVERLAPS = (".seg.nrrd", ".json", ".dcm")
+_KNOWN = (
+    ".nii .nii.gz .nrrd .mha .mhd .npz .dcm .tif .png .jpg .bmp .webp .gif, videos, and folders of "
+    "DICOM files or frames"
+)
 _HEAD_BYTES = 1024
 
 
@@ -55,21 +58,6 @@ class Writer:
     module: ModuleType
     options: Mapping[str, Any] = field(default_factory=dict)
     keeps_overlaps: bool = False
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the format does not have.
-
-        Raises:
-            TypeError: lists those that it has.
-        """
-        parameters = inspect.signature(self.module.write).parameters
-        known = set(parameters) - {"path", "labels", "like"} - set(self.options)
-        unknown = sorted(set(options) - known)
-        if unknown:
-            allowed = ", ".join(sorted(known)) or "no options"
-            raise TypeError(
-                f"Writing {self.module.NAME} knows no option {unknown[0]!r}; it takes {allowed}."
-            )
 
 
 def load_format(name: str) -> ModuleType:
@@ -89,14 +77,12 @@ def reader_of(path: Path, names: Sequence[str]) -> ModuleType:
     for module in map(load_format, names):
         if module.sniff(path, head):
             return module
-    modules = [load_format(name) for name in names]
-    for module in modules:
+    for module in map(load_format, names):
         if _has_suffix(path, module.SUFFIXES):
             return module  # its reader says what is wrong with the content
-    suffixes = sorted({s for m in modules for s in m.SUFFIXES})
     raise FormatError(
-        f"{path} is of no known kind: it begins with {head[:8]!r}. Known are {' '.join(suffixes)}, "
-        "and folders of DICOM files or video frames."
+        f"{path} is of no known kind: it begins with {head[:8]!r}. limner reads {_KNOWN}; "
+        "convert it first."
     )
 
 
@@ -151,18 +137,6 @@ def read_head(path: Path) -> bytes:
     if not head:
         raise FormatError(f"{path} is empty (0 bytes). Copy or download it again.")
     return head
-
-
-@contextmanager
-def plain_errors(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a file into a `FormatError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise FormatError(f"{path} cannot be read or written: {reason}.") from error
-    except MemoryError as error:
-        raise FormatError(f"{path} does not fit into the memory of this machine.") from error
 
 
 def _folder_reader(path: Path) -> ModuleType:

@@ -79,6 +79,8 @@ class Clip:
         with self._lock:
             try:
                 return self._pixels(self._decoded(index))
+            except MemoryError:
+                raise
             except Exception as error:  # the decoder fails in many ways on damaged data
                 self._close()
                 raise FormatError(
@@ -251,7 +253,10 @@ def _clip(path: Path, stream: Any, packets: list[_Packet], strict: bool) -> Clip
     stamps: list[int] | None = sorted(p.pts for p in packets if p.pts is not None)
     assert stamps is not None
     count = len(packets)
-    if len(set(stamps)) < count:  # AVI and raw streams may state no times of presentation
+    # Raw streams state no times of presentation, nor does AVI; those that FFmpeg makes up for AVI
+    # are wrong where frames are stored in another order than shown.
+    made_up = stream.container.format.name == "avi" and context.has_b_frames
+    if made_up or len(set(stamps)) < count:
         stamps, count, times = None, *_counted(path, stream.index, strict)
     else:
         times = [s * base for s in stamps]
@@ -296,7 +301,7 @@ def _counted(path: Path, stream: int, strict: bool) -> tuple[int, list[float]]:
         container.close()
     if not times:
         raise FormatError(f"{path}: the video has no frames.")
-    return len(times), times
+    return len(times), sorted(times)
 
 
 def _check_complete(

@@ -108,7 +108,10 @@ def frame_files(folder: Path) -> list[Path]:
         folder = folder / _SUBFOLDER
     files = [p for p in folder.iterdir() if _is_picture(p)]
     if not files:
-        raise FormatError(f"{folder}: the folder holds no pictures ({', '.join(_SUFFIXES)}).")
+        raise FormatError(
+            f"{folder} holds neither DICOM files nor pictures ({' '.join(_SUFFIXES)}) to be read as "
+            "the frames of a video; name the file or the folder that does."
+        )
     kinds = Counter(_SAME.get(p.suffix.lower(), p.suffix.lower()) for p in files)
     if len(kinds) > 1:
         found = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())

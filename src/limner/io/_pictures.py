@@ -53,6 +53,25 @@ def check_picture(shape: Sequence[int], itemsize: int, path: Path) -> None:
     check_allocation(shape, itemsize, path)
 
 
+def check_packed(num_pixels: int, size: int, least_bits: float, path: Path) -> None:
+    """Refuse a compressed picture whose file is too small for the pixels it claims.
+
+    Args:
+        num_pixels: rows times columns, as the header claims.
+        size: bytes of the file.
+        least_bits: that the format spends on a pixel at the very least.
+        path: for the message.
+
+    Raises:
+        FormatError: the file is damaged, or a bomb.
+    """
+    if size * 8 < num_pixels * least_bits:
+        raise FormatError(
+            f"{path}: the header claims {num_pixels:,} pixels, which {size:,} bytes cannot hold; "
+            "the file is damaged or incomplete. Copy it again."
+        )
+
+
 def check_not_empty(path: Path) -> None:
     """Refuse a missing or zero-byte file with a plain sentence.
 

@@ -36,6 +36,8 @@ _TAGS_THAT_MATTER = (270, 282, 283, 320)
 
 _MAX_TILE = 1 << 26  # pixels; real tiles have 256² to 4096², but a damaged file may claim any size
 
+_MAX_IMAGEJ_CHANNELS = 7
+
 Spacing = tuple[float | None, float | None, float | None]  # slice, row, column; None if not stated
 
 
@@ -56,6 +58,17 @@ def spacing_mm(file: TiffFile, series: TiffPageSeries, number: int) -> Spacing:
     if file.is_svs:
         return _aperio_spacing(file)
     return None, None, None
+
+
+def axes_of(file: TiffFile, series: TiffPageSeries) -> str:
+    """A letter per axis, as tifffile has them.
+
+    ImageJ shows at most 7 channels at once; a stack of more, and of nothing else, are slices whose
+    writer named no axes.
+    """
+    axes = str(series.axes)
+    many = file.is_imagej and axes == "CYX" and series.shape[0] > _MAX_IMAGEJ_CHANNELS
+    return "ZYX" if many else axes
 
 
 def own_block(page: TiffPage) -> dict[str, Any]:

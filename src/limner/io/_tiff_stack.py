@@ -13,8 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
+from limner.io._foreign_logs import muted
 from limner.io._pictures import without_alpha
-from limner.io._tiff_facts import Spacing, check_chain, check_extent, own_block, spacing_mm
+from limner.io._tiff_facts import (
+    Spacing,
+    axes_of,
+    check_chain,
+    check_extent,
+    own_block,
+    spacing_mm,
+)
 from limner.io.image import Kind
 
 Array = NDArray[Any]
@@ -46,6 +54,7 @@ class Stack:
     path: Path
     file: Any
     series: Any
+    axes: str
     fixed: dict[int, int]
     stack_axis: int | None
     palette: Array | None
@@ -89,7 +98,7 @@ class Stack:
     @property
     def _is_paged(self) -> bool:
         """Whether every page of the file is a plane, or one channel of it."""
-        axes, inner = self.series.axes, self._page_axes
+        axes, inner = self.axes, self._page_axes
         lead = self.series.shape[: len(axes) - len(inner)]
         return (
             axes.endswith(inner)
@@ -99,13 +108,13 @@ class Stack:
 
     def _guarded(self, index: int | None) -> Array:
         try:
-            with self._lock:
+            with self._lock, muted("tifffile"):
                 self.file.filehandle.open()
                 try:
                     pixels, axes = self._raw(index)
                 finally:
                     self.file.filehandle.close()
-        except FormatError:
+        except (FormatError, MemoryError):
             raise
         except Exception as error:  # a decoder may raise anything on bytes made by others
             where = "" if index is None else f" in page {index}"
@@ -119,7 +128,7 @@ class Stack:
         chosen = dict(self.fixed)
         if index is not None and self.stack_axis is not None:
             chosen[self.stack_axis] = index
-        axes, shape = self.series.axes, self.series.shape
+        axes, shape = self.axes, self.series.shape
         rest = "".join(a for k, a in enumerate(axes) if k not in chosen)
         if self._is_paged:
             lead = len(axes) - len(self._page_axes)
@@ -191,8 +200,9 @@ def open_stack(
     number, level, points = _parse(series, path)
     file = None
     try:
-        file, found = _open(path, strict)
-        check_chain(file)
+        with muted("tifffile"):
+            file, found = _open(path, strict)
+            check_chain(file)
         if number >= len(found):
             raise FormatError(f"{path}: there is no series {number}; the file has {len(found)}.")
         if level >= len(found[number].levels):
@@ -200,7 +210,7 @@ def open_stack(
                 f"{path}: there is no level {level}; the pyramid has {len(found[number].levels)}."
             )
         return _stack(path, file, number, level, points, palette_indices)
-    except FormatError:
+    except (FormatError, MemoryError):
         raise
     except Exception as error:  # the parser may raise anything on bytes made by others
         raise FormatError(f"{path}: not a readable TIFF ({one_line(error)}).") from error
@@ -275,7 +285,9 @@ def _stack(
 ) -> Stack:
     base = file.series[number]
     series = base.levels[level]
-    axes, shape = series.axes, series.shape
+    axes, shape = axes_of(file, series), series.shape
+    if series.dtype.kind not in "buif":  # complex
+        raise FormatError(f"{path} holds {series.dtype}; save its magnitude, as floats, first.")
     if "Y" not in axes or "X" not in axes:
         raise FormatError(f"{path}: axes {axes} of shape {tuple(shape)} are not a picture.")
     fixed = _fixed_axes(path, axes, shape, points)
@@ -302,6 +314,7 @@ def _stack(
         path=path,
         file=file,
         series=series,
+        axes=axes,
         fixed=fixed,
         stack_axis=stack_axis,
         palette=palette,
@@ -313,7 +326,7 @@ def _stack(
         spacing=spacing,
         block=block if level == 0 and not fixed else {},
         photometric=getattr(key.photometric, "name", str(key.photometric)),
-        metadata=_metadata(file, series, base, spacing),
+        metadata=_metadata(file, series, base),
     )
 
 
@@ -368,18 +381,17 @@ def _palette(file: Any, key: Any) -> Array | None:
     return None if (colours == ramp[:, None]).all() else colours
 
 
-def _metadata(file: Any, series: Any, base: Any, spacing: Spacing) -> dict[str, Any]:
+def _metadata(file: Any, series: Any, base: Any) -> dict[str, Any]:
     key = series.keyframe
     compression = getattr(key.compression, "name", str(key.compression))
     return {
-        "axes": series.axes,
-        "compression": compression,
-        "photometric": getattr(key.photometric, "name", str(key.photometric)),
-        "lossy": "JPEG" in compression and "LOSSLESS" not in compression,
         "flavour": series.kind,
+        "stored_axes": series.axes,
+        "compression": compression,
+        "lossy": "JPEG" in compression and "LOSSLESS" not in compression,
+        "photometric": getattr(key.photometric, "name", str(key.photometric)),
         "num_series": len(file.series),
-        "levels": [tuple(s.shape) for s in base.levels],
-        "stated_spacing_mm": spacing,
+        "num_levels": len(base.levels),
     }
 
 

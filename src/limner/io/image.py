@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
+from limner.io._system_errors import plain_errors
 
 Array = NDArray[Any]
 Kind = Literal["image", "volume", "video"]
@@ -80,10 +81,15 @@ class Image:
 
     @property
     def array(self) -> Array:
-        """The pixels, read at first use; read-only. Index order, channels last."""
+        """The pixels, read at first use; read-only. Index order, channels last.
+
+        Raises:
+            FormatError: the file is damaged, gone, or too large for the free memory.
+        """
         if self._array is None:
             assert self._load is not None
-            self._array = self._checked(self._load())
+            with plain_errors(self.path):
+                self._array = self._checked(self._load())
         return self._array
 
     @property
@@ -117,7 +123,8 @@ class Image:
             raise FormatError(f"Frame {index} is outside 0…{self.geometry.shape[0] - 1}.")
         if self._array is not None or self._plane is None:
             return np.asarray(self.array[index])
-        return self._plane(index)
+        with plain_errors(self.path):
+            return self._plane(index)
 
     def planes(self) -> Iterator[Array]:
         """All slices or frames in order, one at a time."""

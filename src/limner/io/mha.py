@@ -83,7 +83,6 @@ def read(
     geometry = _geometry_of(fields, path, sizes)
     metadata = {
         "stored_type": fields["elementtype"],
-        "anatomical_orientation": fields.get("anatomicalorientation"),
         "distance_units": fields.get("distanceunits", "mm"),
     }
     return block_image(

@@ -167,7 +167,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
             break
         lines.append(line.decode("utf-8", "replace"))
     try:
-        fields: dict[str, Any] = dict(nrrd.read_header(lines))
+        with np.errstate(invalid="ignore"):  # numbers beyond its integers: refused as sizes
+            fields: dict[str, Any] = dict(nrrd.read_header(lines))
     except (nrrd.NRRDError, ValueError, IndexError, OverflowError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FormatError(f"{path}: its NRRD header is malformed: {reason}.") from error
@@ -193,7 +194,10 @@ def _axes_of(fields: Mapping[str, Any], sizes: Sequence[int], path: Path) -> _Ax
         if name in fields and len(fields[name]) != count:
             raise FormatError(f"{path}: {len(fields[name])} {name} are given for {count} axes.")
     if "space directions" in fields:
-        placed = ~np.isnan(fields["space directions"]).all(axis=1)
+        vectors = fields["space directions"]
+        placed = ~np.isnan(vectors).all(axis=1)
+        if vectors.shape[1] == 4:  # a space with time, as ITK writes 4D: those steps are in time
+            placed &= vectors[:, 3] == 0
     elif "kinds" in fields:
         placed = np.array([k in _SPATIAL_KINDS or k in ("???", "none") for k in fields["kinds"]])
     else:
@@ -277,8 +281,9 @@ def _geometry_of(
         vectors = np.asarray(fields["space directions"], dtype=np.float64)[space]
         width = vectors.shape[1]
         origin = np.asarray(fields.get("space origin", np.zeros(width)), dtype=np.float64)
-        if width not in (2, 3) or origin.shape != (width,):
-            raise FormatError(f"{path}: its space has {width} axes; 2 or 3 are allowed.")
+        if width not in (2, 3, 4) or origin.shape != (width,):
+            raise FormatError(f"{path}: its space has {width} axes; 2 or 3 (and time) are allowed.")
+        vectors, origin, width = vectors[:, :3], origin[:3], min(width, 3)
         units = _millimetres_of(fields.get("space units", []))
         scale = np.array(_signs_of(fields))[:width] * units[:width]
         if np.isnan(origin).all():

@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_bytes
+from limner.io._inflate import DEFLATE_MAX_RATIO
 from limner.io._pictures import (
     check_channel,
     check_not_empty,
+    check_packed,
     check_picture,
     choose_channel,
     fitted_geometry,
@@ -59,6 +61,9 @@ SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", "
 
 _EXIF_ORIENTATION = 0x0112
 _MAX_LABEL = 65535  # of a 16-bit PNG
+# The fewest bits a pixel takes: Huffman-coded JPEG spends one on a block of 8×8; deflate one byte
+# on 1032, and PNG has pixels of a single bit.
+_LEAST_BITS = {"JPEG": 1 / 64, "PNG": 1 / DEFLATE_MAX_RATIO}
 _GREY = ("1", "L", "I;16", "I;16L", "I;16B", "I", "F")
 
 _LOG = logging.getLogger(__name__)
@@ -228,11 +233,14 @@ def read_header(path: Path) -> Header:
             file.seek(0)
             with open_picture(file, path) as picture:
                 header = _header_of(picture, prefix)
-    except FormatError:
+            size = file.seek(0, io.SEEK_END)
+    except (FormatError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(f"{path}: not a readable picture ({_line(error)}).") from error
     check_picture(header.shape, header.dtype.itemsize, path)
+    if header.format in _LEAST_BITS:
+        check_packed(header.rows * header.columns, size, _LEAST_BITS[header.format], path)
     return header
 
 
@@ -260,6 +268,8 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
             with open_picture(io.BytesIO(content), path) as picture:
                 picture.load()
                 pixels = _pixels_of(picture, header, path, palette_indices)
+    except MemoryError:
+        raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
             f"{path}: the picture is damaged or incomplete ({_line(error)})."

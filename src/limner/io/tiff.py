@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,6 @@ from limner.io._tiff_facts import KEY
 from limner.io._tiff_stack import Stack, open_stack
 from limner.io.image import Image, Kind
 from limner.io.labels import Labels
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[Any]
 
@@ -133,6 +130,8 @@ def _image(path: Path, stack: Stack, channel: int | None) -> Image:
     check_channel(channel, stack.num_channels, path)
     if stack.photometric == "MINISWHITE":
         _LOG.warning("%s: white is zero in this file (MINISWHITE); values stay as stored.", path)
+    if stack.photometric == "YCBCR" and not stack.metadata["lossy"]:
+        _LOG.warning("%s: its colours are YCbCr and stay as stored; convert it to RGB.", path)
     shape = stack.grid if stack.num_channels is None else (*stack.grid, stack.num_channels)
     if len(stack.grid) == 2:
         check_allocation(shape, stack.dtype.itemsize, path)

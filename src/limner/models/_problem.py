@@ -15,7 +15,8 @@ from limner.models._seeds import Seeds
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-_NEAR, _ALIKE = 4.0, 0.15  # pixels and difference of features up to which a colour belongs to a mark
+# Distance (pixels) and difference of features over which a neighbour still tells a mark's colour.
+_NEAR, _ALIKE = 2.0, 0.15
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +54,12 @@ class Problem:
         """Weights of pixels that are probably of the object since they are near what was marked and
         look like it: a few pixels tell too little of an object's colours.
         """
-        if _NEAR <= 0 or not inside.any():
+        if not inside.any():
             return inside
         away, nearest = ndimage.distance_transform_edt(~inside, return_indices=True)
         differs = np.abs(self.features - self.features[tuple(nearest)]).max(axis=-1)
         likeness = np.exp(-0.5 * (differs / _ALIKE) ** 2 - 0.5 * (away / _NEAR) ** 2)
-        return np.where(inside, 1.0, likeness)
+        return np.asarray(np.where(inside, 1.0, likeness))
 
     def ratio_of(self, mask: Mask) -> NDArray[np.float32]:
         """Log likelihood ratio of colours, from an answer."""

@@ -17,9 +17,9 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 
-_FLAT = 0.02  # contrast inside that counts as none
+_FLAT = 0.03  # contrast inside that counts as none
 _FEW = 40.0  # pixels: so small a region is seldom what a lone click means
-_UNLIKE = 0.2  # loss of plausibility per unit of tolerance beyond "as like the rest as the object"
+_UNLIKE = 0.5  # loss of plausibility per unit of tolerance beyond "as like the rest as the object"
 
 
 def grow_region(problem: Problem) -> NDArray[np.float32]:

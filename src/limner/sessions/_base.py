@@ -43,11 +43,20 @@ Part: TypeAlias = tuple[tuple[slice, ...], NDArray[np.bool_]]  # where in the im
 
 @dataclass(frozen=True)
 class Entry:
-    """One prompt of the conversation with what it was said about."""
+    """One prompt of the conversation.
+
+    Attributes:
+        prompt: as the model sees it.
+        object_id: which object it is about.
+        frame: which frame or slice, None for the whole image.
+        answered: whether an answer was asked for after it and before the next prompt there. Each
+            answer is fed to the next, so masks repeat exactly only round by round.
+    """
 
     prompt: Prompt
     object_id: int
     frame: int | None
+    answered: bool
 
 
 class BaseSession:
@@ -138,7 +147,7 @@ class BaseSession:
     def entries(self) -> tuple[Entry, ...]:
         """All prompts that count with object and frame, oldest first."""
         return tuple(
-            Entry(a.prompt, a.object_id, a.frame)
+            Entry(a.prompt, a.object_id, a.frame, self._log.ends_round(a))
             for a in self._log.all_prompts()
             if a.prompt is not None
         )
@@ -201,7 +210,14 @@ class BaseSession:
         """All objects with their names, overlaps kept, and how they were made (the manifest)."""
         self._check_open()
         painted = self._painted()
-        facts = manifest(self.image, self.model.card, self.options, self.entries, self.names)
+        facts = manifest(
+            self.image,
+            self.model.card,
+            self.options,
+            self.entries,
+            self.names,
+            {i: sorted(self._log.committed(i)) for i in self.object_ids},
+        )
         return Labels(
             self.image.geometry,
             array=painted,

@@ -263,6 +263,11 @@ class Log:
         """Whether exactly these prompts were answered at some time."""
         return numbers(actions) in self._rounds
 
+    def ends_round(self, action: Action) -> bool:
+        """Whether an answer was asked for after this prompt and before the next one there."""
+        said = self.prompts(action.object_id, action.frame)
+        return self.is_round([a for a in said if a.number <= action.number])
+
     def signature(self) -> tuple[Any, ...]:
         """Everything that defines the state, for comparison: two logs with equal ones are alike."""
         return (

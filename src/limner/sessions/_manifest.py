@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -77,14 +77,29 @@ def manifest(
     options: Options,
     entries: Sequence[Entry],
     names: dict[int, str],
+    propagated: Mapping[int, Sequence[int]],
 ) -> dict[str, Any]:
-    """The answer to "how was this mask made?"; who made it is not recorded."""
+    """The answer to "how was this mask made?"; who made it is not recorded.
+
+    Args:
+        image: what was delineated.
+        card: the model's.
+        options: the session's.
+        entries: the prompts.
+        names: of the objects.
+        propagated: frames that each object was carried to.
+    """
     objects: dict[str, Any] = {}
     for entry in entries:
         facts = objects.setdefault(
             str(entry.object_id), {"name": names.get(entry.object_id), "prompts": []}
         )
-        facts["prompts"].append({"frame": entry.frame, **to_json(entry.prompt)})
+        facts["prompts"].append(
+            {"frame": entry.frame, "answered": entry.answered, **to_json(entry.prompt)}
+        )
+    for object_id, frames in propagated.items():
+        if frames:
+            objects[str(object_id)]["propagated_frames"] = list(frames)
     return {
         **header(image, card, options),
         "objects": objects,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from limner.errors import FormatError, LimnerError
+from limner.io._foreign_logs import muted
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -102,6 +103,13 @@ class Header:
         return "" if meta is None else _one_line(meta.get(keyword))
 
     @property
+    def syntax_name(self) -> str:
+        """The transfer syntax in words."""
+        from pydicom.uid import UID
+
+        return UID(self.syntax).name
+
+    @property
     def object_name(self) -> str:
         """What kind of object it is, in words."""
         from pydicom.uid import UID
@@ -141,11 +149,15 @@ def guarded(path: Path, problem: str = "damaged or unsupported DICOM file") -> I
 
 @contextmanager
 def reading(path: Path, problem: str = "damaged or unsupported DICOM file") -> Iterator[None]:
-    """`guarded`, with warnings turned into log lines; not for threads, as filters are global."""
+    """`guarded`, with warnings as debug messages; not for threads, as filters are global."""
     from pydicom import config
 
     # What pydicom finds against a value is not worth a line each: what matters is checked here.
-    with warnings.catch_warnings(record=True) as caught, config.disable_value_validation():
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        config.disable_value_validation(),
+        muted("pydicom"),
+    ):
         warnings.simplefilter("always")
         with guarded(path, problem):
             yield

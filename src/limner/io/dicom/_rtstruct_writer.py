@@ -154,7 +154,8 @@ def _roi_contours(labels: Labels, object_id: int, like: Image, classes: dict[str
 
     grid = as_volume(like.geometry)
     mask = labels.mask(object_id).reshape(grid.shape)
-    uids, frames = like.metadata["sop_instance_uids"], like.metadata["frames"]
+    sources = like.metadata["sources"]
+    uids, frames = sources["sop_instance_uids"], sources["frames"]
     is_multiframe = len(set(uids)) < len(uids) or max(frames) > 0
     contours: list[Dataset] = []
     for k in np.flatnonzero(mask.any(axis=(1, 2))):

@@ -60,7 +60,7 @@ def build(
     if like.geometry.ndim == 2:
         pixels = pixels[None]
     is_tiled = _tiles.TOTAL_COLUMNS in sources[0]
-    frames = list(like.metadata["frames"])
+    frames = list(like.metadata["sources"]["frames"])
     is_multiframe = len(sources) == 1 and not is_tiled and "NumberOfFrames" in sources[0]
     if is_multiframe:
         _only_frames(sources[0], frames)

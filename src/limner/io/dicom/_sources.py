@@ -51,7 +51,8 @@ def source_datasets(like: Image | None, *, purpose: str) -> list[Dataset]:
     Raises:
         FormatError: the image did not come from DICOM.
     """
-    files = [] if like is None else list(dict.fromkeys(like.metadata.get("files") or ()))
+    origins = {} if like is None else like.metadata.get("sources", {})
+    files = list(dict.fromkeys(origins.get("files", ())))
     if like is None or like.format != "dicom" or not files:
         origin = "no image is given" if like is None else f"the image is {like.path or 'an array'}"
         raise FormatError(

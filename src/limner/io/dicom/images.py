@@ -51,10 +51,8 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _MAX_LISTED = 12  # series named in a message; all are in SeriesChoice.series
 _FACTS = {
-    "sop_class_uid": "SOPClassUID",
     "study_uid": "StudyInstanceUID",
     "series_uid": "SeriesInstanceUID",
-    "frame_of_reference_uid": "FrameOfReferenceUID",
     "series_description": "SeriesDescription",
     "protocol": "ProtocolName",
     "manufacturer": "Manufacturer",
@@ -67,6 +65,8 @@ _FACTS = {
 _SERIES_TAGS = (
     *FRAME_TAGS,
     *_FACTS.values(),
+    "SOPClassUID",
+    "FrameOfReferenceUID",
     "Modality",
     "SeriesNumber",
     "Rows",
@@ -120,8 +120,8 @@ def read(
 
     Returns:
         A lazy `Image`: ``"image"`` from one frame, ``"volume"`` from frames at different positions,
-        ``"video"`` from frames in time. Its metadata name the source of each frame (``files``,
-        ``frames``, ``sop_instance_uids``), as the segmentation writers need.
+        ``"video"`` from frames in time. ``metadata["sources"]`` names each frame's
+        file, number and instance, as the segmentation writers need.
 
     Raises:
         SeriesChoice: there are several images and `series` does not name one.
@@ -360,7 +360,7 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
         k: header.text(word) for k, word in _FACTS.items() if header.text(word)
     }
     facts["object"] = header.object_name
-    facts["transfer_syntax"] = header.syntax
+    facts["transfer_syntax"] = header.syntax_name
     for key, word in (("window_center", "WindowCenter"), ("window_width", "WindowWidth")):
         value = header.dataset.get(word)
         if value not in (None, ""):
@@ -379,10 +379,12 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
     facts["patient_space"] = (
         stack.first.position is not None and stack.first.orientation is not None
     )
-    facts["even"] = _is_even(stack, geometry)
-    facts["files"] = [str(f.header.path) for f in stack.frames]
-    facts["frames"] = [f.index for f in stack.frames]
-    facts["sop_instance_uids"] = [f.uid for f in stack.frames]
+    facts["evenly_spaced"] = _is_even(stack, geometry)
+    facts["sources"] = {
+        "files": [str(f.header.path) for f in stack.frames],
+        "frames": [f.index for f in stack.frames],
+        "sop_instance_uids": [f.uid for f in stack.frames],
+    }
     return facts
 
 

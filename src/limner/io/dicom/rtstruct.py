@@ -232,7 +232,7 @@ def write(path: Path | str, labels: Labels, *, like: Image | None = None) -> Non
                 f"{path}: contours are in patient space and {like.path} has no place in it; write "
                 "a DICOM Segmentation or .png instead."
             )
-        if not like.metadata.get("even"):
+        if not like.metadata.get("evenly_spaced"):
             raise FormatError(
                 f"{path}: the slices of {like.path} are not evenly spaced, so contours would lie "
                 "beside them; write a DICOM Segmentation (dicom_type='seg') instead."

@@ -102,7 +102,7 @@ def write(
 ) -> None:
     """Write labels as a Segmentation of the DICOM image `like`, atomically.
 
-    Names become SNOMED CT codes where they are known (`limner.io._codes`) and stay as labels.
+    Names become SNOMED CT codes where they are known (`limner.io.dicom._codes`) and stay as labels.
 
     Args:
         path: the file.
@@ -210,9 +210,9 @@ def _index_on(frame: Frame, like: Image, grid: Geometry) -> int | None:
         if index is not None:
             return index
     uid, number = _source_of(frame)
-    uids = like.metadata.get("sop_instance_uids") or ()
-    numbers = like.metadata.get("frames") or ()
-    for k, (known, frame_index) in enumerate(zip(uids, numbers, strict=False)):
+    sources = like.metadata.get("sources", {"sop_instance_uids": (), "frames": ()})
+    instances = zip(sources["sop_instance_uids"], sources["frames"], strict=True)
+    for k, (known, frame_index) in enumerate(instances):
         if known == uid and (number is None or number - 1 == frame_index):
             return k
     return 0 if grid.shape[0] == 1 and frame.position is None else None
