@@ -161,6 +161,28 @@ def test_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refused(tmp_path / "a.npz", "this machine can hold")
 
 
+def test_no_memory_left_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_left(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    paths = [nifti(tmp_path / "a.nii.gz")]
+    for suffix in (".png", ".tif"):
+        paths.append(tmp_path / f"a{suffix}")
+        write_image(paths[-1], limner.Image(np.ones((5, 6), np.uint8), limner.Geometry((5, 6))))
+    images = [limner.read(path) for path in paths]
+    for target in (
+        "limner.io._block.inflate",
+        "limner.io.raster.check_chunks",
+        "limner.io._tiff_stack.Stack._raw",
+    ):
+        monkeypatch.setattr(target, nothing_left)
+    for image in images:
+        with pytest.raises(FormatError, match=r"a\.\S+ does not fit into the free memory"):
+            _ = image.array
+
+
 # ---------------------------------------------------------------- NIfTI
 
 
@@ -173,6 +195,14 @@ def test_impossible_spacing(tmp_path: Path, value: float, name: str) -> None:
     assert limner.read(path, strict=False).array.shape == (3, 4, 5)
     path = nifti(tmp_path / name, pixdim=pixdim, sform_code=0, qform_code=1)
     refused(path, "spacing.*axis j", GeometryError)
+
+
+def test_signalling_nan_in_a_header_is_no_warning(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii", sform_code=0, qform_code=1)
+    content = bytearray(path.read_bytes())
+    content[268:272] = b"\x01\x00\xa0\x7f"  # qoffset_x
+    path.write_bytes(content)
+    refused(path, "not finite", GeometryError)
 
 
 def test_impossible_affines(tmp_path: Path) -> None:
@@ -310,6 +340,13 @@ def test_nrrd_headers(tmp_path: Path, changes: dict, match: str) -> None:
         assert image.shape == (3, 4, 2)  # a plane in space with two channels
         return
     refused(nrrd(folder / "a.nrrd", **changes), match)
+
+
+def test_nrrd_sizes_beyond_all_integers(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "a.nrrd"
+    path.write_text("NRRD0005\ntype: short\ndimension: 2\nsizes: 99999999999999999999 9\n\n")
+    refused(path, "sizes")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("vectors", ["(0,0,0) (0,1,0) (0,0,1)", "(nan,0,0) (0,1,0) (0,0,1)"])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.encoders import RLELosslessEncoder
 
+import limner
 from dicom_makers import (
     AXIAL,
     DX,
@@ -694,6 +695,16 @@ def test_damaged_bytes_never_give_a_traceback(tmp_path, rng):
             assert "\n" not in text
             outcomes.add("refused" if text else "read")
     assert outcomes == {"read", "refused"}
+
+
+def test_damaged_meta_information_does_not_matter(tmp_path, rng):
+    path = save(image_dataset(rng.integers(0, 9, (4, 4), dtype=np.uint16)), tmp_path / "a.dcm")
+    content = path.read_bytes()
+    at = content.index(b"\x02\x00\x02\x00UI") + 4
+    path.write_bytes(content[:at] + b"U\xae" + content[at + 2 :])
+    assert limner.read(path).array.shape == (4, 4)  # the data set says it again
+    with pytest.raises(FormatError, match="not a segmentation"):
+        limner.read_labels(path)
 
 
 def test_dicomdir_is_followed_but_not_out_of_its_folder(tmp_path, volume):

@@ -362,6 +362,69 @@ def test_tiff_hyperstack(tmp_path: Path) -> None:
         tiff.read(path, series="first")
 
 
+@pytest.mark.parametrize(("count", "kind"), [(6, "image"), (9, "volume")])
+def test_imagej_stack_without_named_axes(tmp_path: Path, count: int, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    pixels = RNG.integers(0, 9, (count, 20, 30), dtype=np.uint16)
+    tifffile.imwrite(path, pixels, imagej=True)  # says "channels", of which ImageJ shows 7
+    image = tiff.read(path)
+    assert image.kind == kind
+    expected = pixels if kind == "volume" else np.moveaxis(pixels, 0, -1)
+    np.testing.assert_array_equal(image.array, expected)
+    if kind == "volume":
+        np.testing.assert_array_equal(tiff.read(path).plane(7), pixels[7])
+
+
+def test_tiff_whose_pages_run_in_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((2, 4, 5), np.uint8), metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, second = (page.offset for page in file.pages)
+    content = bytearray(path.read_bytes())
+    (num_tags,) = struct.unpack_from("<H", content, second)
+    struct.pack_into("<I", content, second + 2 + 12 * num_tags, first)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="circle"):
+        tiff.read(path)
+
+
+def test_tiff_of_complex_numbers_is_no_image(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((4, 5), np.complex64))
+    with pytest.raises(FormatError, match=r"complex64.*magnitude"):
+        tiff.read(tmp_path / "a.tif")
+
+
+def test_what_libraries_log_stays_off_the_screen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4, 4), np.uint8))
+    content = bytearray(path.read_bytes())
+    for name in ("ImageWidth", "ImageLength"):
+        with tifffile.TiffFile(path) as file:
+            at = file.pages.first.tags[name].valueoffset
+        content[at : at + 4] = (1_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with caplog.at_level("WARNING"), pytest.raises(FormatError, match="this machine can hold"):
+        tiff.read(path)
+    assert caplog.text == ""
+
+
+def test_few_bytes_cannot_hold_many_pixels(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Picture.fromarray(np.zeros((64, 64), np.uint8)).save(buffer, "JPEG")
+    content = bytearray(buffer.getvalue())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", 9000, 9000)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(FormatError, match=r"81,000,000 pixels.*cannot hold"):
+        raster.read(tmp_path / "a.jpg")
+    for suffix, options in ((".png", {"compress_level": 9}), (".jpg", {"progressive": True})):
+        path = tmp_path / f"empty{suffix}"  # as small as they get
+        Picture.new("1" if suffix == ".png" else "L", (3000, 2000)).save(path, **options)
+        assert not raster.read(path).array.any()
+
+
 def test_tiff_pyramid_and_thumbnail(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as writer:

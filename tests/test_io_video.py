@@ -278,7 +278,7 @@ def test_folder_with_a_frame_that_is_not_like_the_others(tmp_path: Path) -> None
 
 def test_folders_that_are_no_video(tmp_path: Path) -> None:
     assert not video.sniff(tmp_path, b"")
-    with pytest.raises(FormatError, match="holds no pictures"):
+    with pytest.raises(FormatError, match="neither DICOM files nor pictures"):
         video.read(tmp_path)
     (tmp_path / "masks").mkdir()
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 20, 30), np.uint8), photometric="minisblack")
@@ -357,3 +357,19 @@ def test_every_shared_clip_opens(shared_data: Path) -> None:
         with Picture.open(names[-1]) as picture:
             np.testing.assert_array_equal(image.plane(len(names) - 1), np.asarray(picture))
         assert video.read(clip / "frames").shape == image.shape
+
+
+def test_avi_with_frames_stored_out_of_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        for k in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_pixels(k))))
+        container.mux(stream.encode())
+    expected = decoded(path, "rgb24")
+    image = video.read(path)
+    assert image.geometry.shape[0] == len(expected) == 12
+    for k in (11, 0, 5, 3, 4):
+        np.testing.assert_array_equal(image.plane(k), expected[k])
+    assert (np.diff(video.frame_times(path)) > 0).all()

@@ -763,3 +763,18 @@ def test_metadata_is_json(tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", imgs=np.ones((2, 3, 4)))
         metadata = limner.read(tmp_path / f"a{suffix}").metadata
         assert json.loads(json.dumps(dict(metadata))) == dict(metadata)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii.gz"])
+def test_time_series_of_itk_become_channels(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    pixels = np.arange(3 * 4 * 5 * 6, dtype=np.int16).reshape(3, 4, 5, 6)
+    series = sitk.GetImageFromArray(pixels, isVector=False)
+    series.SetSpacing((0.5, 0.25, 2, 3))
+    series.SetOrigin((1, 2, 3, 4))
+    sitk.WriteImage(series, str(path), True)
+    image = limner.read(path)
+    np.testing.assert_array_equal(image.array, np.moveaxis(pixels, 0, -1))
+    assert image.spacing == (2, 0.25, 0.5)
+    assert image.geometry.origin == (1, 2, 3)
+    np.testing.assert_array_equal(limner.read(path, channel=2).array, pixels[2])

@@ -21,6 +21,7 @@ from limner.cli.info import info
 from limner.cli.models import models
 from limner.cli.resume import resume
 from limner.cli.segment import segment
+from limner.cli.train import app as train_app
 
 BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for command in (segment, info, models, resume, convert, demo, doctor):
     app.command()(command)
+app.add_typer(train_app, name="train")
 
 
 def _show_version(wanted: bool) -> None:

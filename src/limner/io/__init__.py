@@ -29,7 +29,7 @@ from limner.io._choice import (
     stem_of,
     writer_of,
 )
-from limner.io._system_errors import plain_errors
+from limner.io._complaints import plain_errors
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io import _png, raster
+from limner.io._complaints import one_line
 from limner.io._limits import check_allocation
 from limner.io._pictures import check_channel, choose_channel
 from limner.io.image import Image
@@ -50,9 +51,9 @@ class _Player:
                 return np.array(self._picture.convert("L" if self.grey else "RGB"))
             except Exception as error:  # a decoder may raise anything on bytes made by others
                 self._picture = None
-                text = " ".join(str(error).split()) or type(error).__name__
                 raise FormatError(
-                    f"{self.path}: frame {index} (counted from 0) cannot be decoded ({text})."
+                    f"{self.path}: frame {index} (counted from 0) cannot be decoded "
+                    f"({one_line(error)})."
                 ) from error
 
 
@@ -114,7 +115,9 @@ def _survey(path: Path, header: raster.Header) -> tuple[int, bool]:
         with raster.open_picture(io.BytesIO(content), path) as picture:
             return int(getattr(picture, "n_frames", 1)), False
     except Exception as error:  # a decoder may raise anything on bytes made by others
-        raise FormatError(f"{path}: the animation is damaged or incomplete ({error}).") from error
+        raise FormatError(
+            f"{path}: the animation is damaged or incomplete ({one_line(error)})."
+        ) from error
 
 
 def _survey_gif(content: bytes) -> tuple[int, bool]:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from limner.errors import FormatError
-from limner.io._system_errors import plain_errors
+from limner.io._complaints import plain_errors
 
 # In the order in which they are asked whether a file is theirs: exact magic numbers first, and a
 # DICOM segmentation before DICOM in general.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, require
+from limner.io._complaints import one_line
 from limner.io._pictures import check_picture
 
 Array = NDArray[Any]
@@ -85,7 +86,7 @@ class Clip:
                 self._close()
                 raise FormatError(
                     f"{self.path}: frame {index} (counted from 0) cannot be decoded "
-                    f"({_line(error)}); the file is damaged or incomplete."
+                    f"({one_line(error)}); the file is damaged or incomplete."
                 ) from error
 
     def _decoded(self, index: int) -> Any:
@@ -202,7 +203,7 @@ def open_clip(path: Path, *, series: str | None, strict: bool) -> Clip:
     except FormatError:
         raise
     except Exception as error:  # the parser fails in many ways on bytes made by others
-        raise FormatError(f"{path}: not a readable video ({_line(error)}).") from error
+        raise FormatError(f"{path}: not a readable video ({one_line(error)}).") from error
     finally:
         if container is not None:
             container.close()
@@ -294,7 +295,8 @@ def _counted(path: Path, stream: int, strict: bool) -> tuple[int, list[float]]:
     except Exception as error:
         if strict:
             raise FormatError(
-                f"{path}: frame {len(times)} (counted from 0) cannot be decoded ({_line(error)})."
+                f"{path}: frame {len(times)} (counted from 0) cannot be decoded "
+                f"({one_line(error)})."
             ) from error
         _LOG.warning("%s: only the first %d frames can be decoded.", path, len(times))
     finally:
@@ -351,8 +353,3 @@ def _ebml_size(head: bytes, at: int) -> tuple[int, int]:
         return 0, at
     value = int.from_bytes(content, "big") & ((1 << 7 * length) - 1)
     return (0 if value == (1 << 7 * length) - 1 else value), at + length
-
-
-def _line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)  # FFmpeg's own words, without numbers
-    return " ".join(text.split()) or type(error).__name__

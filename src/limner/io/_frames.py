@@ -109,8 +109,8 @@ def frame_files(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if _is_picture(p)]
     if not files:
         raise FormatError(
-            f"{folder} holds neither DICOM files nor pictures ({' '.join(_SUFFIXES)}) to be read as "
-            "the frames of a video; name the file or the folder that does."
+            f"{folder} holds neither DICOM files nor pictures ({' '.join(_SUFFIXES)}) that could "
+            "be the frames of a video; name the file or the folder that does."
         )
     kinds = Counter(_SAME.get(p.suffix.lower(), p.suffix.lower()) for p in files)
     if len(kinds) > 1:

@@ -86,12 +86,12 @@ def own_block(page: TiffPage) -> dict[str, Any]:
 
 
 def check_chain(file: TiffFile) -> None:
-    """Check that the list of pages and the first page's tags are not cut off.
+    """Check that the list of pages and the first page's tags are whole, before any is followed.
 
     tifffile takes the pages and tags it can find and only logs that others are missing.
 
     Raises:
-        ValueError: the last page found points to another, or a tag that matters is lost.
+        ValueError: the list is cut off or runs in a circle, or a tag that matters is lost.
     """
     tiff, handle = file.tiff, file.filehandle
     first = file.pages.first
@@ -102,16 +102,29 @@ def check_chain(file: TiffFile) -> None:
         (code,) = struct.unpack_from(f"{tiff.byteorder}H", content, at)
         if code in _TAGS_THAT_MATTER and code not in first.tags:
             raise ValueError(f"tag {code} lies beyond the end of the file")
-    offset = file.pages[-1].offset
+    seen: set[int] = set()
+    offset = first.offset
+    while offset:
+        if offset in seen:  # tifffile would follow it for ever
+            raise ValueError("its list of pages runs in a circle")
+        if offset >= handle.size:
+            raise ValueError(f"the file ends after {len(seen)} pages, but there are more")
+        seen.add(offset)
+        offset = _next_page(file, offset)
+
+
+def _next_page(file: TiffFile, offset: int) -> int:
+    """Byte at which the page behind the one at `offset` begins, 0 behind the last."""
+    tiff, handle = file.tiff, file.filehandle
     handle.seek(offset)
-    (num_tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
-    handle.seek(offset + tiff.tagnosize + num_tags * tiff.tagsize)
-    content = handle.read(tiff.offsetsize)
-    if len(content) < tiff.offsetsize:
-        raise ValueError("the file ends inside its list of pages")
-    (following,) = struct.unpack(tiff.offsetformat, content)
-    if following >= handle.size:
-        raise ValueError(f"the file ends after {len(file.pages)} pages, but there are more")
+    content = handle.read(tiff.tagnosize)
+    if len(content) == tiff.tagnosize:
+        (num_tags,) = struct.unpack(tiff.tagnoformat, content)
+        handle.seek(offset + tiff.tagnosize + num_tags * tiff.tagsize)
+        content = handle.read(tiff.offsetsize)
+        if len(content) == tiff.offsetsize:
+            return int(struct.unpack(tiff.offsetformat, content)[0])
+    raise ValueError("the file ends inside its list of pages")
 
 
 def check_extent(page: Any, size: int) -> None:
@@ -128,6 +141,8 @@ def check_extent(page: Any, size: int) -> None:
     key = page.keyframe
     if len(offsets) != len(counts) or not offsets:
         raise ValueError(f"page {page.index} has no table of its pixels")
+    if key.is_tiled and len(offsets) < math.prod(key.chunked):
+        raise ValueError(f"page {page.index} lists too few tiles for its size")
     if any(o + n > size for o, n in zip(offsets, counts, strict=True)):
         raise ValueError(f"the file ends inside page {page.index}")
     if not key.is_tiled and min(counts) == 0:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
-from limner.io._foreign_logs import muted
+from limner.io._complaints import muted, one_line
 from limner.io._pictures import without_alpha
 from limner.io._tiff_facts import (
     Spacing,
@@ -202,7 +202,6 @@ def open_stack(
     try:
         with muted("tifffile"):
             file, found = _open(path, strict)
-            check_chain(file)
         if number >= len(found):
             raise FormatError(f"{path}: there is no series {number}; the file has {len(found)}.")
         if level >= len(found[number].levels):
@@ -217,11 +216,6 @@ def open_stack(
     finally:
         if file is not None:
             file.close()
-
-
-def one_line(error: Exception) -> str:
-    """The error's message on one line, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _open(path: Path, strict: bool) -> tuple[Any, list[Any]]:
@@ -239,6 +233,7 @@ def _open(path: Path, strict: bool) -> tuple[Any, list[Any]]:
 
     file = open_alone()
     try:
+        check_chain(file)
         if file.is_ome and any(p is None for s in file.series for p in s.pages):
             if strict:
                 raise FormatError(

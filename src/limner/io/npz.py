@@ -14,6 +14,7 @@ never opened: they are named in ``metadata["skipped"]``.
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_path
 from limner.io._block import check_finite
+from limner.io._complaints import one_line
 from limner.io._limits import check_allocation
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -186,7 +188,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except _ZIP_ERRORS as error:
         raise FormatError(
-            f"{path} is not an npz file, or is damaged: {error}. Copy or download it again."
+            f"{path} is not an npz file, or is damaged: {one_line(error)}. Copy or download it "
+            "again."
         ) from error
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -217,9 +220,10 @@ def _array_header(file: IO[bytes], path: Path, key: str) -> tuple[tuple[int, ...
         if version == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
-    except (ValueError, TypeError, SyntaxError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise FormatError(f"{path}: the array {key!r} has no valid header ({reason}).") from error
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
+        raise FormatError(
+            f"{path}: the array {key!r} has no valid header ({one_line(error)})."
+        ) from error
 
 
 def _choose(members: dict[str, _Member], keys: Sequence[str], path: Path, what: str) -> _Member:

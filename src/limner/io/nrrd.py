@@ -21,6 +21,7 @@ from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_path
 from limner.io._block import Block, block_image
+from limner.io._complaints import one_line
 from limner.io._grid import axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import gzip_writer
 from limner.io._nrrd_words import (
@@ -170,8 +171,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         with np.errstate(invalid="ignore"):  # numbers beyond its integers: refused as sizes
             fields: dict[str, Any] = dict(nrrd.read_header(lines))
     except (nrrd.NRRDError, ValueError, IndexError, OverflowError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"{path}: its NRRD header is malformed: {reason}.") from error
+        raise FormatError(f"{path}: its NRRD header is malformed: {one_line(error)}.") from error
     for short, full in (("datafile", "data file"), ("byteskip", "byte skip")):
         if short in fields:
             fields[full] = fields[short]

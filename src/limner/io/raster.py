@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_bytes
+from limner.io._complaints import one_line
 from limner.io._inflate import DEFLATE_MAX_RATIO
 from limner.io._pictures import (
     check_channel,
@@ -237,7 +238,7 @@ def read_header(path: Path) -> Header:
     except (FormatError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
-        raise FormatError(f"{path}: not a readable picture ({_line(error)}).") from error
+        raise FormatError(f"{path}: not a readable picture ({one_line(error)}).") from error
     check_picture(header.shape, header.dtype.itemsize, path)
     if header.format in _LEAST_BITS:
         check_packed(header.rows * header.columns, size, _LEAST_BITS[header.format], path)
@@ -272,7 +273,7 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
         raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
-            f"{path}: the picture is damaged or incomplete ({_line(error)})."
+            f"{path}: the picture is damaged or incomplete ({one_line(error)})."
         ) from error
     if pixels.shape[:2] != (header.rows, header.columns):
         raise FormatError(f"{path}: {pixels.shape[:2]} pixels do not match the file's header.")
@@ -392,7 +393,3 @@ def _is_bitmap(head: bytes) -> bool:
         108,
         124,
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from limner.errors import FormatError, LimnerError
-from limner.io._foreign_logs import muted
+from limner.io._complaints import muted, one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -140,11 +140,9 @@ def guarded(path: Path, problem: str = "damaged or unsupported DICOM file") -> I
     except MemoryError as error:
         raise FormatError(f"{path}: not enough memory for this DICOM object.") from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FormatError(f"Cannot read {path}: {reason.lower()}.") from error
+        raise FormatError(f"Cannot read {path}: {one_line(error).lower()}.") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"{path}: {problem} ({reason}).") from error
+        raise FormatError(f"{path}: {problem} ({one_line(error)}).") from error
 
 
 @contextmanager
@@ -303,7 +301,8 @@ def sop_class_of(path: Path, head: bytes) -> str | None:
     if not looks_like_dicom(head):
         return None
     try:
-        return read_header(path, ["SOPClassUID"]).sop_class
+        with reading(path):
+            return read_header(path, ["SOPClassUID"]).sop_class
     except FormatError:
         return ""
 

@@ -46,14 +46,8 @@ def build(
     """
     import highdicom as hd
 
+    _check(path, labels, like)
     ids = labels.ids
-    if not ids:
-        raise FormatError(f"{path}: there is no object to write.")
-    if like.kind == "video":
-        raise FormatError(
-            f"{path}: the frames of a video share one place, which a DICOM Segmentation cannot "
-            "say; write .npz, .json (COCO RLE) or a folder of .png instead."
-        )
     # A label map may have gaps in its numbers, bit planes may not (PS3.3 C.8.20.2).
     numbers = {i: i if labelmap else k for k, i in enumerate(ids, start=1)}
     pixels = _segment_pixels(path, labels, numbers, labelmap)
@@ -77,6 +71,17 @@ def build(
     if is_multiframe:
         _restore_frame_numbers(dataset, frames)
     return dataset
+
+
+def _check(path: Path, labels: Labels, like: Image) -> None:
+    """Refuse what a DICOM Segmentation cannot say."""
+    if not labels.ids:
+        raise FormatError(f"{path}: there is no object to write.")
+    if like.kind == "video":
+        raise FormatError(
+            f"{path}: the frames of a video share one place, which a DICOM Segmentation cannot "
+            "say; write .npz, .json (COCO RLE) or a folder of .png instead."
+        )
 
 
 def _identity() -> dict[str, Any]:

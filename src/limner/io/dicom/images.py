@@ -51,7 +51,6 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _MAX_LISTED = 12  # series named in a message; all are in SeriesChoice.series
 _FACTS = {
-    "study_uid": "StudyInstanceUID",
     "series_uid": "SeriesInstanceUID",
     "series_description": "SeriesDescription",
     "protocol": "ProtocolName",
@@ -66,6 +65,7 @@ _SERIES_TAGS = (
     *FRAME_TAGS,
     *_FACTS.values(),
     "SOPClassUID",
+    "StudyInstanceUID",
     "FrameOfReferenceUID",
     "Modality",
     "SeriesNumber",
