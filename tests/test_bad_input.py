@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 import limner
 from limner.errors import FormatError, GeometryError, LimnerError
-from limner.io import write_image
+from limner.geometry import Geometry
+from limner.io import Image, write_image
 
 
 def refused(path: Path, match: str, error: type[LimnerError] = FormatError) -> None:
@@ -120,10 +121,58 @@ def test_checksum_and_trailing_bytes(tmp_path: Path) -> None:
 
 
 def test_more_data_than_the_header_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = nifti(tmp_path / "a.nii.gz", dim=[3, 5, 4, 2, 1, 1, 1, 1])
+    pixels = np.zeros((5, 4, 30), np.int16)
+    path = nifti(tmp_path / "a.nii.gz", pixels, dim=[3, 5, 4, 2, 1, 1, 1, 1])
     with caplog.at_level(logging.WARNING):
         assert limner.read(path).array.shape == (2, 4, 5)
     assert "more data than its header says" in caplog.text
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_few_more_bytes_are_no_second_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pieces: int
+) -> None:
+    path = nifti(tmp_path / "a.nii.gz")
+    content = gzip.decompress(path.read_bytes())
+    if pieces == 1:
+        packed = gzip.compress(content + b"\1" * 64)
+    else:  # a member of its own, and the empty one with which block-wise gzip files end
+        packed = gzip.compress(content) + gzip.compress(b"\1" * 64) + gzip.compress(b"")
+    path.write_bytes(packed)
+    with caplog.at_level(logging.INFO):
+        assert limner.read(path).array.shape == (3, 4, 5)
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "64 bytes follow its data" in record.getMessage()
+    path.write_bytes(packed + b"garbage")
+    refused(path, "foreign bytes")
+    damaged = bytearray(gzip.compress(content + b"\1" * 64))
+    damaged[-6] ^= 0xFF
+    path.write_bytes(damaged)
+    refused(path, "damaged.*checksum")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_one_channel_of_a_sound_series_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    pixels = np.arange(5 * 4 * 6 * 7, dtype=np.int16).reshape(4, 6, 7, 5)
+    path = tmp_path / f"series{suffix}"
+    write_image(path, Image(pixels, Geometry((4, 6, 7))))
+    with caplog.at_level(logging.INFO):
+        for channel in range(5):
+            found = limner.read(path, channel=channel).array
+            np.testing.assert_array_equal(found, pixels[..., channel])
+    assert not caplog.records
+
+
+def test_the_last_time_point_of_a_damaged_series_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "series.nii.gz"
+    pixels = np.arange(5 * 4 * 6 * 7, dtype=np.int16).reshape(4, 6, 7, 5)
+    write_image(path, Image(pixels, Geometry((4, 6, 7))))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FormatError, match="checksum"):
+        _ = limner.read(path, channel=4).array
 
 
 def test_a_bomb_behind_a_small_header_is_not_inflated(tmp_path: Path) -> None:

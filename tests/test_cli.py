@@ -21,6 +21,7 @@ from PIL import Image as Picture
 import limner
 from limner import phantoms
 from limner.cli.__main__ import run
+from limner.io import manifest_path
 
 CT_SLICE = Path(str(files("pydicom"))) / "data" / "test_files" / "CT_small.dcm"
 
@@ -76,7 +77,7 @@ def test_segment_jpeg_writes_a_png_of_the_same_size_with_a_manifest(
     assert _size(out) == _size(picture)
     with Picture.open(preview) as shown:
         assert shown.mode == "RGB"
-    facts = json.loads((tmp_path / "seg.limner.json").read_text())
+    facts = json.loads(manifest_path(out).read_text())
     assert facts["objects"]["1"]["name"] == "lesion"
 
 
@@ -84,7 +85,7 @@ def test_the_manifest_repeats_the_mask(picture: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     said = ["--box", "20,15,60,50", "--click", "40,30", "--not", "22,17"]
     assert run(["segment", str(picture), *said, "-o", str(first)]) == 0
-    manifest = tmp_path / "a.limner.json"
+    manifest = manifest_path(first)
     assert run(["segment", str(picture), "--prompts", str(manifest), "-o", str(second)]) == 0
     assert np.array_equal(Picture.open(first), Picture.open(second))
 
@@ -298,7 +299,7 @@ def test_outputs_must_differ(
     for mask, option, other in (
         ("a.png", "--preview", "a.png"),
         ("a.json", "--journal", "a.json"),
-        ("a.png", "--journal", "./a.limner.json"),
+        ("a.png", "--journal", f"./{manifest_path('a.png').name}"),
     ):
         arguments = ["-o", str(tmp_path / mask), option, str(tmp_path / other)]
         assert run(["segment", str(picture), "--click", "40,30", *arguments]) == 2
@@ -383,7 +384,7 @@ def test_a_mask_with_one_label_is_what_clicks_and_boxes_are_about(
     said = ["--mask", tmp_path / "rough.png", "--click", "40,30", "--box", "25,15,65,55"]
     assert run(_said(picture, out, *said, "--name", "lesion")) == 0
     assert set(np.unique(Picture.open(out))) == {0, 255}
-    facts = json.loads((tmp_path / "seg.limner.json").read_text())["objects"]
+    facts = json.loads(manifest_path(out).read_text())["objects"]
     assert [p["kind"] for p in facts["255"]["prompts"]] == ["box", "mask", "click"]
     assert facts["255"]["name"] == "lesion"
     mask[0, 0] = 7
@@ -404,6 +405,19 @@ PROMPT_FILES = {
     "unknown kind": ('[{"kind": "wish"}]', "prompts.json: Unknown kind"),
     "malformed": ('[{"kind": "click", "at": "abc"}]', "prompts.json: A click is"),
     "object is a word": ('[{"kind": "click", "at": [5, 5], "object": "a"}]', "object id"),
+    "unknown field": (
+        '[{"kind": "box", "low": [1, 1], "high": [5, 5], "name": "liver"}]',
+        "unknown field 'name'; the fields of a box are low, high",
+    ),
+    "names in a list": ('{"names": ["liver"], "prompts": []}', "names are words by object id"),
+    "name without a prompt": (
+        '{"names": {"2": "liver"}, "prompts": [{"kind": "click", "at": [5, 5, 5]}]}',
+        "Object 2 has a name and no prompt",
+    ),
+    "a manifest whose model is a number": (
+        '{"objects": {"1": {"prompts": []}}, "model": {"name": 5}}',
+        "no manifest of limner: model.name is 5",
+    ),
     "frame is a word": ('[{"kind": "click", "at": [5, 5], "frame": "7"}]', "whole number"),
 }
 
@@ -668,9 +682,214 @@ def test_a_manifest_of_several_rounds_is_repeated_round_by_round(
         session.add(limner.Click((22, 17), positive=False))
         session.predict()
         limner.write(first, session.labels, like=session.image)
-    manifest = tmp_path / "a.limner.json"
+    manifest = manifest_path(first)
     prompts = json.loads(manifest.read_text())["objects"]["1"]["prompts"]
     assert [p["answered"] for p in prompts] == [True, True, True]
     said = ["--prompts", str(manifest), "--model", "classical/region", "-o", str(second)]
     assert run(["segment", str(picture), *said]) == 0
     assert np.array_equal(Picture.open(first), Picture.open(second))
+
+
+def test_warnings_come_after_success_and_never_before_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "clear.png", tmp_path / "seg.png"
+    pixels = np.asarray(phantoms.picture(3, (40, 40), color=True).image.array)
+    alpha = np.arange(1600, dtype=np.uint8).reshape(40, 40, 1)
+    Picture.fromarray(np.concatenate((pixels, alpha), axis=2)).save(source)
+    assert run(["segment", str(source), "--click", "900,9", "-o", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(["segment", str(source), "--box", "9,9,30,30", "-o", str(out)]) == 0
+    assert "transparen" in capsys.readouterr().err
+
+
+def test_a_manifest_brings_model_window_zoom_and_names(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again, changed = (tmp_path / f"{n}.png" for n in "abc")
+    said = ["--box", "20,15,60,50", "--model", "classical/randomwalk", "--window", "40,200"]
+    assert run(_said(picture, first, *said, "--no-zoom", "--name", "lesion")) == 0
+    manifest = ["--prompts", manifest_path(first)]
+    assert run(_said(picture, again, *manifest)) == 0
+    assert run(_said(picture, changed, *manifest, "--zoom", "--name", "ulcer")) == 0
+    assert "another image" not in capsys.readouterr().err
+    facts = [json.loads(manifest_path(p).read_text()) for p in (first, again, changed)]
+    assert np.array_equal(Picture.open(first), Picture.open(again))
+    for key in ("model", "options", "objects"):
+        assert facts[0][key] == facts[1][key], key
+    assert facts[0]["options"]["window"] == [40, 200]
+    assert facts[2]["options"] == {**facts[0]["options"], "zoom": True}
+    assert facts[2]["objects"]["1"]["name"] == "ulcer"
+    other = tmp_path / "other.png"
+    Picture.open(picture).rotate(180).save(other)
+    assert run(_said(other, again, *manifest)) == 0
+    assert "another image" in capsys.readouterr().err
+
+
+def test_names_of_a_prompt_file_reach_the_manifest(picture: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "prompts.json", tmp_path / "seg.png"
+    box = {"kind": "box", "low": [20, 15], "high": [60, 50], "object": 4}
+    path.write_text(json.dumps({"names": {"4": "liver"}, "prompts": [box]}))
+    assert run(_said(picture, out, "--prompts", path)) == 0
+    assert json.loads(manifest_path(out).read_text())["objects"]["4"]["name"] == "liver"
+
+
+@pytest.mark.parametrize("option", ["--mask", "--scribble", "--prompts", "--weights"])
+def test_inputs_are_never_overwritten(
+    option: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "seg.png"
+    for place in (out, manifest_path(out), tmp_path / "look.png"):
+        place.write_text("[]")
+        arguments = ["--preview", tmp_path / "look.png", "--click", "40,30", option, place]
+        assert run(_said(picture, out, *arguments)) == 2
+        assert "one of the inputs" in capsys.readouterr().err
+        assert place.read_text() == "[]"
+
+
+def test_resume_takes_corrections(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal, out = tmp_path / "case.limner", tmp_path / "seg.png"
+    assert run(_said(picture, out, "--box", "20,15,60,50", "--journal", journal)) == 0
+    before = journal.read_bytes()
+    for refused in (
+        ["--click", "40,30", "--not", "500,9"],
+        ["--click", "4", "-o", str(out)],
+        ["--box", "1,1,9,9", "--box", "20,20,30,30"],
+        ["--click", "40,30", "--slice", "1"],
+    ):
+        assert run(["resume", str(journal), *refused]) == 2, refused
+        assert journal.read_bytes() == before
+    capsys.readouterr()
+    assert run(["resume", str(journal), "--not", "40,30", "--json"]) == 0
+    assert [p["kind"] for p in json.loads(capsys.readouterr().out)["prompts"]] == ["box", "click"]
+    more = ["--click", "75,60", "--object", "2", "-o", str(out)]
+    assert run(["resume", str(journal), *more]) == 0
+    labels = np.asarray(Picture.open(out))
+    assert labels[40, 30] == 0
+    assert labels[75, 60] == 2
+
+
+def test_resume_corrects_a_slice(volume: Path, tmp_path: Path) -> None:
+    journal, out = tmp_path / "case.limner", tmp_path / "seg.nii.gz"
+    said = ["--slice", 7, "--box", "10,8,30,28", "--journal", journal]
+    assert run(_said(volume, out, *said)) == 0
+    assert run(["resume", str(journal), "--slice", "9", "--box", "12,9,28,26", "-o", str(out)]) == 0
+    labels = limner.read_labels(out).to_array()
+    assert [k for k in range(16) if labels[k].any()] == [7, 9]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".npz", ".seg.nrrd"])
+def test_info_describes_a_segmentation(
+    suffix: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"seg{suffix}"
+    said = ["--box", "4,10,8,12,30,28", "--name", "liver"]
+    assert run(_said(volume, out, *said)) == 0
+    capsys.readouterr()
+    assert run(["info", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    count = int(limner.read_labels(out, like=volume).mask(1).sum())
+    assert (facts["kind"], facts["shape"]) == ("segmentation", [16, 40, 36])
+    assert [(o["id"], o["pixels"]) for o in facts["objects"]] == [(1, count)]
+    assert run(["info", str(out)]) == 0
+    assert f"{count:,} voxels" in capsys.readouterr().out
+
+
+def test_info_knows_dicom_segmentations_journals_and_manifests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, journal = tmp_path / "seg.dcm", tmp_path / "case.limner"
+    said = ["--box", "5,40,44,80", "--name", "vertebra", "--journal", journal]
+    assert run(_said(CT_SLICE, out, *said)) == 0
+    capsys.readouterr()
+    for path, expected in (
+        (out, "dicom-seg"),
+        (out, "vertebra"),
+        (journal, "limner resume"),
+        (manifest_path(out), "a manifest"),
+    ):
+        assert run(["info", str(path)]) == 0
+        assert expected in capsys.readouterr().out
+    structures = tmp_path / "rs.dcm"
+    assert run(_said(CT_SLICE, structures, *said[:4], "--type", "rtstruct")) == 0
+    assert run(["info", str(structures)]) == 2
+    assert run(["info", str(structures), "--like", str(CT_SLICE)]) == 0
+    assert "dicom-rtstruct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suffix", "what"), [(".dcm", "no DICOM images"), (".npz", "no images as")]
+)
+def test_convert_says_that_an_image_is_no_segmentation(
+    suffix: str, what: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["convert", str(volume), str(tmp_path / f"x{suffix}")]) == 2
+    message = capsys.readouterr().err
+    assert what in message
+    assert f"a {suffix} is a segmentation" in message
+    assert message.count("\n") == 1
+    assert run(["convert", str(tmp_path / "gone.nii"), str(tmp_path / f"x{suffix}")]) == 2
+    assert "no file" in capsys.readouterr().err
+
+
+def test_reports_are_one_line_each_and_show_small_areas(tmp_path: Path) -> None:
+    source, out = tmp_path / "cells.nii.gz", tmp_path / f"{'long' * 20}.nii.gz"
+    pixels = np.asarray(phantoms.picture(3, (60, 60)).image.array).T
+    nibabel.save(nibabel.Nifti1Image(pixels, np.diag([1e-3, 1e-3, 1, 1])), source)
+    said = _said(source, out, "--box", "20,15,50,40", "--name", "[b]cell[/b]")
+    done = _program(*said, env={**os.environ, "COLUMNS": "40"})
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("[b]cell[/b]: ")
+    count, area = (words.split()[0] for words in lines[0].split(": ")[1].split(", ")[:2])
+    assert float(area) == pytest.approx(int(count) * 1e-6, rel=1e-3)
+
+
+def test_no_command_shows_the_help_and_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    captured = capsys.readouterr()
+    assert "Usage" in captured.out + captured.err
+    assert "limner:" not in captured.out + captured.err
+
+
+def test_world_positions_are_explained(
+    volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = limner.read(volume).geometry.index_to_world((8, 20, 18)) * (-1, -1, 1)
+    click = ",".join(f"{x:.6f}" for x in at)
+    out = tmp_path / "seg.nii.gz"
+    assert run(_said(volume, out, "--click", click, "--world", "RAS")) == 0
+    capsys.readouterr()
+    assert run(_said(volume, out, "--click", "900,900,900", "--world", "ras")) == 2
+    message = capsys.readouterr().err
+    assert "mm in RAS" in message
+    assert "xyz" not in message
+
+
+def test_models_are_listed_in_any_width_without_broken_words() -> None:
+    done = _program("models", env={**os.environ, "COLUMNS": "30"})
+    lines = done.stdout.splitlines()
+    words = done.stdout.split()
+    for card in limner.models():
+        assert card.name in lines
+        assert set(card.prompts) <= set(words)
+    assert max(len(line) for line in lines) <= 30
+
+
+def test_the_documented_prompt_file_is_read(tmp_path: Path) -> None:
+    from limner.cli._options import read_prompts
+
+    text = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    path = tmp_path / "prompts.json"
+    path.write_text(text.split("```json")[1].split("```")[0])
+    said = read_prompts(path)
+    assert said.names == {1: "liver", 2: "tumour"}
+    assert [(e.prompt.kind, e.object_id, e.frame) for e in said.entries] == [
+        ("box", 1, None),
+        ("click", 1, None),
+        ("click", 2, 18),
+        ("scribble", 2, 18),
+    ]

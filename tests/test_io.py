@@ -163,7 +163,7 @@ def test_a_label_map_of_a_session_stands_for_its_labels(tmp_path: Path) -> None:
     found = limner.read_labels(tmp_path / "mask.json")
     np.testing.assert_array_equal(found.mask(1), masks[1])
     assert found.name(1) == "a"
-    assert json.loads((tmp_path / "mask.limner.json").read_text()) == {"model": "toy"}
+    assert json.loads((tmp_path / "mask.json.limner.json").read_text()) == {"model": "toy"}
 
 
 def test_names_given_at_writing_leave_the_labels_alone(tmp_path: Path) -> None:
@@ -178,7 +178,59 @@ def test_a_stale_manifest_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     limner.write(tmp_path / "mask.png", labels)
     with caplog.at_level(logging.WARNING):
         limner.write(tmp_path / "mask.png", some_labels((6, 7)))
-    assert "tells of an earlier segmentation" in caplog.text
+    assert "tells how the file that mask.png replaced was made" in caplog.text
+    assert manifest_path(tmp_path / "mask.png").exists()
+
+
+def test_masks_of_one_stem_keep_their_own_manifests(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("mask.png", "mask.nii.gz", "mask.json"):
+        labels = Labels(geometry(2), array=some_labels((6, 7)), manifest={"file": name})
+        limner.write(tmp_path / name, labels)
+    limner.write(tmp_path / "mask.npz", some_labels((6, 7)))
+    for name in ("mask.png", "mask.nii.gz", "mask.json"):
+        assert json.loads(manifest_path(tmp_path / name).read_text()) == {"file": name}
+    assert not caplog.records
+    assert not manifest_path(tmp_path / "mask.npz").exists()
+
+
+# ---------------------------------------------------------------- as NumPy arrays
+
+
+def test_numpy_takes_labels_as_their_label_map() -> None:
+    masks = {2: np.eye(6, 7, dtype=bool), 5: np.zeros((6, 7), bool)}
+    masks[5][0, :3] = True
+    for labels in (
+        Labels(geometry(2), masks=masks),
+        Labels(geometry(2), array=some_labels((6, 7)).astype(np.int64)),
+    ):
+        array = np.asarray(labels)
+        assert type(array) is np.ndarray
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array, labels.to_array())
+        np.testing.assert_array_equal(np.unique(labels), [0, *labels.ids])
+        assert np.asarray(labels, dtype=np.float32).dtype == np.float32
+        array[:] = 0  # an array of its own
+        assert np.asarray(labels).any()
+        with pytest.raises(ValueError, match="copy=False"):
+            np.asarray(labels, copy=False)
+
+
+def test_numpy_takes_an_image_as_its_pixels() -> None:
+    pixels = np.arange(42, dtype=np.int16).reshape(6, 7)
+    calls = []
+    image = Image(lambda: calls.append(1) or pixels, geometry(2), dtype=np.int16)
+    assert np.mean(image) == pixels.mean()
+    assert np.shares_memory(np.asarray(image), pixels)
+    assert not np.asarray(image, copy=False).flags.writeable
+    copied = np.array(image)
+    copied[0, 0] = 7
+    assert pixels[0, 0] == 0
+    assert np.asarray(image, dtype=np.float32).dtype == np.float32
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(image, dtype=np.float32, copy=False)
+    assert calls == [1]
 
 
 # ---------------------------------------------------------------- choosing and refusing
@@ -281,10 +333,10 @@ def test_options_are_those_of_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("seg.nii.gz", "seg.limner.json"),
-        ("a.b.nii", "a.b.limner.json"),
-        ("seg.JSON", "seg.limner.json"),
-        ("seg.xyz", "seg.limner.json"),
+        ("seg.nii.gz", "seg.nii.gz.limner.json"),
+        ("a.b.nii", "a.b.nii.limner.json"),
+        ("seg.JSON", "seg.JSON.limner.json"),
+        ("seg", "seg.limner.json"),
     ],
 )
 def test_where_the_manifest_is(name: str, expected: str) -> None:
@@ -355,3 +407,9 @@ def test_folders_of_frames_are_videos(shared_data: Path) -> None:
     image = limner.read(folder)
     assert image.kind == "video"
     assert image.geometry.shape[0] == len(list(folder.glob("*.png")))
+
+
+def test_dir_of_the_package_lists_the_public_names_only() -> None:
+    shown = dir(limner)
+    assert {name for name in shown if not name.startswith("__")} == set(limner.__all__)
+    assert "__version__" in shown

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
+import limner
 from dicom_makers import (
     DX,
     US_MULTIFRAME,
@@ -22,7 +23,7 @@ from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io import Image
 from limner.io.dicom import images, seg
-from limner.io.dicom._codes import coded_name
+from limner.io.dicom._codes import coded_name, label_of, name_of
 from limner.io.dicom._labels import move_labels
 from limner.io.labels import Labels
 
@@ -83,10 +84,14 @@ def test_series_round_trip_with_names_ids_and_overlaps(tmp_path, series, overlap
     assert (found.num_overlapping() > 0) == overlap
 
 
-def test_without_image_the_planes_are_at_their_places(tmp_path, series):
+def test_without_image_the_planes_are_at_their_places(tmp_path, series, caplog):
     labels = two_objects(series.geometry, overlap=False)
-    seg.write(tmp_path / "seg.dcm", labels, like=series)
-    alone = seg.read_labels(tmp_path / "seg.dcm")
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "elsewhere" / "seg.dcm"
+    seg.write(path, labels, like=series)
+    alone = seg.read_labels(path)
+    assert "only the slices that it holds" in caplog.text
+    assert "like= (--like)" in caplog.text
     moved = move_labels(alone, series.geometry)
     assert_same(moved, labels)
     where = np.argwhere(alone.mask(2)).mean(axis=0)
@@ -94,6 +99,81 @@ def test_without_image_the_planes_are_at_their_places(tmp_path, series):
     np.testing.assert_allclose(
         alone.geometry.index_to_world(where), series.geometry.index_to_world(expected), atol=1e-4
     )
+
+
+def test_the_image_is_found_beside_the_segmentation(tmp_path, series, caplog):
+    masks = {1: np.zeros(series.shape, dtype=bool)}
+    masks[1][2:4, 3:6, 4:8] = True
+    folder = Path(series.metadata["sources"]["files"][0]).parent
+    save_series(folder / "other", np.zeros((3, 8, 8), np.int16))
+    seg.write(folder / "seg.dcm", Labels(series.geometry, masks=masks), like=series)
+    found = seg.read_labels(folder / "seg.dcm")
+    assert found.geometry == series.geometry
+    np.testing.assert_array_equal(found.mask(1), masks[1])
+    assert not caplog.records
+
+
+def test_an_incomplete_image_beside_the_segmentation_is_not_used(tmp_path, series, caplog):
+    labels = two_objects(series.geometry, overlap=False)
+    files = [Path(f) for f in series.metadata["sources"]["files"]]
+    seg.write(files[0].parent / "seg.dcm", labels, like=series)
+    files[3].unlink()
+    found = seg.read_labels(files[0].parent / "seg.dcm")
+    assert {i: int(found.mask(i).sum()) for i in found.ids} == {
+        i: int(labels.mask(i).sum()) for i in labels.ids
+    }
+    assert "was not used" in caplog.text
+    assert "only the slices that it holds" in caplog.text
+
+
+LONG_NAMES = (
+    "metastasis in the eighth segment of the liver, seen on the arterial phase only, left",
+    "first line\nsecond\\third",
+    "é" * 65,
+)
+
+
+@pytest.mark.parametrize("dicom_type", ["seg", "seg-labelmap", "rtstruct"])
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_names_that_do_not_fit_a_label_are_described(tmp_path, series, dicom_type, name):
+    masks = {3: np.zeros(series.shape, dtype=bool)}
+    masks[3][2:4, 3:6, 4:8] = True
+    path = tmp_path / "out.dcm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        limner.write(
+            path,
+            Labels(series.geometry, masks=masks, names={3: name}),
+            like=series,
+            dicom_type=dicom_type,
+        )
+        ds = pydicom.dcmread(path)
+    if dicom_type == "rtstruct":
+        item = ds.StructureSetROISequence[0]
+        label, description = item.ROIName, item.ROIDescription
+    else:
+        item = ds.SegmentSequence[-1]  # a label map lists its background first
+        label, description = item.SegmentLabel, item.SegmentDescription
+    assert isinstance(label, str)
+    assert len(label) <= 64
+    assert label.isprintable()
+    assert (label[:5], label[-4:]) == (label_of(name)[:5], name[-4:].replace("\\", "/"))
+    assert description == name
+    assert limner.read_labels(path, like=series).names == {3: name}
+
+
+@pytest.mark.parametrize(
+    ("label", "description", "expected"),
+    [
+        ("Liver", "", "Liver"),
+        ("Liver", "the whole organ", "Liver"),
+        ("Liver", "Liver", "Liver"),
+        (label_of("x" * 2000), "x" * 1024, "x" * 1024),
+        (label_of("x" * 2000 + "y"), "x" * 1024, label_of("x" * 2000 + "y")),
+    ],
+)
+def test_the_name_behind_a_label(label, description, expected):
+    assert name_of(label, description) == expected
 
 
 def test_highdicom_finds_the_same_voxels_at_the_same_places(tmp_path, series):

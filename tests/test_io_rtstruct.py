@@ -150,7 +150,8 @@ def test_the_object_is_complete(tmp_path, series, rng):
     listed = reference.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
     assert listed.SeriesInstanceUID == source.SeriesInstanceUID
     assert len(listed.ContourImageSequence) == 5
-    assert ds.StructureSetROISequence[0].ROIName == "x" * 64
+    assert ds.StructureSetROISequence[0].ROIName == "x" * 40 + "..." + "x" * 20
+    assert ds.StructureSetROISequence[0].ROIDescription == "x" * 80
     assert ds.RTROIObservationsSequence[0].ReferencedROINumber == 2
     roi = ds.ROIContourSequence[0]
     assert len(roi.ROIDisplayColor) == 3

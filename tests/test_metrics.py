@@ -381,3 +381,53 @@ def test_import_costs_numpy_only() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- what is a mask
+
+
+MEASURES = {
+    "dice": metrics.dice,
+    "iou": metrics.iou,
+    "hausdorff": metrics.hausdorff,
+    "hd95": metrics.hd95,
+    "assd": metrics.assd,
+    "nsd": lambda a, b: metrics.nsd(a, b, tolerance=1.0),
+    "surface_distances": metrics.surface_distances,
+    "evaluate": lambda a, b: metrics.evaluate(a, b, tolerance=1.0),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_labels_lists_and_arrays_are_the_same_masks(name: str) -> None:
+    from limner.geometry import Geometry
+    from limner.io import Image, Labels
+
+    a, b = blob((12, 14), 1).astype(np.uint8), blob((12, 14), 2).astype(np.uint8)
+    assert not (a == b).all()
+    grid = Geometry(a.shape)
+    expected = MEASURES[name](a, b)
+    forms = (
+        (Labels(grid, array=a), Labels(grid, masks={1: b > 0})),
+        (Image(a, grid), b),
+        (a.tolist(), b.tolist()),
+    )
+    for first, second in forms:
+        found = MEASURES[name](first, second)
+        if name == "surface_distances":
+            np.testing.assert_array_equal(found.a_to_b, expected.a_to_b)
+        else:
+            assert found == expected
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    "wrong",
+    ["mask.png", None, object(), 1, True, np.float32(1), ["a", "b"], [None, 1], {1: [0, 1]}],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_is_no_mask_is_refused(name: str, wrong: Any) -> None:
+    good = np.ones((3, 3), dtype=bool)
+    for pair in ((wrong, wrong), (wrong, good), (good, wrong)):
+        with pytest.raises(TypeError, match="numbers or booleans"):
+            MEASURES[name](*pair)

@@ -205,6 +205,30 @@ def test_malformed_json_is_refused(value: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            {"kind": "box", "low": [1, 2], "high": [5, 9], "name": "liver"},
+            "unknown field 'name'; the fields of a box are low, high",
+        ),
+        ({"kind": "box", "low": [1, 2]}, "missing field 'high'"),
+        ({"kind": "click", "pos": [1, 2]}, "unknown field 'pos'; .* at, positive .optional"),
+        ({"kind": "mask", "shape": [2, 2]}, "missing field 'counts'"),
+        ({"kind": "mask", "shape": "ab", "counts": [4]}, "shape is a list of whole numbers"),
+        ({"kind": "mask", "shape": [2, 2], "counts": 4}, "counts is a list of whole numbers"),
+        (
+            {"kind": "example", "image": [[1]], "dtype": "|u1", "mask": [1]},
+            "object with the fields shape, counts",
+        ),
+    ],
+)
+def test_malformed_json_is_explained_in_words_of_json(value: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        from_json(value)
+    assert "argument" not in str(caught.value)
+
+
 @given(
     st.dictionaries(
         st.sampled_from(("kind", "at", "low", "high", "points", "positive", "shape", "counts")),

@@ -478,6 +478,20 @@ def test_propagation_obeys_range_and_direction_and_can_be_left() -> None:
             session.propagate(start=9, stop=3)
 
 
+def test_a_carried_mask_that_leaks_is_held_back_and_scored_down() -> None:
+    frames = np.full((6, 64, 64), 20, dtype=np.uint8)
+    frames[:, 20:40, 20:40] = 200
+    frames[3:, 28:32, 40:] = 200  # a bridge to the border opens
+    frames[3:, :, 58:] = 200
+    image = limner.Image(frames, limner.Geometry.from_spacing(frames.shape), kind="video")
+    target = np.zeros((64, 64), dtype=bool)
+    target[20:40, 20:40] = True
+    with limner.open_session(image, "classical/region", zoom=False) as session:
+        session.add(limner.MaskPrompt(target), frame=0)
+        found = {p.frame: p for p in session.propagate()}
+    assert all(found[k].mask.sum() < 1.5 * target.sum() for k in found)
+
+
 def test_propagation_needs_a_frame_with_prompts_and_other_frames() -> None:
     with _session(_video_case()) as session, pytest.raises(SessionError, match="prompts"):
         session.propagate()

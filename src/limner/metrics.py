@@ -118,6 +118,7 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
         b: mask of the same shape.
 
     Raises:
+        TypeError: a mask is no array of numbers or booleans with one axis or more.
         ValueError: the shapes differ.
     """
     first, second = _masks(a, b)
@@ -164,6 +165,7 @@ def hausdorff(
         definition: of the surface, see the module.
 
     Raises:
+        TypeError: a mask is no array of numbers or booleans.
         ValueError: the shapes differ, the masks are not 2D or 3D, or an argument is out of range.
     """
     return surface_distances(a, b, spacing, definition=definition).hausdorff(percentile)
@@ -199,6 +201,7 @@ def nsd(
         definition: of the surface, see the module.
 
     Raises:
+        TypeError: as for `hausdorff`.
         ValueError: as for `hausdorff`; or `tolerance` is negative or not finite.
     """
     return surface_distances(a, b, spacing, definition=definition).nsd(tolerance)
@@ -253,9 +256,10 @@ def evaluate(
         Scores by label, ascending where `labels` is None, else in the given order.
 
     Raises:
+        TypeError: as for `nsd`.
         ValueError: as for `nsd`; or a label map does not hold integers.
     """
-    first, second = np.asarray(prediction), np.asarray(target)
+    first, second = _numbers(prediction, "prediction"), _numbers(target, "target")
     for name, array in (("prediction", first), ("target", second)):
         if array.dtype.kind not in "biu":
             raise ValueError(f"The {name} must hold integer labels, not {array.dtype}.")
@@ -290,12 +294,23 @@ def _label_windows(labels: Array) -> dict[int, tuple[slice, ...]]:
 
 
 def _masks(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    first, second = np.asarray(a), np.asarray(b)
+    first, second = _numbers(a, "a"), _numbers(b, "b")
     _check_shapes(first, second)
     return (
         first if first.dtype == np.bool_ else first != 0,
         second if second.dtype == np.bool_ else second != 0,
     )
+
+
+def _numbers(values: ArrayLike, name: str) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufc" or array.ndim == 0:
+        # NumPy wraps whatever it does not know, and compares it as one equal element.
+        raise TypeError(
+            f"{name} is {type(values).__name__} (NumPy makes {array.dtype} of shape {array.shape} "
+            "of it); masks are arrays of numbers or booleans with one axis or more."
+        )
+    return array
 
 
 def _check_shapes(a: Array, b: Array) -> None:

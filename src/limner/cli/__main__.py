@@ -9,11 +9,13 @@ import io
 import logging
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 import limner
+from limner.cli._messages import Messages
 from limner.cli.convert import convert
 from limner.cli.demo import demo
 from limner.cli.doctor import doctor
@@ -46,18 +48,18 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def configure(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done.")] = False,
 ) -> None:
     """Set up messages on stderr."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="limner: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.captureWarnings(True)
+    messages: Messages = context.obj
+    if verbose:
+        messages.verbose = True
+        messages.setLevel(logging.INFO)
+        logging.getLogger().setLevel(logging.INFO)
 
 
 def main() -> None:
@@ -74,10 +76,14 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    messages = Messages()
+    logging.getLogger().addHandler(messages)
+    logging.captureWarnings(True)
     try:
-        code = app(args=arguments, prog_name="limner", standalone_mode=False)
+        code = app(args=arguments, prog_name="limner", standalone_mode=False, obj=messages)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
+        messages.show()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         return code if isinstance(code, int) else 0
@@ -98,7 +104,10 @@ def run(arguments: list[str]) -> int:
         return _fail("not enough memory for this image on this machine.", BAD_INPUT)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's usage errors
-            return _fail(error.format_message() + " (see limner --help)", BAD_INPUT)
+            message = error.format_message()
+            if not message:  # no command was given, and the help was shown
+                return BAD_INPUT
+            return _fail(message + " (see limner --help)", BAD_INPUT)
         _trace()
         if isinstance(error, (ValueError, TypeError)) and _raised_by_us(error):
             return _fail(str(error), BAD_INPUT)
@@ -107,6 +116,9 @@ def run(arguments: list[str]) -> int:
             "set LIMNER_DEBUG=1 for the traceback and report it.",
             OUR_FAULT,
         )
+    finally:
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(messages)
 
 
 def _stop_printing() -> int:
@@ -131,7 +143,7 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _trace() -> None:
     if os.environ.get("LIMNER_DEBUG"):
-        logging.getLogger(__name__).exception("traceback")
+        traceback.print_exc()
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,24 @@ if TYPE_CHECKING:
 
 
 def check_output(
-    output: Path, preview: Path | None, image: Image, *, journal: Path | None = None
+    output: Path,
+    preview: Path | None,
+    image: Image,
+    *,
+    journal: Path | None = None,
+    inputs: Iterable[Path | None] = (),
 ) -> None:
     """Refuse a place where nothing can be written, before any work is done.
 
+    Args:
+        output: of the mask; its manifest lies beside it.
+        preview: of the picture.
+        image: what is delineated.
+        journal: of the session.
+        inputs: other files that are read, such as prompts and weights.
+
     Raises:
-        FormatError: the folder is missing or closed, the suffix is unknown, or the image, the
+        FormatError: the folder is missing or closed, the suffix is unknown, or an input, the
             journal or another output would be overwritten.
     """
     from limner.io import manifest_path, writer
@@ -30,18 +43,27 @@ def check_output(
     writer(output)
     written = [p for p in (output, manifest_path(output), preview, journal) if p is not None]
     for number, path in enumerate(written):
-        if any(path.resolve() == other.resolve() for other in written[:number]):
+        if any(_is_same(path, other) for other in written[:number]):
             raise FormatError(f"{path} would be written twice; name another file.")
+        if any(_is_same(path, other) for other in inputs if other is not None):
+            raise FormatError(f"{path} is one of the inputs and would be lost; name another file.")
     for path in filter(None, (output, preview)):
         folder = path.resolve().parent
         if not folder.is_dir():
             raise FormatError(f"The folder {folder} does not exist; make it first.")
         if not os.access(folder, os.W_OK):
             raise FormatError(f"The folder {folder} cannot be written to; choose another -o.")
-        if image.path is not None and path.resolve() == image.path.resolve():
+        if image.path is not None and _is_same(path, image.path):
             raise FormatError(f"{path} is the image itself; choose another file.")
     if preview is not None and preview.suffix.lower() not in (".png", ".gif"):
         raise FormatError(f"A preview is a .png (or .gif), not {preview.name}.")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths name one file, also where only the disk knows (``a.PNG`` on a Mac)."""
+    if one.resolve() == other.resolve():
+        return True
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def finish(
@@ -49,7 +71,6 @@ def finish(
     output: Path,
     *,
     preview: Path | None,
-    window: str | tuple[float, float] | None,
     dicom_type: str | None,
     as_json: bool,
     began: float,
@@ -70,7 +91,7 @@ def finish(
             found.to_array(),
             names=found.names,
             prompts=session.entries,
-            window=window,
+            window=session.options.window,
         )
     report = summary(session, found, scores)
     report["output"] = str(output)
@@ -108,7 +129,7 @@ def summary(session: BaseSession, labels: Labels, scores: dict[int, float]) -> d
         }
         if geometry.has_spacing and session.image.kind != "video":
             unit = "area_mm2" if geometry.ndim == 2 else "volume_mm3"
-            facts[unit] = round(count * geometry.voxel_volume, 3)
+            facts[unit] = _rounded(count * geometry.voxel_volume)
         objects.append(facts)
     return {
         "image": None if session.image.path is None else str(session.image.path),
@@ -121,23 +142,35 @@ def summary(session: BaseSession, labels: Labels, scores: dict[int, float]) -> d
     }
 
 
+def _rounded(size: float) -> float:
+    """To a thousandth; below 1 to four significant digits, for cells have areas, too."""
+    return round(size, 3) if size >= 1 else float(f"{size:.4g}")
+
+
+def _shown(size: float, digits: int) -> str:
+    return f"{size:,.{digits}f}" if size >= 1 or size == 0 else f"{size:.4g}"
+
+
 def _tell(report: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
-    console = Console(stderr=True, highlight=False)
+    # A line stays a line, however narrow the terminal: it may go to a log.
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    elements = "voxels" if report["kind"] == "volume" else "pixels"
     for facts in report["objects"]:
         name = facts["name"] or f"object {facts['id']}"
-        parts = [f"{facts['pixels']:,} pixels"]
+        parts = [f"{facts['pixels']:,} {elements}"]
         if "area_mm2" in facts:
-            parts.append(f"{facts['area_mm2']:,.1f} mm²")
+            parts.append(f"{_shown(facts['area_mm2'], 1)} mm²")
         if "volume_mm3" in facts:
-            parts.append(f"{facts['volume_mm3'] / 1000:,.2f} ml")
+            parts.append(f"{_shown(facts['volume_mm3'] / 1000, 2)} ml")
         if facts["score"] is not None:
             parts.append(f"score {facts['score']:.2f}")
-        console.print(f"[bold]{name}[/bold]: {', '.join(parts)}")
+        console.print(f"[bold]{escape(name)}[/bold]: {', '.join(parts)}")
         if not facts["pixels"]:
             console.print("  nothing was found; try a box, another click or another model")
     console.print(
-        f"{report['model']} → {report['output']} in {report['seconds']['total']:.2f} s "
+        f"{report['model']} → {escape(report['output'])} in {report['seconds']['total']:.2f} s "
         "[dim](research use only; not a medical device)[/dim]"
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from limner.prompts.types import Prompt
 
 
+_log = logging.getLogger(__name__)
+
+
 class Placed(NamedTuple):
     """A prompt, its object, its frame or slice, and whether an answer was asked for after it."""
 
@@ -27,6 +33,48 @@ class Placed(NamedTuple):
     answered: bool = False
 
 
+@dataclass(frozen=True)
+class PromptFile:
+    """What a file of prompts says; where it is a manifest, also how the mask was made.
+
+    Attributes:
+        entries: the prompts, in the order of the file.
+        names: of the objects, by id.
+        model: name of the model, None where the file names none.
+        weights: path of the model's weights file, as it was given.
+        weights_sha256: hash of the model's weights.
+        zoom: whether the session looked twice.
+        window: CT window ``(low, high)``.
+        pixel_sha256: of the image that the prompts were about.
+    """
+
+    entries: tuple[Placed, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
+    model: str | None = None
+    weights: str | None = None
+    weights_sha256: str | None = None
+    zoom: bool | None = None
+    window: tuple[float, float] | None = None
+    pixel_sha256: str | None = None
+
+
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--box", help="r0,c0,r1,c1 or s0,r0,c0,s1,r1,c1, half-open. Repeat: one object each."
+    ),
+]
+Clicks = Annotated[
+    list[str] | None,
+    typer.Option("--click", help="r,c or s,r,c inside the object. May be repeated."),
+]
+Excluded = Annotated[
+    list[str] | None, typer.Option("--not", help="A click outside the object, likewise.")
+]
+Slice = Annotated[
+    int | None, typer.Option("--slice", help="2D prompts are about this slice or frame.")
+]
+Preview = Annotated[Path | None, typer.Option(help="Also write a picture: .png or .gif.")]
 ImagePath = Annotated[Path, typer.Argument(help="Picture, volume, video, DICOM file or folder.")]
 Series = Annotated[
     str | None, typer.Option(help="Which DICOM series of a folder: number, UID or end of UID.")
@@ -91,7 +139,7 @@ def read_scribbles(
     from limner.prompts.convert import scribbles_from_mask
 
     if path.suffix.lower() == ".json":
-        return read_prompts(path, frame, object_id=object_id)
+        return list(read_prompts(path, frame, object_id=object_id).entries)
     masks = read_masks(path, image, frame)
     if not set(masks) <= {1, 2}:
         ids = ", ".join(str(i) for i in masks)
@@ -133,20 +181,18 @@ def read_masks(path: Path, image: Image, frame: int | None) -> dict[int, NDArray
     return masks
 
 
-def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) -> list[Placed]:
-    """``--prompts``: prompts with object id and frame, from JSON.
+def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) -> PromptFile:
+    """``--prompts``: prompts with object id and frame, from JSON (``docs/prompts.md``).
 
     A list of prompts (`limner.prompts.to_json`), each with optional ``"object"`` and ``"frame"``;
-    or the manifest written beside a mask, to do the same again. Prompts that name no object are
-    about `object_id`, and 2D prompts that name no frame about `frame`.
+    the same with names, ``{"names": {"1": "liver"}, "prompts": […]}``; or the manifest written
+    beside a mask, to do the same again. Prompts that name no object are about `object_id`, and 2D
+    prompts that name no frame about `frame`.
 
     Raises:
         FormatError: not JSON, or not of that form.
         PromptError: what should be a prompt is none.
     """
-    from limner.prompts import from_json
-    from limner.prompts.types import num_axes
-
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -157,19 +203,67 @@ def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) ->
             f'{path}: expected a list of prompts such as {{"kind": "click", "at": [10, 20]}}, '
             "or a manifest that limner wrote."
         )
-    said: list[Placed] = []
-    for item in items:
-        fields = dict(item)
-        number = fields.pop("object", fields.pop("object_id", object_id))
-        where, answered = fields.pop("frame", None), fields.pop("answered", False)
-        try:
-            prompt = from_json(fields)
-        except PromptError as error:
-            raise PromptError(f"{path}: {error}") from error
-        if where is None and num_axes(prompt) == 2:
-            where = frame
-        said.append(Placed(prompt, number, where, bool(answered)))
-    return said
+    entries = tuple(_placed(item, path, frame, object_id) for item in items)
+    if isinstance(value, list):
+        return PromptFile(entries)
+    if not isinstance(value.get("objects"), dict):
+        return PromptFile(entries, _names(value.get("names"), path))
+    if any(facts.get("propagated_frames") for facts in value["objects"].values()):
+        _log.warning("%s: only prompts are repeated, not what was propagated from them.", path)
+    names = {i: facts.get("name") for i, facts in value["objects"].items()}
+    given = {i: name for i, name in names.items() if name is not None}
+    return PromptFile(entries, _names(given, path), **_settings(value, path))
+
+
+def _placed(item: dict[str, Any], path: Path, frame: int | None, object_id: int) -> Placed:
+    from limner.prompts import from_json
+    from limner.prompts.types import num_axes
+
+    fields = dict(item)
+    number = fields.pop("object", fields.pop("object_id", object_id))
+    where, answered = fields.pop("frame", None), fields.pop("answered", False)
+    try:
+        prompt = from_json(fields)
+    except PromptError as error:
+        raise PromptError(f"{path}: {error}") from error
+    if where is None and num_axes(prompt) == 2:
+        where = frame
+    return Placed(prompt, number, where, bool(answered))
+
+
+def _names(value: Any, path: Path) -> dict[int, str]:
+    if value is None:
+        return {}
+    try:
+        names = {int(object_id): name for object_id, name in value.items()}
+    except (AttributeError, ValueError):
+        names = {0: None}
+    if not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise FormatError(
+            f'{path}: names are words by object id, such as {{"1": "liver"}}; not {value!r}.'
+        )
+    return names
+
+
+def _settings(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
+    """How a mask was made, by field of `PromptFile`; None for what the manifest does not say."""
+
+    def fact(part: str, key: str, kind: type) -> Any:
+        section = manifest.get(part)
+        value = section.get(key) if isinstance(section, dict) else None
+        if value is not None and not isinstance(value, kind):
+            raise FormatError(f"{path} is no manifest of limner: {part}.{key} is {value!r}.")
+        return value
+
+    window = fact("options", "window", list)
+    return {
+        "model": fact("model", "name", str),
+        "weights": fact("options", "weights", str),
+        "weights_sha256": fact("model", "weights_sha256", str),
+        "zoom": fact("options", "zoom", bool),
+        "window": None if window is None else tuple(window),
+        "pixel_sha256": fact("image", "pixel_sha256", str),
+    }
 
 
 def _items(value: Any) -> list[dict[str, Any]] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from limner.cli import _options as options
-from limner.errors import FormatError
+from limner.errors import FormatError, GeometryError, SeriesChoice
 
 _LABELS_ONLY = (".dcm", ".json", ".npz", ".seg.nrrd")  # what is written there is a segmentation
 
@@ -39,7 +40,14 @@ def convert(
         image = None
         if like is not None:
             image = limner.read(like, series=series, strict=not lenient)
-        found = limner.read_labels(source, like=image)
+        try:
+            found = limner.read_labels(source, like=image)
+        except (FormatError, GeometryError) as error:
+            if labels or like is not None or holds_labels(source):
+                raise
+            with suppress(SeriesChoice):
+                limner.read(source)  # a file that is no image either has its own error
+            raise FormatError(_no_images(source, target, error)) from error
         limner.write(target, found, like=image, dicom_type=dicom_type)
         count = len(found.ids)
         typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
@@ -47,3 +55,12 @@ def convert(
     picture = limner.read(source, series=series, channel=channel, strict=not lenient)
     write_image(target, picture)
     typer.echo(f"{picture!r} → {target}", err=True)
+
+
+def _no_images(source: Path, target: Path, reason: Exception) -> str:
+    suffix = next(s for s in _LABELS_ONLY if target.name.lower().endswith(s))
+    what = "DICOM images" if suffix == ".dcm" else f"images as {suffix}"
+    return (
+        f"limner writes no {what}; a {suffix} is a segmentation, and {source.name} is none "
+        f"({str(reason).rstrip('.')}). Images are written as .nii.gz, .nrrd, .mha, .png or .tif."
+    )

@@ -1,14 +1,21 @@
-"""``limner info``: what a file is, without reading its pixels."""
+"""``limner info``: what a file is; of an image without reading its pixels."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from limner.cli import _options as options
 
 if TYPE_CHECKING:
+    from limner.geometry import Geometry
     from limner.io.image import Image
+
+_JOURNAL = re.compile(rb'[0-9a-f]{8} \{"journal"')
 
 
 def info(
@@ -16,12 +23,19 @@ def info(
     series: options.Series = None,
     channel: options.Channel = None,
     lenient: options.Lenient = False,
+    like: Annotated[
+        Path | None, typer.Option(help="The image that a segmentation belongs to.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a file or folder holds: kind, size, spacing, orientation, modality."""
+    """Say what a file or folder holds: an image, a segmentation, a journal or a manifest."""
     import limner
     from limner.errors import SeriesChoice
 
+    facts = _describe_other(path, like)
+    if facts is not None:
+        _show(facts, as_json=as_json)
+        return
     try:
         image = limner.read(path, series=series, channel=channel, strict=not lenient)
     except SeriesChoice as choice:
@@ -30,12 +44,89 @@ def info(
         else:
             _print_series(choice.series)
         return
-    facts = describe(image)
+    _show(describe(image), as_json=as_json)
+
+
+def _show(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, indent=2, default=str))
-    else:
-        for key, value in facts.items():
-            print(f"{key.replace('_', ' '):>14}  {_shown(value)}")
+        return
+    for key, value in facts.items():
+        if key != "objects":
+            print(f"{key.replace('_', ' '):>18}  {_shown(value)}")
+    elements = "voxels" if len(facts.get("shape", ())) == 3 else "pixels"
+    for found in facts.get("objects", ()):
+        parts = [found["name"], f"{found['pixels']:,} {elements}"]
+        print(f"{'object':>18}  {found['id']}: {', '.join(filter(None, parts))}")
+
+
+def _describe_other(path: Path, like: Path | None) -> dict[str, Any] | None:
+    """Facts about a file that is no image; None where it is one, or is not there."""
+    from limner.io import holds_labels
+
+    if not path.is_file():
+        return None
+    if path.name.lower().endswith(".limner.json"):
+        return _describe_manifest(path)
+    with path.open("rb") as file:
+        if _JOURNAL.match(file.read(64)):
+            return _describe_journal(path)
+    if holds_labels(path) or path.name.lower().endswith(".seg.nrrd"):
+        return _describe_labels(path, like)
+    return None
+
+
+def _describe_journal(path: Path) -> dict[str, Any]:
+    from limner.sessions._journal import read_journal
+
+    header, events = read_journal(path)
+    return {
+        "path": str(path),
+        "kind": f"a journal; see limner resume {path}",
+        "image": header["image"]["path"],
+        "model": header["model"]["name"],
+        "created": header["created"],
+        "events": len(events),
+    }
+
+
+def _describe_manifest(path: Path) -> dict[str, Any]:
+    said = options.read_prompts(path)
+    return {
+        "path": str(path),
+        "kind": f"a manifest; see limner segment IMAGE --prompts {path}",
+        "model": said.model,
+        "prompts": len(said.entries),
+        "names": list(said.names.values()),
+    }
+
+
+def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
+    """Facts about a segmentation, which is read."""
+    import numpy as np
+
+    import limner
+    from limner.io._choice import LABEL_READERS, reader_of
+
+    labels = limner.read_labels(path, like=like)
+    overlapping = labels.num_overlapping()
+    if overlapping:
+        sizes = {i: int(labels.mask(i).sum()) for i in labels.ids}
+    else:  # one pass, however many objects
+        ids, counts = np.unique(labels.to_array(), return_counts=True)
+        sizes = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    facts = {
+        "path": str(path),
+        "format": reader_of(path, LABEL_READERS).NAME,
+        "kind": "segmentation",
+        **_describe_grid(labels.geometry),
+        "num_objects": len(labels.ids),
+        "overlapping_pixels": overlapping,
+    }
+    facts["objects"] = [
+        {"id": i, "name": labels.names.get(i), "pixels": sizes.get(i, 0)} for i in labels.ids
+    ]
+    return facts
 
 
 def describe(image: Image) -> dict[str, Any]:
@@ -46,17 +137,24 @@ def describe(image: Image) -> dict[str, Any]:
         "format": image.format,
         "kind": image.kind,
         "modality": image.modality,
-        "shape": list(geometry.shape),
+        **_describe_grid(geometry),
         "channels": image.num_channels,
         "pixel_type": str(image.dtype),
-        "spacing_mm": [round(s, 6) for s in geometry.spacing] if geometry.has_spacing else None,
-        "orientation": geometry.orientation if geometry.has_spacing else None,
-        "origin_lps_mm": [round(x, 4) for x in geometry.origin] if geometry.has_spacing else None,
     }
     if not geometry.is_orthogonal:
         facts["orthogonal"] = "no: the axes are sheared; distances in it are approximate"
     facts.update({k: v for k, v in image.metadata.items() if _is_plain(v) and k not in facts})
     return facts
+
+
+def _describe_grid(geometry: Geometry) -> dict[str, Any]:
+    known = geometry.has_spacing
+    return {
+        "shape": list(geometry.shape),
+        "spacing_mm": [round(s, 6) for s in geometry.spacing] if known else None,
+        "orientation": geometry.orientation if known else None,
+        "origin_lps_mm": [round(x, 4) for x in geometry.origin] if known else None,
+    }
 
 
 def _is_plain(value: Any) -> bool:

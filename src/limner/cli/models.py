@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from typing import Annotated
 
 import typer
@@ -26,14 +28,22 @@ def models(
     if as_json:
         print(json.dumps([card.to_json() for card in chosen], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)  # a cut name cannot be typed
-    for heading in ("axes", "prompts", "licence", "what it is"):
-        table.add_column(heading, overflow="fold")
+    width = shutil.get_terminal_size().columns
     for card in chosen:
+        print(card.name)
         axes = " ".join(f"{n}D" for n in card.ndim)
-        table.add_row(card.name, axes, " ".join(sorted(card.prompts)), card.licence, card.summary)
-    Console().print(table)
+        for line in (
+            card.summary,
+            f"axes: {axes}; licence: {card.licence}",
+            f"prompts: {' '.join(sorted(card.prompts))}",
+        ):
+            print(
+                textwrap.fill(
+                    line,
+                    width,
+                    initial_indent="    ",
+                    subsequent_indent="      ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )

@@ -1,15 +1,20 @@
-"""``limner resume``: continue a conversation from its journal after a crash."""
+"""``limner resume``: continue a conversation from its journal, after a crash or to correct it."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limner.cli import _options as options
+from limner.errors import PromptError
+
+if TYPE_CHECKING:
+    from limner.cli.segment import Said
+    from limner.sessions._base import BaseSession
 
 
 def resume(
@@ -17,51 +22,82 @@ def resume(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the mask here.")
     ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="One more box: r0,c0,r1,c1 or s0,r0,c0,s1,r1,c1.")
+    ] = None,
+    click: options.Clicks = None,
+    exclude: options.Excluded = None,
+    slice_: options.Slice = None,
+    object_id: Annotated[
+        int, typer.Option("--object", help="Which object the new prompts are about.", min=1)
+    ] = 1,
     image: Annotated[Path | None, typer.Option(help="The image, if it has moved.")] = None,
-    preview: Annotated[Path | None, typer.Option(help="Also write a picture: .png.")] = None,
+    preview: options.Preview = None,
     dicom_type: options.DicomType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Rebuild a session from its journal: show what was said, and write the mask if asked."""
+    """Rebuild a session from its journal, add prompts, show what was said or write the mask."""
     import limner
     from limner.cli._finish import check_output, finish
-    from limner.prompts import to_json
+    from limner.cli.segment import Said
 
     began = time.perf_counter()
+    said = Said(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
     with limner.resume(journal, image=image) as session:
         if output is not None:
             check_output(output, preview, session.image, journal=journal)
-            finish(
-                session,
-                output,
-                preview=preview,
-                window=session.options.window,
-                dicom_type=dicom_type,
-                as_json=as_json,
-                began=began,
-            )
+        if said != Said():
+            _add(session, said, slice_, object_id)
+        if output is None:
+            _list(session, as_json=as_json)
             return
-        said = [
-            {"object": e.object_id, "frame": e.frame, **to_json(e.prompt)} for e in session.entries
-        ]
-        if as_json:
-            facts = {
-                "image": None if session.image.path is None else str(session.image.path),
-                "model": session.model.card.name,
-                "names": session.names,
-                "can_undo": session.can_undo,
-                "can_redo": session.can_redo,
-                "prompts": said,
-            }
-            print(json.dumps(facts, indent=2))
-            return
-        print(f"{session.image.path} with {session.model.card.name}: {len(said)} prompts")
-        for line in said:
-            where = "" if line["frame"] is None else f" on {line['frame']}"
-            kind, object_id = line["kind"], line["object"]
-            details = {k: v for k, v in line.items() if k not in ("object", "frame", "kind")}
-            print(f"  object {object_id}{where}: {kind} {_short(json.dumps(details))}")
-        print("Write the mask with -o FILE.")
+        finish(
+            session,
+            output,
+            preview=preview,
+            dicom_type=dicom_type,
+            as_json=as_json,
+            began=began,
+        )
+
+
+def _add(session: BaseSession, said: Said, frame: int | None, object_id: int) -> None:
+    """Add all new prompts, or none where one is refused: a journal forgets nothing."""
+    import limner
+    from limner.cli.segment import gather
+
+    if len(said.boxes) > 1:
+        raise PromptError("--object is one object, so give one --box; more in further calls.")
+    entries = gather(said, session.image, frame, object_id=object_id)
+    with limner.open_session(session.image, session.model) as rehearsal:
+        for prompt, number, where, _ in entries:
+            rehearsal.add(prompt, object_id=number, frame=where)
+    for prompt, number, where, _ in entries:
+        session.add(prompt, object_id=number, frame=where)
+
+
+def _list(session: BaseSession, *, as_json: bool) -> None:
+    from limner.prompts import to_json
+
+    said = [{"object": e.object_id, "frame": e.frame, **to_json(e.prompt)} for e in session.entries]
+    if as_json:
+        facts = {
+            "image": None if session.image.path is None else str(session.image.path),
+            "model": session.model.card.name,
+            "names": session.names,
+            "can_undo": session.can_undo,
+            "can_redo": session.can_redo,
+            "prompts": said,
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    print(f"{session.image.path} with {session.model.card.name}: {len(said)} prompts")
+    for line in said:
+        where = "" if line["frame"] is None else f" on {line['frame']}"
+        kind, number = line["kind"], line["object"]
+        details = {k: v for k, v in line.items() if k not in ("object", "frame", "kind")}
+        print(f"  object {number}{where}: {kind} {_short(json.dumps(details))}")
+    print("Write the mask with -o FILE; correct it with --click, --not or --box.")
 
 
 def _short(text: str) -> str:

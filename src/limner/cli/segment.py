@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
     from limner.sessions._base import BaseSession
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Said:
     """The prompts of one command line, still in the caller's frame."""
 
-    boxes: tuple[str, ...]
-    clicks: tuple[str, ...]
-    excluded: tuple[str, ...]
-    scribble: Path | None
-    mask: Path | None
-    texts: tuple[str, ...]
-    prompts: Path | None
+    boxes: tuple[str, ...] = ()
+    clicks: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    scribble: Path | None = None
+    mask: Path | None = None
+    texts: tuple[str, ...] = ()
+    prompts: options.PromptFile | None = None
 
 
 def segment(
@@ -40,18 +44,14 @@ def segment(
             "--output", "-o", help="Mask: .nii.gz .nrrd .mha .png .tif .dcm .json .npz by suffix."
         ),
     ],
-    box: Annotated[
-        list[str] | None,
-        typer.Option(help="r0,c0,r1,c1 or s0,r0,c0,s1,r1,c1, half-open. Repeat: one object each."),
-    ] = None,
-    click: Annotated[
-        list[str] | None, typer.Option(help="r,c or s,r,c inside the object. May be repeated.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--not", help="A click outside the object, likewise.")
-    ] = None,
+    box: options.Boxes = None,
+    click: options.Clicks = None,
+    exclude: options.Excluded = None,
     scribble: Annotated[
-        Path | None, typer.Option(help="JSON scribbles, or a label image: 1 belongs, 2 does not.")
+        Path | None,
+        typer.Option(
+            help="JSON scribbles, or a label image: 1 belongs, 2 does not. See docs/prompts.md."
+        ),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="A rough mask to start from; one object per label.")
@@ -60,11 +60,13 @@ def segment(
         list[str] | None, typer.Option(help="A word for the object. Repeat: one object each.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts as JSON, or the manifest of an earlier mask.")
+        Path | None,
+        typer.Option(
+            help="Prompts as JSON (docs/prompts.md), or the manifest NAME.limner.json of an "
+            "earlier mask, to do the same again."
+        ),
     ] = None,
-    slice_: Annotated[
-        int | None, typer.Option("--slice", help="2D prompts are about this slice or frame.")
-    ] = None,
+    slice_: options.Slice = None,
     order: Annotated[
         str | None, typer.Option(help="xyz: clicks and boxes are given as x,y or x,y,z pixels.")
     ] = None,
@@ -88,7 +90,7 @@ def segment(
     channel: options.Channel = None,
     lenient: options.Lenient = False,
     dicom_type: options.DicomType = None,
-    preview: Annotated[Path | None, typer.Option(help="Also write a picture: .png.")] = None,
+    preview: options.Preview = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Delineate an object: prompts in, mask out, in the image's own geometry."""
@@ -97,7 +99,12 @@ def segment(
 
     began = time.perf_counter()
     picture = limner.read(image, series=series, channel=channel, strict=not lenient)
-    check_output(output, preview, picture, journal=journal)
+    file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
+    if weights is None and model is None and file.weights is not None:
+        weights = Path(file.weights)
+    check_output(
+        output, preview, picture, journal=journal, inputs=(mask, scribble, prompts, weights)
+    )
     said = Said(
         tuple(box or ()),
         tuple(click or ()),
@@ -105,42 +112,69 @@ def segment(
         scribble,
         mask,
         tuple(text or ()),
-        prompts,
+        file,
     )
     entries = gather(said, picture, slice_, order=order, world=world)
     with limner.open_session(
         picture,
-        model,
+        model or file.model,
         weights=weights,
         device=device,
         journal=journal,
-        zoom=zoom,
-        window=options.parse_window(window),
+        zoom=file.zoom if zoom is None else zoom,
+        window=file.window if window is None else options.parse_window(window),
     ) as session:
-        _say(session, entries, name or ())
+        _say(session, entries, file.names, name or ())
+        _compare(session, file, prompts)
         finish(
             session,
             output,
             preview=preview,
-            window=options.parse_window(window),
             dicom_type=dicom_type,
             as_json=as_json,
             began=began,
         )
 
 
-def _say(session: BaseSession, entries: Sequence[options.Placed], names: Sequence[str]) -> None:
-    """Tell a new session everything; if any of it is refused, no journal is left behind."""
+def _compare(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
+    """Warn where a manifest is repeated on another image or with other weights."""
+    if file.pixel_sha256 not in (None, session.image.pixel_hash()):
+        _log.warning(
+            "%s was made on another image than %s: the pixels differ.", path, session.image.path
+        )
+    card = session.model.card
+    if card.name == file.model and card.weights_sha256 != file.weights_sha256:
+        _log.warning("%s was made with other weights of %s.", path, card.name)
+
+
+def _say(
+    session: BaseSession,
+    entries: Sequence[options.Placed],
+    names: Mapping[int, str],
+    in_order: Sequence[str],
+) -> None:
+    """Tell a new session everything; if any of it is refused, no journal is left behind.
+
+    Args:
+        session: new.
+        entries: the prompts.
+        names: by object id.
+        in_order: the names of the first objects, instead of those in `names`.
+    """
     try:
         for prompt, object_id, frame, answered in entries:
             session.add(prompt, object_id=object_id, frame=frame)
             if answered:  # a manifest is repeated round by round
                 session.predict(object_id=object_id, frame=frame)
-        if len(names) > len(session.object_ids):
+        if len(in_order) > len(session.object_ids):
             raise PromptError(
-                f"{len(names)} names are too many for {len(session.object_ids)} object(s)."
+                f"{len(in_order)} names are too many for {len(session.object_ids)} object(s)."
             )
-        for object_id, label in zip(session.object_ids, names, strict=False):
+        for object_id in names:
+            if object_id not in session.object_ids:
+                raise PromptError(f"Object {object_id} has a name and no prompt.")
+        chosen = {**names, **dict(zip(session.object_ids, in_order, strict=False))}
+        for object_id, label in chosen.items():
             session.name(object_id, label)
     except BaseException:
         if session.journal is not None:
@@ -149,12 +183,26 @@ def _say(session: BaseSession, entries: Sequence[options.Placed], names: Sequenc
 
 
 def gather(
-    said: Said, image: Image, frame: int | None, *, order: str | None, world: str | None
+    said: Said,
+    image: Image,
+    frame: int | None,
+    *,
+    order: str | None = None,
+    world: str | None = None,
+    object_id: int = 1,
 ) -> list[options.Placed]:
     """All prompts of the command line, in index order, with object and frame.
 
     One box, one text and a mask with one label are about the same object, and so are clicks and
     scribbles. Several boxes or texts are objects 1, 2, …; the labels of a mask are object ids.
+
+    Args:
+        said: the prompts.
+        image: that they are about.
+        frame: slice or frame of 2D prompts.
+        order: ``"xyz"``: clicks and boxes are given as x, y or x, y, z.
+        world: ``"lps"`` or ``"ras"``: they are given in patient millimetres.
+        object_id: of the first object.
 
     Raises:
         PromptError: none at all, or a combination that leaves open which object is meant.
@@ -174,7 +222,7 @@ def gather(
             "Several boxes, texts or labels of a mask are several objects; say with "
             "--prompts FILE.json which of them each prompt is about."
         )
-    first = next(iter(masks)) if len(masks) == 1 else 1
+    first = next(iter(masks)) if len(masks) == 1 else object_id
     entries = [options.Placed(box, k, frame) for k, box in enumerate(boxes, start=first)]
     entries += [
         options.Placed(TextPrompt(text), k, frame) for k, text in enumerate(said.texts, start=first)
@@ -184,7 +232,7 @@ def gather(
     if said.scribble is not None:
         entries += options.read_scribbles(said.scribble, image, frame, object_id=first)
     if said.prompts is not None:
-        entries += options.read_prompts(said.prompts, frame)
+        entries += said.prompts.entries
     if not entries:
         raise PromptError(
             "Nothing says what to delineate: give --box, --click, --scribble, --mask, --text "
@@ -194,10 +242,34 @@ def gather(
 
 
 def _converted(prompt: Prompt, image: Image, *, order: str | None, world: str | None) -> Prompt:
-    from limner.prompts.convert import from_world, from_xyz
+    from limner.prompts.convert import check_inside, from_world, from_xyz
 
     if order not in (None, "xyz") or (order and world):
         raise PromptError("Say --order xyz (pixels) or --world lps|ras (millimetres), not both.")
-    if world is not None:
-        return from_world(prompt, image.geometry, system=world)
-    return from_xyz(prompt) if order else prompt
+    if world is None:
+        return from_xyz(prompt) if order else prompt
+    system = world.lower()
+    placed = from_world(prompt, image.geometry, system=system)
+    try:
+        check_inside(placed, image.geometry.shape)
+    except PromptError:
+        raise PromptError(
+            f"The {prompt.kind} lies outside the image, which reaches {_reach(image, system)}; "
+            "check the millimetres, and whether they are LPS (DICOM, ITK) or RAS (NIfTI, Slicer)."
+        ) from None
+    return placed
+
+
+def _reach(image: Image, system: str) -> str:
+    """From where to where an image reaches in millimetres, per axis of LPS or RAS."""
+    import numpy as np
+
+    geometry = image.geometry
+    ends = [(-0.5, size - 0.5) for size in geometry.shape]
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, geometry.ndim)
+    flip = (1.0, 1.0, 1.0) if system == "lps" else (-1.0, -1.0, 1.0)
+    world = geometry.index_to_world(corners) * flip
+    spans = zip("xyz", world.min(axis=0), world.max(axis=0), strict=True)
+    return ", ".join(f"{axis} {low:.1f}…{high:.1f}" for axis, low, high in spans) + (
+        f" mm in {system.upper()}"
+    )

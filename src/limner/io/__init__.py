@@ -26,7 +26,6 @@ from limner.io._choice import (
     load_format,
     read_head,
     reader_of,
-    stem_of,
     writer_of,
 )
 from limner.io._complaints import plain_errors
@@ -123,7 +122,7 @@ def write(
     """Write a segmentation, on exactly the grid of the image it belongs to.
 
     The file appears whole or not at all. If the labels know how they were made, that is written
-    beside it as ``NAME.limner.json``.
+    beside it as ``FILE.limner.json``, FILE being its whole name.
 
     Args:
         path: its suffix is the format: .nii, .nii.gz, .nrrd, .seg.nrrd (3D Slicer), .mha, .npz,
@@ -200,9 +199,12 @@ def holds_labels(path: str | Path) -> bool:
 
 
 def manifest_path(path: str | Path) -> Path:
-    """Where the manifest of a segmentation is: ``seg.limner.json`` beside ``seg.nii.gz``."""
+    """Where the manifest of a segmentation is: ``seg.nii.gz.limner.json`` beside ``seg.nii.gz``.
+
+    The suffix stays, so that ``seg.nii.gz`` and ``seg.png`` have a manifest each.
+    """
     path = Path(path)
-    return path.with_name(f"{stem_of(path)}.limner.json")
+    return path.with_name(f"{path.name}.limner.json")
 
 
 def _write_manifest(labels: Labels, path: Path) -> None:
@@ -213,7 +215,12 @@ def _write_manifest(labels: Labels, path: Path) -> None:
     if manifest is not None:
         atomic_bytes(target, manifest.encode())
     elif target.exists():
-        _log.warning("%s tells of an earlier segmentation, not of this %s.", target, path.name)
+        # Kept: it is the only record of a segmentation of which there may be a copy elsewhere.
+        _log.warning(
+            "%s tells how the file that %s replaced was made, not this one; move or delete it.",
+            target,
+            path.name,
+        )
 
 
 def _as_like(like: Like | None) -> tuple[Image | None, Geometry | None]:

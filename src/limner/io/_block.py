@@ -39,6 +39,8 @@ class Block:
         channel_axis: the axis of `shape` that holds channels, None for grey.
         channel: the only one that is wanted, None for all.
         strict: whether foreign bytes behind a compressed stream are an error.
+        ends: whether the values end where the compressed stream does; False where channels follow
+            that are not wanted.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Block:
     channel_axis: int | None = None
     channel: int | None = None
     strict: bool = True
+    ends: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +109,7 @@ class Block:
         distance = channel * rest.nbytes
         if self.codec == "raw":
             return replace(rest, start=self.start + distance)
-        return replace(rest, skip=self.skip + distance)
+        return replace(rest, skip=self.skip + distance, ends=channel == count - 1)
 
     def read(self) -> Array:
         """All values in the machine's byte order, channels last.
@@ -151,6 +154,7 @@ class Block:
                 start=self.start,
                 skip=self.skip,
                 strict=self.strict,
+                ends=self.ends,
             )
 
     def _arrange(self, values: Array) -> Array:

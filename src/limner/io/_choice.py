@@ -115,13 +115,6 @@ def image_writer_of(path: Path) -> ModuleType:
     return load_format(table[_suffix_of(path, table, "images are")])
 
 
-def stem_of(path: Path) -> str:
-    """The file's name without its known suffix: ``"seg"`` of ``seg.nii.gz``."""
-    lower = path.name.lower()
-    suffix = max((s for s in _WRITERS if lower.endswith(s)), key=len, default=path.suffix)
-    return path.name[: len(path.name) - len(suffix)]
-
-
 def read_head(path: Path) -> bytes:
     """The first bytes of a file.
 

@@ -24,6 +24,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_MAX_RATIO = 1032  # bytes out per byte in, the limit of the deflate format
 _CHUNK = 1 << 18  # bytes read at a time
 _STEP = 1 << 18  # bytes inflated at a time; 2 MB at a time takes a quarter longer (cache)
+_HEADER_BYTES = 348  # of NIfTI-1; less than this behind the data is padding, no second image
 _COMPRESSION_LEVEL = 2  # of ISA-L's 0…3; label maps gain nothing from 3
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def inflate(
     start: int = 0,
     skip: int = 0,
     strict: bool = True,
+    ends: bool = True,
 ) -> None:
     """Fill a buffer with decompressed bytes of a file, and verify the checksum behind them.
 
@@ -57,6 +59,8 @@ def inflate(
         start: byte of the file at which the stream begins.
         skip: decompressed bytes to pass over first.
         strict: whether foreign bytes behind the stream are an error or only logged.
+        ends: whether the stream ends with the buffer. False where more values follow that are not
+            wanted: the rest is not read, so that the checksum behind it is not compared.
 
     Raises:
         FormatError: the stream is damaged, ends early or is followed by something else.
@@ -73,7 +77,8 @@ def inflate(
             piece = stream.read(min(missing, _STEP), wanted=missing)
             target[position : position + len(piece)] = piece
             position += len(piece)
-        stream.check_end(strict)
+        if ends:
+            stream.check_end(strict)
 
 
 def peek_gzip(path: Path, size: int) -> bytes:
@@ -137,21 +142,26 @@ class _Stream:
         raise self._cut_off(f"its {self._codec} data end {wanted} bytes too early")
 
     def check_end(self, strict: bool) -> None:
-        """Read to the end of the member, so that its checksum is compared."""
-        surplus = False
-        while not self._decoder.eof and not surplus:
-            surplus = bool(self._decode(1, f"the checksum of its {self._codec} data is missing"))
-        rest = b"" if surplus else self._decoder.unused_data + self._file.read(_CHUNK)
+        """Read to the end of the stream, so that its checksum is compared, unless much follows."""
+        surplus = 0
+        complaint = f"the checksum of its {self._codec} data is missing"
+        while surplus < _HEADER_BYTES and (not self._decoder.eof or self._next_member()):
+            surplus += len(self._decode(_HEADER_BYTES - surplus, complaint))
+        rest = b"" if surplus >= _HEADER_BYTES else self._pending + self._file.read(_CHUNK)
         rest = rest.lstrip(b"\0")  # tapes and some writers fill up with zeros
-        if surplus or (rest.startswith(GZIP_MAGIC) and self._codec == "gzip"):
+        if surplus >= _HEADER_BYTES or (rest.startswith(GZIP_MAGIC) and self._codec == "gzip"):
             _log.warning("%s holds more data than its header says; ignored.", self._path)
-        elif rest and strict:
+            return
+        if surplus:
+            _log.info("%s: %d bytes follow its data; ignored.", self._path, surplus)
+        if not rest:
+            return
+        if strict:
             raise FormatError(
                 f"{self._path}: foreign bytes follow its {self._codec} data; the file is damaged. "
                 "Copy it again, or read it with strict=False."
             )
-        elif rest:
-            _log.warning("%s: foreign bytes follow its data; ignored.", self._path)
+        _log.warning("%s: foreign bytes follow its data; ignored.", self._path)
 
     def _decode(self, size: int, complaint: str) -> bytes:
         packed = b""
@@ -169,11 +179,13 @@ class _Stream:
             ) from error
 
     def _next_member(self) -> bool:
-        """Begin the member behind the one that ended; False if there is none."""
-        rest = self._decoder.unused_data or self._file.read(_CHUNK)
-        if self._codec != "gzip" or not rest.startswith(GZIP_MAGIC):
+        """Begin the member behind the one that ended; False if there is none. What follows is then
+        `_pending`.
+        """
+        self._pending = self._decoder.unused_data or self._file.read(_CHUNK)
+        if self._codec != "gzip" or not self._pending.startswith(GZIP_MAGIC):
             return False
-        self._decoder, self._pending = _decoder(self._codec), rest
+        self._decoder = _decoder(self._codec)
         return True
 
     def _cut_off(self, complaint: str) -> FormatError:

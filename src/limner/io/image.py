@@ -143,6 +143,15 @@ class Image:
         self._hash = digest.hexdigest()
         return self._hash
 
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """For NumPy functions: the pixels of `array`, read-only unless they are copied.
+
+        Raises:
+            FormatError: as for `array`.
+            ValueError: ``copy=False`` with another `dtype` than that of the pixels.
+        """
+        return np.array(self.array, dtype=dtype, copy=copy)
+
     def __repr__(self) -> str:
         shape = "×".join(str(n) for n in self.shape)
         spacing = "×".join(f"{s:.3g}" for s in self.spacing) + " mm"

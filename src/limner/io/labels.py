@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import GeometryError
 from limner.geometry import Geometry
@@ -84,18 +84,21 @@ class Labels:
 
         Read-only, because it stands for this segmentation when it is written.
         """
-        top = max(self.ids, default=0)
-        dtype = np.min_scalar_type(top)
-        if self._array is not None:
-            flat = self._array.astype(dtype)
-        else:
-            flat = np.zeros(self.geometry.shape, dtype=dtype)
-            for object_id in self.ids:
-                flat[self._masks[object_id]] = object_id
-        labels = flat.view(LabelArray)
+        labels = self._flat().view(LabelArray)
         labels.source = self
         labels.flags.writeable = False
         return labels
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """For NumPy functions: the label map of `to_array`, as a plain array of its own.
+
+        Raises:
+            ValueError: ``copy=False``, since the label map is made anew each time.
+        """
+        if copy is False:
+            raise ValueError("The label map of Labels is made anew; copy=False cannot be had.")
+        flat = self._flat()
+        return flat if dtype is None else flat.astype(dtype, copy=False)
 
     def num_overlapping(self) -> int:
         """How many pixels belong to more than one object."""
@@ -113,6 +116,15 @@ class Labels:
     def manifest_json(self) -> str | None:
         """The manifest as JSON text, None if there is none."""
         return None if self.manifest is None else json.dumps(self.manifest, indent=2)
+
+    def _flat(self) -> Array:
+        dtype = np.min_scalar_type(max(self.ids, default=0))
+        if self._array is not None:
+            return self._array.astype(dtype)
+        flat = np.zeros(self.geometry.shape, dtype=dtype)
+        for object_id in self.ids:
+            flat[self._masks[object_id]] = object_id
+        return flat
 
     def _fitting(self, array: Array) -> Array:
         if array.shape != self.geometry.shape:

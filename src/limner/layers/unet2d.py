@@ -16,6 +16,7 @@ recalibration. The price, measured, is in docs/notes/limner-2d.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +112,7 @@ class PromptableUNet2d(nn.Module):
                 (widths[0], *widths[:-1]), widths, depths, (1, *[2] * len(widths)), strict=False
             )
         )
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))[::-1]
+        pairs = list(pairwise(widths))[::-1]
         self.lift = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairs)
         self.up = nn.ModuleList(ResidualBlock(fine, fine) for fine, _ in pairs)
         self.to_logits = nn.Conv2d(widths[0], FOLD**2, 3, padding=1)

@@ -19,6 +19,7 @@ from limner.errors import CheckpointError
 from limner.models._family import ModelCard, PromptableModel, Segmentation, Variant, View
 
 __all__ = [
+    "DEFAULT_MODEL",
     "ModelCard",
     "PromptableModel",
     "Segmentation",
@@ -26,9 +27,11 @@ __all__ = [
     "View",
     "cards",
     "create_model",
-    "default_model",
     "list_families",
 ]
+
+
+DEFAULT_MODEL = "classical/graphcut"  # where none is named: the steadiest of those that ship
 
 
 def list_families() -> tuple[str, ...]:
@@ -68,11 +71,6 @@ def create_model(
     if path is not None and model.card.weights_sha256 is None:
         raise CheckpointError(f"{name} takes no weights file, so {path} would be ignored.")
     return model
-
-
-def default_model(kind: str) -> str:
-    """Name of the model that is used where none is named, for an image, a volume or a video."""
-    return "classical/region" if kind == "volume" else "classical/graphcut"
 
 
 def variant(name: str) -> Variant:

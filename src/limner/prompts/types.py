@@ -20,6 +20,7 @@ from limner.errors import PromptError
 
 Position: TypeAlias = tuple[float, ...]
 
+_MASK_FIELDS = (("shape", "counts"), ())
 MAX_MASK_PIXELS = 2**30  # of a mask read from JSON: twice a CT of 2000 slices
 
 
@@ -219,6 +220,17 @@ KINDS: dict[str, type[Prompt]] = {
 }
 
 
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # of JSON: needed, optional
+    "click": (("at",), ("positive",)),
+    "box": (("low", "high"), ()),
+    "scribble": (("points",), ("positive", "radius")),
+    "lasso": (("points",), ()),
+    "mask": _MASK_FIELDS,
+    "text": (("text",), ()),
+    "example": (("image", "dtype", "mask"), ()),
+}
+
+
 def num_axes(prompt: Prompt) -> int | None:
     """How many axes the prompt's positions have; None for text and examples, which have none."""
     match prompt:
@@ -274,6 +286,7 @@ def from_json(value: dict[str, Any]) -> Prompt:
         kind = value.get("kind") if isinstance(value, dict) else value
         raise PromptError(f"Unknown kind of prompt {kind!r}; known are {', '.join(KINDS)}.")
     fields = {k: v for k, v in value.items() if k != "kind"}
+    _check_fields(fields, value["kind"], *_FIELDS[value["kind"]])
     try:
         match value["kind"]:
             case "mask":
@@ -286,11 +299,30 @@ def from_json(value: dict[str, Any]) -> Prompt:
         raise PromptError(f"Malformed {value['kind']} prompt: {reason}.") from error
 
 
+def _check_fields(given: Any, kind: str, needed: Sequence[str], optional: Sequence[str]) -> None:
+    """Refuse fields that are missing or that the kind does not have, and say which it has."""
+    known = ", ".join((*needed, *(f"{name} (optional)" for name in optional)))
+    if not isinstance(given, dict):
+        raise PromptError(f"A {kind} is an object with the fields {known}, not {given!r}.")
+    for what, names in (
+        ("unknown field", [name for name in given if name not in (*needed, *optional)]),
+        ("missing field", [name for name in needed if name not in given]),
+    ):
+        if names:
+            listed = ", ".join(repr(name) for name in names)
+            raise PromptError(
+                f"Malformed {kind} prompt: {what} {listed}; the fields of a {kind} are {known}."
+            )
+
+
 def _mask_to_json(mask: NDArray[np.bool_]) -> dict[str, Any]:
     return {"shape": list(mask.shape), "counts": rle.encode(mask)}
 
 
-def _mask_from_json(shape: Sequence[int], counts: Sequence[int]) -> NDArray[np.bool_]:
+def _mask_from_json(shape: Any, counts: Any) -> NDArray[np.bool_]:
+    for name, value in (("shape", shape), ("counts", counts)):
+        if not isinstance(value, (list, tuple)) or not all(type(n) is int for n in value):
+            raise ValueError(f"{name} is a list of whole numbers")
     size = [int(n) for n in shape]
     if math.prod(size) > MAX_MASK_PIXELS:  # a few runs may claim any size
         raise ValueError(f"a mask of shape {size} has more than {MAX_MASK_PIXELS} pixels")
@@ -298,6 +330,7 @@ def _mask_from_json(shape: Sequence[int], counts: Sequence[int]) -> NDArray[np.b
 
 
 def _example_from_json(image: Any, dtype: str, mask: dict[str, Any]) -> Example:
+    _check_fields(mask, "mask", *_MASK_FIELDS)
     pixels = np.dtype(dtype)
     if pixels.kind not in "biuf":
         raise ValueError(f"an example's pixels are numbers, not {dtype!r}")

@@ -12,7 +12,7 @@ from limner.errors import CheckpointError, LimnerError, SessionError
 from limner.geometry import Geometry
 from limner.io import read
 from limner.io.image import Image
-from limner.models import PromptableModel, create_model, default_model
+from limner.models import DEFAULT_MODEL, PromptableModel, create_model
 from limner.models._intensity import resolve_window
 from limner.sessions._base import BaseSession
 from limner.sessions._journal import Journal
@@ -49,9 +49,7 @@ def open_session(
     """
     picture = _as_image(image)
     if isinstance(model, str) or model is None:
-        asked: Any = create_model(
-            model or default_model(picture.kind), weights=weights, device=device
-        )
+        asked: Any = create_model(model or DEFAULT_MODEL, weights=weights, device=device)
     elif weights is not None:
         raise TypeError("weights= goes with a model's name, not with a model object.")
     elif isinstance(model, PromptableModel):

@@ -26,6 +26,8 @@ from limner.sessions._region import Region
 from limner.sessions._zoom import Scene, answer
 
 _CACHED_SCENES = 4
+_MOST_GROWTH = 1.05  # of a carried mask's area from one frame to the next
+_REACH = 0.05  # of the square root of the area: how far a mask that leaked may go beyond the last
 _BOX_MARGIN = 0.1  # of the object's size, around the last mask for models that take no mask
 
 
@@ -136,7 +138,10 @@ class StackSession(BaseSession):
             prompt = _box_around(before)
         else:
             raise SessionError(f"{self.model.card.name} takes neither masks nor boxes to carry on.")
-        return answer(self.model, self._scene(frame), [prompt], None, zoom=self.options.zoom)
+        region, score = answer(
+            self.model, self._scene(frame), [prompt], None, zoom=self.options.zoom
+        )
+        return _braked(region, score, before)
 
     def _frame_answer(self, object_id: int, frame: int) -> Region:
         return self._answer(object_id, frame, self._log.prompts(object_id, frame))[0]
@@ -227,6 +232,24 @@ def _legs(
             if both and k > 0:
                 end = (source + end) // 2
             yield Leg(object_id, source, range(min(source, high) - 1, max(end, low - 1), -1))
+
+
+def _braked(region: Region, score: float, before: Region) -> tuple[Region, float]:
+    """A carried mask that did not leak: one that jumps in size is held near the one before.
+
+    Wherever it moves, an object grows little from one frame to the next; a mask that does not may
+    have run into something else, and a leak carried on only gets larger. The score falls with the
+    jump, so that the frame is among those to look at.
+    """
+    old, new = before.mask(), region.mask()
+    growth = new.sum() / max(1, old.sum())
+    if growth <= _MOST_GROWTH:
+        return region, score
+    from scipy import ndimage
+
+    reach = max(1.0, _REACH * float(np.sqrt(old.sum())))
+    near = ndimage.distance_transform_edt(~old) <= reach
+    return Region.of_mask(new & near), score / float(growth)
 
 
 def _box_around(region: Region) -> Box:

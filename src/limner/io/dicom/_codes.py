@@ -2,7 +2,8 @@
 
 The codes are those of pydicom's copy of the DICOM context groups for segmented properties (PS3.16
 CID 7191 to 7197), looked up by name. A name that is not found there is coded as plain tissue; the
-user's own words stay in the segment label either way.
+user's own words stay in the label either way, shortened to what one may hold, and then in full in
+the description beside it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ _SIDES = {
     "bilateral": "RightAndLeft",
     "both": "RightAndLeft",
 }
+# Characters of a DICOM LO, 64, less the blank that pads an odd number of bytes: readers count it.
+_MAX_LABEL = 63
+_MAX_DESCRIPTION = 1024  # characters of a DICOM ST
+_TAIL = 20  # characters kept of the end of a long name, where names of a series tend to differ
 _GOLDEN_RATIO = 0.61803398875  # of the hue circle: neighbouring ids get distant colours
 
 
@@ -101,6 +106,28 @@ def coded_name(name: str) -> CodedName:
         return CodedName(*found, side)
     tissue = getattr(codes.cid7150, "Tissue")  # noqa: B009 (no stubs for the attribute)
     return CodedName(tissue, tissue, side)
+
+
+def label_of(name: str) -> str:
+    """A name as a DICOM LO may hold it: one line, no backslash, cut in the middle if too long.
+
+    See `description_of` for what is lost.
+    """
+    plain = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    plain = plain.replace("\\", "/")
+    if len(plain) <= _MAX_LABEL:
+        return plain
+    return f"{plain[: _MAX_LABEL - _TAIL - 3]}...{plain[-_TAIL:]}"
+
+
+def description_of(name: str) -> str | None:
+    """The name as a DICOM ST may hold it, None where the label says it all."""
+    return None if label_of(name) == name else name[:_MAX_DESCRIPTION]
+
+
+def name_of(label: str, description: str) -> str:
+    """The name that was written as a label and a description; the label if they are unrelated."""
+    return description if description and label_of(description) == label else label
 
 
 def display_colour(object_id: int) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.io.dicom import _contours
-from limner.io.dicom._codes import display_colour
+from limner.io.dicom._codes import description_of, display_colour, label_of
 from limner.io.dicom._files import EXPLICIT_LITTLE, RTSTRUCT_CLASS
 from limner.io.dicom._labels import as_volume
 from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
@@ -131,9 +131,12 @@ def _roi(labels: Labels, object_id: int, frame_uid: str, model: str) -> Dataset:
     item = Dataset()
     item.ROINumber = object_id
     item.ReferencedFrameOfReferenceUID = frame_uid
-    item.ROIName = labels.name(object_id)[:64]
+    item.ROIName = label_of(labels.name(object_id)) or f"object {object_id}"
+    description = description_of(labels.name(object_id))
+    if description is not None:
+        item.ROIDescription = description
     item.ROIGenerationAlgorithm = "SEMIAUTOMATIC"
-    item.ROIGenerationDescription = f"limner {software_version()} {model}".strip()[:64]
+    item.ROIGenerationDescription = label_of(f"limner {software_version()} {model}")
     return item
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
-from limner.io.dicom._codes import coded_name, display_colour
+from limner.io.dicom._codes import coded_name, description_of, display_colour, label_of
 from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_MAX_LABEL = 64  # characters of a DICOM LO
 _SERIES_NUMBER = 300
 
 
@@ -121,7 +120,7 @@ def _description(labels: Labels, object_id: int, number: int, tracking: str) -> 
     )
     item = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:_MAX_LABEL],
+        segment_label=label_of(name) or f"object {object_id}",
         segmented_property_category=coded.category,
         segmented_property_type=coded.type,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
@@ -130,6 +129,9 @@ def _description(labels: Labels, object_id: int, number: int, tracking: str) -> 
         tracking_id=f"{tracking}{object_id}",
         display_color=hd.color.CIELabColor.from_rgb(*display_colour(object_id)),
     )
+    description = description_of(name)
+    if description is not None:
+        item.SegmentDescription = description
     if coded.side is not None:
         side = hd.sr.CodedConcept(
             coded.side.value, coded.side.scheme_designator, coded.side.meaning

@@ -131,11 +131,7 @@ def read(
     with reading(path):
         headers = _headers(path, strict=strict)
         stack = _choose(path, _stacks(headers), series)
-        if _tiles.is_tiled(stack.first.header):
-            image = _slide_of(path, stack)
-        else:
-            image = _image_of(path, stack, strict=strict)
-        return _one_channel(image, channel)
+        return _one_channel(_image_of(path, stack, strict=strict), channel)
 
 
 def find_series(folder: Path, uids: Collection[str]) -> Image | None:
@@ -245,6 +241,8 @@ def _choice(path: Path, stacks: dict[str, Stack], problem: str) -> SeriesChoice:
 
 
 def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
+    if _tiles.is_tiled(stack.first.header):
+        return _slide_of(path, stack)
     header = stack.first.header
     modality = header.text("Modality")
     geometry = geometry_of(stack, strict=strict)

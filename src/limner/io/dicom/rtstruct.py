@@ -21,6 +21,7 @@ from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_path
 from limner.io.dicom import _contours
+from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
 from limner.io.dicom._labels import PlaneMasks, as_volume
 from limner.io.dicom._sources import check_same_grid, source_datasets
@@ -123,7 +124,9 @@ def _structures(header: Header) -> tuple[dict[int, str], dict[int, int]]:
     ids = {number: number + shift for number in numbers}
     for item in header.dataset.get("StructureSetROISequence") or ():
         number = int(item.ROINumber)
-        names[ids[number]] = str(item.get("ROIName") or "").strip() or f"structure {number}"
+        label = str(item.get("ROIName") or "").strip()
+        name = name_of(label, str(item.get("ROIDescription") or ""))
+        names[ids[number]] = name or f"structure {number}"
     return names, ids
 
 

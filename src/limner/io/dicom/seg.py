@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.errors import FormatError
+from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_path
 from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
+from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
 from limner.io.dicom._frames import Frame, frames_of
 from limner.io.dicom._labels import PlaneMasks, as_volume, move_labels, plane_index
 from limner.io.dicom._pixels import FrameReader
 from limner.io.dicom._series import positions_along_normal
 from limner.io.dicom._sources import check_same_grid, source_datasets
+from limner.io.dicom.images import find_series
 from limner.io.image import Image
 from limner.io.labels import Labels
 
@@ -65,8 +67,9 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
 
     Args:
         path: the file.
-        like: the image that was segmented; its grid is the result's. Without it the result covers
-            the planes that the file has, and the empty ones between them.
+        like: the image that was segmented; its grid is the result's. Default: the series that the
+            file refers to, looked for in the same folder. Without one the result covers the planes
+            that the file has, and the empty ones between them, and a warning is logged.
 
     Returns:
         Labels with the segment numbers as ids (for a file that limner wrote: the ids it was given)
@@ -89,12 +92,20 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
                 return Labels(like.geometry, masks=masks, names=labels.names)
             return labels if like is None else _fit(labels, like, path)
         frames = frames_of(header)
-        if like is not None:
-            on_like = _read_onto(header, frames, like, names, ids)
-            if on_like is not None:
-                return on_like
+        image = _image_beside(header, frames) if like is None else like
+        if image is not None:
+            on_image = _read_onto(header, frames, image, names, ids)
+            if on_image is not None:
+                return on_image
         own = _read_alone(header, frames, names, ids)
-        return own if like is None else _fit(own, like, path)
+        if like is not None:
+            return _fit(own, like, path)
+        logger.warning(
+            "%s: only the slices that it holds are there; like= (--like) with the image it belongs "
+            "to puts it on the image's grid.",
+            path,
+        )
+        return own
 
 
 def write(
@@ -143,8 +154,11 @@ def _segments(header: Header) -> tuple[dict[int, str], dict[int, int]]:
         number = int(item.SegmentNumber)
         tracked = re.fullmatch(rf"{TRACKING_PREFIX}(\d+)", str(item.get("TrackingID") or ""))
         ids[number] = int(tracked.group(1)) if tracked else number
-        label = str(item.get("SegmentLabel") or item.get("SegmentDescription") or "").strip()
-        names[ids[number]] = label or f"segment {number}"
+        label = str(item.get("SegmentLabel") or "").strip()
+        description = str(item.get("SegmentDescription") or "")
+        names[ids[number]] = (
+            name_of(label, description) or description.strip() or f"segment {number}"
+        )
     if len(set(ids.values())) < len(ids):
         ids = {number: number for number in ids}
     names.pop(0, None)
@@ -178,6 +192,20 @@ def _segment_number(sources: tuple[Dataset, ...], num_segments: int) -> int:
     if num_segments > 1:
         raise FormatError("A frame of the segmentation does not say which segment it shows.")
     return 1
+
+
+def _image_beside(header: Header, frames: list[Frame]) -> Image | None:
+    """The series of the same folder that the segmentation refers to, None if it cannot be had."""
+    uids = {_source_of(frame)[0] for frame in frames}
+    for series in header.dataset.get("ReferencedSeriesSequence") or ():
+        uids.add(str(series.get("SeriesInstanceUID") or ""))
+        for item in series.get("ReferencedInstanceSequence") or ():
+            uids.add(str(item.get("ReferencedSOPInstanceUID") or ""))
+    try:
+        return find_series(header.path.parent, uids - {""})
+    except LimnerError as error:  # it was not asked for, and the segmentation can do without
+        logger.warning("%s: the image it refers to was not used: %s", header.path, error)
+        return None
 
 
 def _read_onto(

@@ -1,0 +1,33 @@
+"""Warnings on stderr: after the work if it succeeds, not before an error that is one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+class Messages(logging.Handler):
+    """Holds log messages back until `show`; at once if `verbose`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.verbose = False
+        self._held: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a message; the same one is held only once."""
+        text = " ".join(self.format(record).split())
+        if self.verbose:
+            self._print(text)
+        else:
+            self._held[text] = None
+
+    def show(self) -> None:
+        """Print what was held."""
+        for text in self._held:
+            self._print(text)
+        self._held.clear()
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(f"limner: {text}", file=sys.stderr)

@@ -1,0 +1,93 @@
+"""``limner train``: train a built-in model from a recipe; ``limner train pack``: its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class _RecipeFirst(TyperGroup):
+    """``limner train RECIPE`` is ``limner train run RECIPE``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["run", *args]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
+app = typer.Typer(
+    cls=_RecipeFirst,
+    help="Train a built-in model: limner train RECIPE --data DIR --out RUN.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("run")
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML, such as recipes/limner-2d.yaml.")],
+    data: Annotated[Path, typer.Option(help="Folder of data sets, or of a pack made from one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is continued.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    start: Annotated[
+        Path | None, typer.Option(help="Weights of an earlier run to begin with.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; resumable.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.", min=0)] = None,
+) -> None:
+    """Train, or go on training, as a recipe says."""
+    from limner import errors
+
+    torch = errors.require("torch", extra="torch", purpose="train")
+    from limner.train.config import read_config
+    from limner.train.loop import train
+    from limner.train.pack import open_pack
+
+    _show_progress()
+    config = read_config(recipe, steps=steps, seed=seed)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = data
+    if not (data / "pack.json").exists():
+        folder = out / "pack"
+        if not (folder / "pack.json").exists():
+            pack(data, folder)
+    packed = open_pack(folder, config.leave_out)
+    outcome = train(config, packed, out, device=device, minutes=minutes, start=start)
+    state = "finished" if outcome.finished else "stopped; the same command goes on"
+    print(f"{out}: step {outcome.step} of {config.steps}, {state} ({outcome.seconds:.0f} s).")
+
+
+@app.command("pack")
+def pack(
+    data: Annotated[Path, typer.Argument(help="Folder of data sets with a splits.json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pack.")],
+) -> None:
+    """Gather what may be trained on into one small folder that travels."""
+    from limner.train.pack import write_pack
+    from limner.train.sources import planes
+
+    _show_progress()
+    summary = write_pack(output, planes(data))
+    size = sum(fact["bytes"] for fact in summary["sets"].values())
+    print(f"{output}: {len(summary['sets'])} sets, {size / 1e6:.1f} MB.")
+
+
+def _show_progress() -> None:
+    """Print what training logs, as it happens, on stderr; once."""
+    import logging
+
+    log = logging.getLogger("limner.train")
+    if log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

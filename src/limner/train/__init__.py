@@ -1,0 +1,1 @@
+"""Training of the built-in models. Needs PyTorch; importing this file does not."""

@@ -1,0 +1,72 @@
+"""Random numbers per sample of a batch, on the device, from a generator that is passed in."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Chance:
+    """Draws one value per sample, shaped to fit (B, C, H, W).
+
+    Args:
+        number: samples.
+        generator: on the device of everything drawn.
+    """
+
+    def __init__(self, number: int, generator: torch.Generator) -> None:
+        self.number = number
+        self.generator = generator
+        self.device = generator.device
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+        """(B, *shape) or (B, 1, 1, 1), uniform."""
+        size = (self.number, *(shape or (1, 1, 1)))
+        drawn = torch.rand(size, generator=self.generator, device=self.device)
+        return low + (high - low) * drawn
+
+    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Uniform in the logarithm."""
+        return self.uniform(math.log(low), math.log(high), *shape).exp()
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) of mean 0 and deviation 1."""
+        size = (self.number, *shape)
+        return torch.randn(size, generator=self.generator, device=self.device)
+
+    def happens(self, share: float) -> Tensor:
+        """(B, 1, 1, 1) bool."""
+        return self.uniform() < share
+
+    def smooth(self, size: int, cells: int, channels: int = 1) -> Tensor:
+        """(B, channels, size, size) of smooth noise with about `cells` bumps along each axis.
+
+        Cubic to a quarter of the size, linear from there: at full size, cubic interpolation costs
+        eight times as much on a CPU and looks the same.
+        """
+        coarse = self.normal(channels, cells + 1, cells + 1)
+        middle = max(cells + 1, -(-size // 4))
+        soft = functional.interpolate(
+            coarse, size=(middle, middle), mode="bicubic", align_corners=True
+        )
+        return functional.interpolate(soft, size=(size, size), mode="bilinear", align_corners=True)
+
+
+def box_mean(values: Tensor, radius: int) -> Tensor:
+    """Means over squares of ``2 radius + 1`` pixels, zeros outside; by running sums, so that the
+    cost does not depend on the radius.
+
+    Args:
+        values: (B, C, H, W) float32.
+        radius: at least 0.
+    """
+    side = 2 * radius + 1
+    for axis in (2, 3):
+        pad = (radius + 1, radius) if axis == 3 else (0, 0, radius + 1, radius)
+        total = functional.pad(values, pad).cumsum(dim=axis)
+        length = total.shape[axis] - side
+        values = total.narrow(axis, side, length) - total.narrow(axis, 0, length)
+    return values / side**2

@@ -1,0 +1,138 @@
+"""The state of a run on disk: written whole or not at all, read without running code from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.errors import CheckpointError
+from limner.io._atomic import atomic_path
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a run stands after `step` steps.
+
+    Attributes:
+        step: optimiser steps taken; chance and the order of the data follow from it and the seed.
+        network: its weights.
+        averaged: the exponential moving average of the weights.
+        optimiser: AdamW's moments.
+        config: of the run, as JSON values.
+        pack: SHA-256 of the pack.
+    """
+
+    step: int
+    network: dict[str, Tensor]
+    averaged: dict[str, Tensor]
+    optimiser: dict[str, Any]
+    config: dict[str, Any]
+    pack: str
+
+
+def save(path: Path, state: State) -> None:
+    """Replace the checkpoint."""
+    values = {
+        "format": _FORMAT,
+        "step": state.step,
+        "network": state.network,
+        "averaged": state.averaged,
+        "optimiser": state.optimiser,
+        "config": json.dumps(state.config),
+        "pack": state.pack,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(values, temporary)
+
+
+def load(path: Path) -> State:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: damaged or of another format.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        if values["format"] != _FORMAT:
+            raise CheckpointError(f"{path} is of format {values['format']}, not {_FORMAT}.")
+        return State(
+            values["step"],
+            values["network"],
+            values["averaged"],
+            values["optimiser"],
+            json.loads(values["config"]),
+            values["pack"],
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises many kinds
+        raise CheckpointError(
+            f"{path} is no readable checkpoint ({type(error).__name__}). Delete it to begin anew."
+        ) from error
+
+
+def write_weights(path: Path, averaged: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+    """The result of a run as half-precision safetensors, or, where that package is not installed,
+    as a file of PyTorch.
+
+    Args:
+        path: ends in ``.safetensors``; ``.pt`` is used instead without that package.
+        averaged: weights by name.
+        facts: about the run, JSON values, kept inside.
+
+    Returns:
+        What was written.
+    """
+    weights = {k: v.detach().cpu().half().contiguous() for k, v in averaged.items()}
+    text = json.dumps(facts)
+    if importlib.util.find_spec("safetensors") is None:
+        path = path.with_suffix(".pt")
+        with atomic_path(path) as temporary:
+            torch.save({"weights": weights, "facts": text}, temporary)
+        return path
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(weights, temporary, metadata={"limner": text})
+    return path
+
+
+def load_weights(path: Path, network: torch.nn.Module) -> None:
+    """Fill a network with the result of a run.
+
+    Args:
+        path: of `write_weights`.
+        network: of the same widths and depths.
+
+    Raises:
+        CheckpointError: unreadable, or of another network; the message names a few differences.
+    """
+    try:
+        if path.suffix == ".pt":
+            weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
+        else:
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+    except Exception as error:  # both packages raise many kinds
+        raise CheckpointError(f"{path} is no readable weights file: {error}.") from error
+    own = network.state_dict()
+    differing = [
+        k
+        for k in sorted(own.keys() | weights.keys())
+        if k not in own or k not in weights or own[k].shape != weights[k].shape
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{path} is of another network: {len(differing)} weights differ, such as "
+            f"{', '.join(differing[:3])}. Use a recipe with its widths and depths."
+        )
+    network.load_state_dict({k: v.float() for k, v in weights.items()})

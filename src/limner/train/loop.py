@@ -1,0 +1,301 @@
+"""The training loop: one run, resumable after any kill with the same result.
+
+There is no state of chance to save: pictures, targets, views, prompts and noise of a step follow
+from the seed and the step's number alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.errors import FormatError
+from limner.layers.unet2d import PromptableUNet2d
+from limner.train import checkpoint
+from limner.train.augment import disturb
+from limner.train.chance import Chance
+from limner.train.config import TrainConfig, make_config, write_config
+from limner.train.interactions import Said, begin, correct
+from limner.train.losses import answer_loss, dice, quality_loss
+from limner.train.pack import Pack
+from limner.train.records import Records
+from limner.train.synthetic import invent, paint
+from limner.train.targets import TargetTable
+from limner.train.validate import ask, validate
+from limner.train.views import Bank, Scenes, draw_views
+
+_MOST_MORE_ROUNDS = 6
+_INVENTED_SHAPES = 0.25  # of the painted pictures
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        step: steps taken so far, by all calls.
+        finished: whether the run is complete.
+        seconds: that this call took.
+    """
+
+    step: int
+    finished: bool
+    seconds: float
+
+
+def train(
+    config: TrainConfig,
+    pack: Pack,
+    out: Path,
+    *,
+    device: str = "auto",
+    minutes: float | None = None,
+    start: Path | None = None,
+) -> Outcome:
+    """Begin a run, or go on with the one in `out`.
+
+    Args:
+        config: of the run.
+        pack: what to train on.
+        out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``log.jsonl`` and the averaged
+            weights, ``NAME.safetensors``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        minutes: stop after so long, with a checkpoint; None until the last step.
+        start: weights of an earlier run of the same network, to begin with instead of random ones;
+            not asked for when a run goes on.
+
+    Raises:
+        FormatError: `out` holds a run with another configuration or pack.
+        CheckpointError: its checkpoint is damaged, or `start` does not fit the network.
+    """
+    began = time.monotonic()
+    run = _Run(config, pack, out, _device(device), start)
+    deadline = math.inf if minutes is None else began + 60 * minutes
+    while run.step < config.steps and time.monotonic() < deadline:
+        run.advance()
+    run.save()
+    run.records.close()
+    return Outcome(run.step, run.step >= config.steps, time.monotonic() - began)
+
+
+class _Run:
+    """A run in memory."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pack: Pack,
+        out: Path,
+        device: torch.device,
+        start: Path | None = None,
+    ) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.config, self.out, self.device = config, out, device
+        self.digest = pack.digest
+        self.bank = Bank(pack, device)
+        self.table = TargetTable(pack, split=0, invented=config.invented)
+        self.held_out: TargetTable | None = None
+        if pack.planes[:, 1].any():
+            self.held_out = TargetTable(pack, split=1, invented=0.0)
+        torch.manual_seed(config.seed)
+        self.network, self.averaged = (
+            _channels_last(PromptableUNet2d(config.widths, config.depths).to(device))
+            for _ in range(2)
+        )
+        self.averaged.requires_grad_(False)
+        if start is not None:
+            checkpoint.load_weights(start, self.network)
+        self.averaged.load_state_dict(self.network.state_dict())
+        self.optimiser = torch.optim.AdamW(
+            _groups(self.network, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+        )
+        self.step = 0
+        self._resume()
+        self.records = Records(out / "log.jsonl", self.step)
+        write_config(out / "config.yaml", config)
+
+    def advance(self) -> None:
+        """One step, and whatever is due after it."""
+        config = self.config
+        rate = learning_rate(config, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        losses = self._learn()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
+        if bool(torch.isfinite(norm)):  # else a single bad batch would end the run
+            self.optimiser.step()
+            self._average()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.records.count(config.batch_size, {**losses, "norm": norm})
+        last = self.step == config.steps
+        if self.step % config.log_every == 0 or last:
+            self.records.write(self.step, {"rate": rate})
+        began = time.perf_counter()
+        if self.held_out is not None and (self.step % config.validate_every == 0 or last):
+            self._validate(self.held_out)
+        if self.step % config.checkpoint_every == 0:
+            self.save()
+        self.records.pass_over(time.perf_counter() - began)
+
+    def save(self) -> None:
+        """Checkpoint and averaged weights."""
+        state = checkpoint.State(
+            self.step,
+            self.network.state_dict(),
+            self.averaged.state_dict(),
+            self.optimiser.state_dict(),
+            self.config.to_json(),
+            self.digest,
+        )
+        checkpoint.save(self.out / "checkpoint.pt", state)
+        facts = {"step": self.step, "pack": self.digest, "config": self.config.to_json()}
+        path = self.out / f"{self.config.name}.safetensors"
+        checkpoint.write_weights(path, self.averaged.state_dict(), facts)
+
+    def _learn(self) -> dict[str, Tensor]:
+        """Gradients of one batch over all rounds; each round is a graph of its own, so that memory
+        does not grow with their number.
+        """
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.step])
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(int(rng.integers(2**62)))
+        chance = Chance(config.batch_size, generator)
+        size = int(rng.choice(np.asarray(config.sizes)))
+        scenes = self._scenes(size, rng, chance)
+        image, target, inside = scenes.image, scenes.target, scenes.inside
+        said = begin(target, inside, chance, config.wrong)
+        self.network.train()
+        if rng.random() < config.more_rounds:
+            for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
+                with torch.no_grad():
+                    logits, _ = ask(self.network, image, said, config.precision)
+                said = correct(said, logits, target, inside, chance, config.wrong)
+        losses: dict[str, Tensor] = {}
+        for number in range(config.rounds):
+            logits, quality = ask(self.network, image, said, config.precision)
+            answer = answer_loss(logits, target, inside, _marked(said, target))
+            judged = quality_loss(quality, logits, target, inside)
+            loss = (answer + config.quality_weight * judged) / config.rounds
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses[f"loss{number}"] = answer.detach()
+            losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
+            if number + 1 < config.rounds:
+                said = correct(said, logits, target, inside, chance, config.wrong)
+        losses["quality"] = judged.detach()
+        return losses
+
+    @torch.no_grad()
+    def _scenes(self, size: int, rng: np.random.Generator, chance: Chance) -> Scenes:
+        """A batch of disturbed pictures with targets that can be seen."""
+        targets = self.table.draw(self.config.batch_size, rng)
+        views = draw_views(self.bank.pack, targets, size, rng)
+        scenes = self.bank.show(targets, views, size, chance.generator)
+        painted = chance.happens(self.config.synthetic) | scenes.painted.view(-1, 1, 1, 1)
+        made_up = painted & chance.happens(_INVENTED_SHAPES)
+        regions, shape = invent(size, chance)
+        regions = regions.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        regions = torch.where(made_up[:, 0], regions, scenes.regions)
+        picture = torch.nn.functional.avg_pool2d(paint(regions, chance), 2)
+        target = torch.where(made_up, shape.float(), scenes.target)
+        inside = torch.where(made_up, 1.0, scenes.inside)
+        image = torch.where(painted, picture * inside, scenes.image)
+        image = disturb(image, chance) * inside
+        return Scenes(image, target * inside, inside, regions, painted.view(-1))
+
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        own: list[Tensor] = list(self.averaged.parameters())
+        torch._foreach_lerp_(own, [p.detach() for p in self.network.parameters()], 1 - decay)
+
+    def _validate(self, table: TargetTable) -> None:
+        found = validate(
+            self.averaged,
+            self.bank,
+            table,
+            size=max(self.config.sizes),
+            most=self.config.validate_targets,
+            precision=self.config.precision,
+        )
+        self.records.write_validation(self.step, found)
+
+    def _resume(self) -> None:
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = checkpoint.load(path)
+        known = make_config(state.config, str(path))  # keys that are newer than it: their defaults
+        if known != self.config:
+            before, now = known.to_json(), self.config.to_json()
+            changed = {k for k in now if now[k] != before[k]}
+            raise FormatError(
+                f"{self.out} holds a run with another {', '.join(sorted(changed))}; "
+                "go on with its own config.yaml, or choose another --out."
+            )
+        if state.pack != self.digest:
+            raise FormatError(f"{self.out} holds a run on another pack; choose another --out.")
+        self.network.load_state_dict(state.network)
+        self.averaged.load_state_dict(state.averaged)
+        self.optimiser.load_state_dict(state.optimiser)
+        self.step = state.step
+        _log.info("going on at step %d of %d", self.step, self.config.steps)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def _channels_last(network: PromptableUNet2d) -> PromptableUNet2d:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _marked(said: Said, target: Tensor) -> Tensor:
+    """Marks that are true: clumsy ones need not be obeyed."""
+    return said.positive * target + said.negative * (1 - target)
+
+
+def _groups(network: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Weight decay for kernels, none for biases and norms."""
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Device {name!r} asked for, but PyTorch sees no GPU here; use cpu.")
+    return device
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line cut by a kill is passed over."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines

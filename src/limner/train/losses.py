@@ -1,0 +1,67 @@
+"""What the network is punished for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_FOCUS = 1.0  # exponent of the focal loss: pixels that are right already count less
+_OBEDIENCE = 0.3  # weight of the marked pixels
+
+
+def answer_loss(logits: Tensor, target: Tensor, inside: Tensor, marked: Tensor) -> Tensor:
+    """Soft Dice, focal cross-entropy, and cross-entropy on the pixels that the user has marked,
+    which an answer that does not obey gets wrong.
+
+    Args:
+        logits: (B, 1, S, S).
+        target: 0 or 1.
+        inside: 1 on the picture; the rest is not counted.
+        marked: 1 on clicks and strokes.
+
+    Returns:
+        Mean over the batch.
+    """
+    logits = logits.float()
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    share = torch.sigmoid(logits)
+    surprise = torch.where(target > 0, 1 - share, share)
+    axes = (1, 2, 3)
+    pixels = inside.sum(axes).clamp_min(1.0)
+    # Scaled to the object: in a view with a small object nearly all cross-entropy is background's.
+    weight = (pixels / (4 * (target * inside).sum(axes) + 64)).clamp(1.0, 20.0)
+    focal = (surprise**_FOCUS * entropy * inside).sum(axes) / pixels * weight
+    both = (share * target * inside).sum(axes)
+    either = ((share + target) * inside).sum(axes)
+    dice = 1 - (2 * both + 1) / (either + 1)
+    marked = marked * inside
+    obeyed = (entropy * marked).sum(axes) / marked.sum(axes).clamp_min(1.0)
+    return (dice + focal + _OBEDIENCE * obeyed).mean()
+
+
+def quality_loss(quality: Tensor, logits: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Cross-entropy between predicted and true IoU of the answer.
+
+    Args:
+        quality: logit of the prediction, (B,).
+        logits: (B, 1, S, S).
+        target: 0 or 1.
+        inside: 1 on the picture.
+    """
+    wanted = iou((logits.detach() > 0).float() * inside, target * inside)
+    return functional.binary_cross_entropy_with_logits(quality.float(), wanted)
+
+
+def iou(answer: Tensor, target: Tensor) -> Tensor:
+    """(B,): 1 where both are empty."""
+    both = (answer * target).sum(dim=(1, 2, 3))
+    either = answer.maximum(target).sum(dim=(1, 2, 3))
+    return torch.where(either > 0, both / either.clamp_min(1.0), 1.0)
+
+
+def dice(answer: Tensor, target: Tensor) -> Tensor:
+    """(B,): 1 where both are empty."""
+    both = 2 * (answer * target).sum(dim=(1, 2, 3))
+    total = answer.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+    return torch.where(total > 0, both / total.clamp_min(1.0), 1.0)

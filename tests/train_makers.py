@@ -1,0 +1,85 @@
+"""A tiny data folder in the layout of the real one, made from shapes, to train on in tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import limner
+from limner.geometry import Geometry
+from limner.io.image import Image
+
+
+def discs(rng: np.random.Generator, side: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A grey picture of two bright discs on noise, and their label map (1 and 2)."""
+    rows, columns = np.ogrid[:side, :side]
+    labels = np.zeros((side, side), dtype=np.uint8)
+    for label in (1, 2):
+        radius = rng.integers(side // 10, side // 6)
+        low = side // 2 * (label - 1) + radius
+        at = rng.integers(low, low + side // 2 - 2 * radius), rng.integers(radius, side - radius)
+        labels[(rows - at[0]) ** 2 + (columns - at[1]) ** 2 <= radius**2] = label
+    image = 60 + 60 * labels.astype(float) + rng.normal(0, 8, labels.shape)
+    return np.clip(image, 0, 255).astype(np.uint8), labels
+
+
+def make_data(folder: Path) -> Path:
+    """Sets of every kind that the packer knows, and a test part whose files are no pictures."""
+    rng = np.random.default_rng(4)
+    stems = {"2d/discs": ["a", "b", "v", "t"], "pool/2d/cells": [f"c{k}" for k in range(4)]}
+    for name, names in stems.items():
+        for part in ("images", "masks", "instances"):
+            (folder / name / part).mkdir(parents=True)
+        for stem in names:
+            if stem == "t":  # reading it would fail
+                (folder / name / "images" / "t.png").write_bytes(b"never read")
+                (folder / name / "masks" / "t.png").write_bytes(b"never read")
+                continue
+            image, labels = discs(rng)
+            if stem in ("b", "c1"):
+                image = np.stack([image, image // 2, 255 - image], axis=-1)
+            _write(folder / name / "images" / f"{stem}.png", image)
+            _write(folder / name / "masks" / f"{stem}.png", labels)
+            _write(folder / name / "instances" / f"{stem}.png", labels)
+    _make_volumes(folder, rng)
+    for name in ("2d/discs", "pool/2d/cells", "pool/3d/scans_ct", "pool/3d/labelmaps"):
+        (folder / name / "dataset.json").write_text("{}")
+    splits = {
+        "test_only": ["2d/forbidden"],
+        "never_scored": [],
+        "near_test_only": {"2d/near": ["forbidden"]},
+        "train_commercial_ok": [
+            "2d/discs",
+            "2d/near",
+            "pool/2d/cells",
+            "pool/3d/scans_ct",
+            "pool/3d/labelmaps",
+            "video/clip",
+        ],
+        "unit": {"pool/2d/cells": "instance"},
+        "sets": {"2d/discs": {"train": ["a", "b"], "val": ["v"], "test": ["t"]}},
+    }
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+def _make_volumes(folder: Path, rng: np.random.Generator) -> None:
+    geometry = Geometry.from_spacing((12, 32, 32), (3.0, 1.0, 1.0))
+    labels = np.zeros(geometry.shape, dtype=np.uint16)
+    labels[3:9, 8:24, 10:22] = 1
+    scan = (1100.0 * labels - 1000 + rng.normal(0, 20, labels.shape)).astype(np.int16)
+    for name in ("scans_ct", "labelmaps"):
+        (folder / "pool/3d" / name / "labels").mkdir(parents=True)
+    (folder / "pool/3d/scans_ct/images").mkdir()
+    limner.io.write_image(folder / "pool/3d/scans_ct/images/s.nii.gz", Image(scan, geometry))
+    limner.write(folder / "pool/3d/scans_ct/labels/s.nii.gz", labels, like=geometry)
+    labels[9:, 4:30, 4:30] = 512
+    limner.write(folder / "pool/3d/labelmaps/labels/m.nii.gz", labels, like=geometry)
+
+
+def _write(path: Path, array: NDArray[np.uint8]) -> None:
+    geometry = Geometry.from_spacing(array.shape[:2])
+    limner.io.write_image(path, Image(array, geometry))
