@@ -38,10 +38,11 @@ $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install --constraint constraints.txt --editable '.[video]' --group test
+	$(PIP) install --constraint constraints.txt --editable '.[train,video]' --group test
 	@touch $@
 
-$(VENV)/.lint: $(VENV)/.core
+# The type checker looks into the packages of the extras, so they have to be there.
+$(VENV)/.lint: $(VENV)/.test
 	$(PIP) install --constraint constraints.txt --group lint
 	@touch $@
 

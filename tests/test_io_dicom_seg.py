@@ -84,6 +84,14 @@ def test_series_round_trip_with_names_ids_and_overlaps(tmp_path, series, overlap
     assert (found.num_overlapping() > 0) == overlap
 
 
+def test_a_file_of_the_series_is_never_written_over(tmp_path, series):
+    own = Path(series.metadata["sources"]["files"][1])
+    content = own.read_bytes()
+    with pytest.raises(FormatError, match="the image itself"):
+        limner.write(own, two_objects(series.geometry, overlap=False), like=series)
+    assert own.read_bytes() == content
+
+
 def test_without_image_the_planes_are_at_their_places(tmp_path, series, caplog):
     labels = two_objects(series.geometry, overlap=False)
     (tmp_path / "elsewhere").mkdir()

@@ -53,7 +53,7 @@ def check_output(
             raise FormatError(f"The folder {folder} does not exist; make it first.")
         if not os.access(folder, os.W_OK):
             raise FormatError(f"The folder {folder} cannot be written to; choose another -o.")
-        if image.path is not None and _is_same(path, image.path):
+        if image.is_made_of(path):
             raise FormatError(f"{path} is the image itself; choose another file.")
     if preview is not None and preview.suffix.lower() not in (".png", ".gif"):
         raise FormatError(f"A preview is a .png (or .gif), not {preview.name}.")

@@ -293,7 +293,7 @@ def _shown(numbers: tuple[float, ...]) -> str:
 
 
 def _refuse_to_replace(path: Path, image: Image) -> None:
-    if image.path is not None and path.resolve() == image.path.resolve():
+    if image.is_made_of(path):
         raise FormatError(f"{path} is the image itself; write to another file.")
 
 

@@ -130,6 +130,13 @@ class Image:
         """All slices or frames in order, one at a time."""
         return (self.plane(k) for k in range(self.geometry.shape[0]))
 
+    def is_made_of(self, path: Path) -> bool:
+        """Whether a file is the image's own, or one of the files of its series."""
+        if self.path is None:
+            return False
+        files = self.metadata.get("sources", {}).get("files", ())
+        return path.resolve() in {self.path.resolve(), *(Path(f).resolve() for f in files)}
+
     def pixel_hash(self) -> str:
         """SHA-256 over shape, type and pixels: the same image whatever file it came from."""
         if self._hash is not None:
