@@ -44,7 +44,7 @@ def run(
     """Train, or go on training, as a recipe says."""
     from limner import errors
 
-    torch = errors.require("torch", extra="torch", purpose="train")
+    torch = errors.require("torch", extra="train", purpose="train")
     from limner.train.config import read_config
     from limner.train.loop import train
     from limner.train.pack import open_pack

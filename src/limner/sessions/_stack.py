@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,11 @@ from numpy.typing import NDArray
 
 from limner import rle
 from limner.errors import PromptError, SessionError
-from limner.io.image import Image
-from limner.models import PromptableModel
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, MaskPrompt, Prompt
 from limner.sessions._base import BaseSession, Part, check_frame, check_object_id
 from limner.sessions._finite import finite
-from limner.sessions._journal import Journal
-from limner.sessions._log import Action, Committed, Log, Propagated, Runs
-from limner.sessions._manifest import Options
+from limner.sessions._log import Action, Committed, Propagated, Runs
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
 from limner.sessions._zoom import Scene, answer
@@ -45,17 +42,10 @@ class StackSession(BaseSession):
 
     plane_name = "frame"
 
-    def __init__(
-        self,
-        image: Image,
-        model: PromptableModel,
-        options: Options,
-        *,
-        log: Log | None = None,
-        journal: Journal | None = None,
-    ) -> None:
-        super().__init__(image, model, options, log=log, journal=journal)
-        self._scenes: OrderedDict[int, Scene] = OrderedDict()
+    @cached_property
+    def _scenes(self) -> OrderedDict[int, Scene]:
+        """The frames looked at last."""
+        return OrderedDict()
 
     @property
     def num_frames(self) -> int:
