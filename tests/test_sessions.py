@@ -709,3 +709,15 @@ def test_the_manifest_says_how_the_mask_was_made(case: Case) -> None:
     assert facts["objects"]["3"]["prompts"][0]["kind"] == "box"
     assert facts["options"]["window"] == [0, 500]
     assert "not a medical device" in facts["notice"]
+
+
+def test_a_box_that_reaches_over_the_image_is_taken_with_a_warning(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = limner.Box((0,) * len(case.box.low), tuple(n + 9_000 for n in case.box.high))
+    with _session(case) as session:
+        session.add(case.box, frame=case.frame)
+        assert not caplog.records
+        session.add(wide, frame=case.frame)
+        assert "reaches over the image" in caplog.text
+        assert session.predict(frame=case.frame).mask.any()

@@ -131,6 +131,14 @@ def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -
         )
 
 
+def reaches_over(prompt: Prompt, shape: Sequence[int]) -> bool:
+    """Whether part of a box lies outside an image of `shape`; what is outside has no effect."""
+    if not isinstance(prompt, Box):
+        return False
+    limits = zip(prompt.low, prompt.high, shape, strict=True)
+    return any(low < 0 or high > size for low, high, size in limits)
+
+
 def extent(prompt: Prompt) -> tuple[NDArray[Any], NDArray[Any]]:
     """The bounding box of a prompt as half-open index bounds ``(low, high)``, brush radius
     included.

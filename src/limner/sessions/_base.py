@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,7 @@ from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 from limner.models import PromptableModel, cards
+from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
 from limner.sessions._cache import AnswerCache
 from limner.sessions._interrupt import uninterrupted
@@ -35,6 +37,8 @@ from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import PackedMask, Region, changed_box
 from limner.sessions._zoom import Scene, answer
+
+_log = logging.getLogger(__name__)
 
 LARGEST_ID = 2**31 - 1
 
@@ -98,6 +102,9 @@ class BaseSession:
         object_id = check_object_id(object_id)
         frame = None if frame is None else check_frame(frame)
         placed, where = self._placed(prompt, frame)
+        shape = self.image.geometry.shape if where is None else self.image.geometry.shape[1:]
+        if reaches_over(placed, shape):
+            _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
         self._record(Added(placed, object_id, where))
         return prompt
 
