@@ -323,10 +323,16 @@ def test_a_session_on_an_array_is_resumed_with_the_array(tmp_path: Path) -> None
 
 
 def test_ctrl_c_during_a_step_leaves_session_and_journal_alike(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     journal = tmp_path / "case.limner"
     sync = os.fsync
+    # A shell's background job starts with Ctrl-C ignored; this test is about one that is not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def interrupted(handle: int) -> None:
         signal.raise_signal(signal.SIGINT)
