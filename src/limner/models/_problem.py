@@ -74,8 +74,12 @@ class Problem:
 
     def starts(self, ratio: Array) -> Mask:
         """Pixels taken for the object to begin with: the seeds, else the likeliest of the area."""
-        if self.seeds.inside.any() or self.seeds.prior is None:
-            return self.seeds.inside
+        return self.seeds.inside if self.seeds.inside.any() else self.likeliest(ratio)
+
+    def likeliest(self, ratio: Array) -> Mask:
+        """The fifth of the area said to hold the object that looks most like it; else nothing."""
+        if self.seeds.prior is None:
+            return np.zeros(self.shape, dtype=np.bool_)
         evidence = ratio + self.prior_logit()
         open_pixels = ~self.seeds.outside & (self.seeds.prior > 0.5)
         if not open_pixels.any():

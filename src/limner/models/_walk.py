@@ -25,7 +25,7 @@ _FIXED = 50.0
 def walk_randomly(problem: Problem) -> NDArray[np.float32]:
     """Logit of the probability that a walk ends on the object before it ends on the rest."""
     ratio = problem.first_ratio()
-    starts = problem.starts(ratio)
+    starts = problem.starts(ratio) | (problem.likeliest(ratio) & ~problem.seeds.outside)
     outside = problem.seeds.outside | _far_border(problem, ratio)
     links = contrast_links(problem.features, problem.spacing, 1.0)
     odds = ratio + problem.prior_logit()
