@@ -81,6 +81,24 @@ def _session(case: Case, **options: object) -> BaseSession:
     return limner.open_session(case.image, "toy", **options)  # type: ignore[arg-type]
 
 
+class Watching:
+    """The toy model, keeping what it was shown of the round before."""
+
+    def __init__(self) -> None:
+        self._toy = create_model("toy")
+        self.card = self._toy.card
+        self.seen: list[np.ndarray | None] = []
+
+    def embed(self, view: View) -> object:
+        return self._toy.embed(view)
+
+    def segment(
+        self, embedding: object, prompts: object, previous: np.ndarray | None = None
+    ) -> Segmentation:
+        self.seen.append(previous)
+        return self._toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
+
+
 def test_a_session_answers_the_verbs_of_the_protocol(case: Case) -> None:
     with _session(case) as session:
         assert isinstance(session, limner.Session)
@@ -278,31 +296,17 @@ def test_nothing_is_run_twice(case: Case) -> None:
 
 
 def test_the_previous_logits_are_those_of_the_last_answered_round() -> None:
-    toy = create_model("toy")
-    seen: list[np.ndarray | None] = []
-
-    class Watching:
-        card = toy.card
-
-        def embed(self, view: View) -> object:
-            return toy.embed(view)
-
-        def segment(
-            self, embedding: object, prompts: object, previous: np.ndarray | None = None
-        ) -> Segmentation:
-            seen.append(previous)
-            return toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
-
+    model = Watching()
     case = _image_case()
-    with limner.open_session(case.image, Watching(), zoom=False) as session:
+    with limner.open_session(case.image, model, zoom=False) as session:
         session.add(case.click)
         session.add(case.other)
         first = session.predict()
         session.add(limner.Click((60, 40)))
         session.predict()
-    assert len(seen) == 2
-    assert seen[0] is None
-    assert np.array_equal(seen[1], first.logits)
+    assert len(model.seen) == 2
+    assert model.seen[0] is None
+    assert np.array_equal(model.seen[1], first.logits)
 
 
 def test_the_default_model_works_on_every_kind(case: Case) -> None:
@@ -379,28 +383,14 @@ def test_slice_prompts_stand_over_the_volume_answer_and_propagate() -> None:
 
 
 def test_a_first_correction_on_a_slice_starts_from_what_is_there() -> None:
-    toy = create_model("toy")
-    seen: list[np.ndarray | None] = []
-
-    class Watching:
-        card = toy.card
-
-        def embed(self, view: View) -> object:
-            return toy.embed(view)
-
-        def segment(
-            self, embedding: object, prompts: object, previous: np.ndarray | None = None
-        ) -> Segmentation:
-            seen.append(previous)
-            return toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
-
+    model = Watching()
     phantom = phantoms.volume(3, (12, 48, 40))
-    with limner.open_session(phantom.image, Watching(), zoom=False) as session:
+    with limner.open_session(phantom.image, model, zoom=False) as session:
         session.add(limner.Box((2, 10, 8), (10, 30, 30)))
         whole = session.predict().mask
         session.add(limner.Click((20, 20)), frame=5)
         session.predict(frame=5)
-    assert np.array_equal(seen[-1] > 0, whole[5])
+    assert np.array_equal(model.seen[-1] > 0, whole[5])
 
 
 def test_2d_only_models_take_3d_prompts_that_lie_in_one_slice() -> None:
