@@ -17,12 +17,12 @@ _PARTS = (
     ("read and write NIfTI", "nibabel", "nibabel", None),
     ("read DICOM", "pydicom", "pydicom", None),
     ("write DICOM SEG", "highdicom", "highdicom", None),
-    ("read and write NRRD", "pynrrd", "nrrd", None),
     ("read pictures", "pillow", "PIL", None),
     ("read TIFF", "tifffile", "tifffile", None),
     ("decode JPEG-LS, JPEG 2000, lossless JPEG, 16-bit PNG", "imagecodecs", "imagecodecs", None),
     ("fast gzip", "isal", "isal", None),
     ("classical models", "scikit-image", "skimage", None),
+    ("run networks on the CPU", "openvino", "openvino", None),
     ("read video files", "av", "av", "video"),
     ("train, and run published models", "torch", "torch", "torch"),
 )
@@ -47,8 +47,8 @@ def doctor(as_json: options.AsJson = False) -> None:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "memory_gib": _memory_gib(),
-        "runtime": "weightless models on NumPy, SciPy and scikit-image",
         "models": _num_models(),
+        **_runtime(),
     }
     broken = [c for c in checks if c.needed and c.found is None]
     if as_json:
@@ -82,6 +82,15 @@ def _memory_gib() -> float:
     from limner.io._limits import physical_memory
 
     return round(physical_memory() / 2**30, 1)
+
+
+def _runtime() -> dict[str, str]:
+    from limner import errors, runtime
+
+    try:
+        return runtime.facts()
+    except errors.MissingDependency:
+        return {"runtime": "none: OpenVINO is missing"}
 
 
 def _num_models() -> int:

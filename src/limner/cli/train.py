@@ -1,4 +1,4 @@
-"""``limner train``: train a built-in model from a recipe; ``limner train pack``: its pictures."""
+"""``limner train``: train a built-in model; ``pack``: its pictures; ``export``: its result."""
 
 from __future__ import annotations
 
@@ -77,6 +77,22 @@ def pack(
     summary = write_pack(output, planes(data))
     size = sum(fact["bytes"] for fact in summary["sets"].values())
     print(f"{output}: {len(summary['sets'])} sets, {size / 1e6:.1f} MB.")
+
+
+@app.command("export")
+def export(
+    source: Annotated[Path, typer.Argument(help="Folder of a run, or its weights file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files.")],
+) -> None:
+    """Write a run's result as safetensors and as ONNX, with their hashes."""
+    from limner import errors
+
+    errors.require("torch", extra="train", purpose="export a network")
+    from limner.train.export import export as write
+
+    written = write(source, output)
+    for path in (written.weights, written.graph, written.facts):
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB.")
 
 
 def _show_progress() -> None:

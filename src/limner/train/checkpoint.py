@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.checkpoints.load import fill, read_weights
 from limner.errors import CheckpointError
 from limner.io._atomic import atomic_path
 
@@ -115,24 +116,5 @@ def load_weights(path: Path, network: torch.nn.Module) -> None:
     Raises:
         CheckpointError: unreadable, or of another network; the message names a few differences.
     """
-    try:
-        if path.suffix == ".pt":
-            weights = torch.load(path, map_location="cpu", weights_only=True)["weights"]
-        else:
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-    except Exception as error:  # both packages raise many kinds
-        raise CheckpointError(f"{path} is no readable weights file: {error}.") from error
-    own = network.state_dict()
-    differing = [
-        k
-        for k in sorted(own.keys() | weights.keys())
-        if k not in own or k not in weights or own[k].shape != weights[k].shape
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{path} is of another network: {len(differing)} weights differ, such as "
-            f"{', '.join(differing[:3])}. Use a recipe with its widths and depths."
-        )
-    network.load_state_dict({k: v.float() for k, v in weights.items()})
+    weights, _ = read_weights(path)
+    fill(network, weights, path)

@@ -1,13 +1,14 @@
-"""What a run says about itself: one JSON object a line, and TensorBoard where it is installed."""
+"""What a run says about itself: one JSON object a line, and curves for TensorBoard."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from limner.train.board import Board
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,18 +23,14 @@ class Records:
     told once.
 
     Args:
-        path: ``log.jsonl``; made, or continued.
+        path: ``log.jsonl``; made, or continued. The curves go to ``tensorboard`` beside it.
         step: at which the run stands.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         _cut(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._board: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step)
+        self._board = Board(path.parent / "tensorboard", step)
         self._clear()
 
     def count(self, samples: int, measured: dict[str, Tensor]) -> None:
@@ -57,9 +54,7 @@ class Records:
         self._line({"step": step, **{k: float(f"{v:.5g}") for k, v in facts.items()}})
         shown = " ".join(f"{k} {v:.4g}" for k, v in facts.items())
         _log.info("step %d: %s", step, shown)
-        if self._board is not None:
-            for key, value in facts.items():
-                self._board.add_scalar(f"train/{key}", value, step)
+        self._board.add(step, {f"train/{key}": float(value) for key, value in facts.items()})
 
     def write_validation(self, step: int, found: dict[str, dict[str, float]]) -> None:
         """A line about validation: Dice by set and kind of prompt."""
@@ -67,20 +62,21 @@ class Records:
         self._line({"step": step, "validation": rounded})
         if "mean" in rounded:
             _log.info("step %d: validation %s", step, rounded["mean"])
-        if self._board is not None:
-            for name, kinds in found.items():
-                for kind, value in kinds.items():
-                    self._board.add_scalar(f"validation_{kind}/{name}", value, step)
+        curves = {
+            f"validation_{kind}/{name}": value
+            for name, kinds in found.items()
+            for kind, value in kinds.items()
+        }
+        self._board.add(step, curves)
 
     def pass_over(self, seconds: float) -> None:
         """Time that is not counted as training: validation, checkpoints."""
         self._since += seconds
 
     def close(self) -> None:
-        """Finish the file."""
+        """Finish the files."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._board.close()
 
     def _clear(self) -> None:
         self._steps = self._samples = 0

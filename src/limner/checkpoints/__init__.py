@@ -1,0 +1,1 @@
+"""Weights files: read without running code from them, and fit strictly onto a network."""

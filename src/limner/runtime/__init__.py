@@ -1,0 +1,132 @@
+"""Networks as plain functions from arrays to arrays, on whatever runs them best.
+
+An exported file runs in OpenVINO on the CPU, a PyTorch module in PyTorch. This package is the only
+place that imports OpenVINO; importing it costs NumPy and nothing else.
+
+On processors with bf16 instructions OpenVINO computes in bf16 unless told otherwise, and silently.
+Here the precision is always stated, and bf16 is taken only where somebody has measured that the
+masks stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.runtime._cache import cache_folder
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LEAST_AGREEMENT", "Network", "cache_folder", "choose_precision", "compile", "facts"]
+
+LEAST_AGREEMENT = 0.99  # mean Dice of masks against those of fp32, below which bf16 is not chosen
+
+
+class Network(Protocol):
+    """A network that is ready to run. May be called from several threads.
+
+    Attributes:
+        description: what computes, and in which precision, such as ``"OpenVINO 2026.4.1, bf16"``.
+    """
+
+    @property
+    def description(self) -> str:
+        """What computes, and in which precision."""
+
+    def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run once.
+
+        Args:
+            inputs: float32, batch first, in the network's order.
+
+        Returns:
+            Its outputs in order, float32; the caller's to keep.
+
+        Raises:
+            ValueError: the number, type or shape of the inputs is not what the network takes.
+        """
+
+
+def compile(  # `runtime.compile(...)` is how it is called
+    source: Path | torch.nn.Module,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    agreement: Mapping[str, float] | None = None,
+    example: Sequence[tuple[int, ...]] | None = None,
+) -> Network:
+    """Make a network ready to run.
+
+    Args:
+        source: an exported network, ``.onnx`` or OpenVINO's ``.xml``; or a PyTorch module, which
+            is put into evaluation mode and moved to the device.
+        device: ``"auto"``, ``"cpu"``, or, for a module, ``"cuda"`` or ``"cuda:N"``. For a module,
+            auto means the GPU where there is one.
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: see `choose_precision`.
+        agreement: mean Dice of the masks against those of fp32, by precision, as measured with
+            these weights; from the model's card.
+        example: shapes of the inputs to run once on zeros before returning, so that the first
+            answer takes no longer than the next.
+
+    Raises:
+        ValueError: unknown device or precision, or one that this machine does not have.
+        CheckpointError: the file is missing, damaged or no network.
+        MissingDependency: OpenVINO or PyTorch is not installed.
+    """
+    if isinstance(source, Path):
+        from limner.runtime import _openvino
+
+        if device not in ("auto", "cpu"):
+            raise ValueError(
+                f"Device {device!r} for {source.name}: an exported network runs on the CPU. Use "
+                "auto or cpu, or give the PyTorch network."
+            )
+        native = _openvino.has_bf16()
+        network: Network = _openvino.load(source, choose_precision(precision, agreement, native))
+    else:
+        from limner.runtime import _torch
+
+        where = _torch.device_of(device)
+        chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
+        network = _torch.load(source, where, chosen)
+    if example is not None:
+        network(*(np.zeros(shape, np.float32) for shape in example))
+    return network
+
+
+def choose_precision(asked: str, agreement: Mapping[str, float] | None, has_bf16: bool) -> str:
+    """``"fp32"`` or ``"bf16"``: the same on every start, and never bf16 without evidence.
+
+    Args:
+        asked: ``"fp32"``, ``"bf16"`` or ``"auto"``, which is bf16 where the processor has it and
+            the masks were measured to stay the same.
+        agreement: mean Dice of the masks against those of fp32, by precision.
+        has_bf16: whether the device computes in bf16 natively.
+
+    Raises:
+        ValueError: unknown precision, or bf16 asked for where the device does not have it.
+    """
+    if asked not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"Unknown precision {asked!r}; use auto, fp32 or bf16.")
+    if asked == "bf16" and not has_bf16:
+        raise ValueError("This device does not compute in bf16; use fp32 or auto.")
+    if asked == "auto":
+        agreed = (agreement or {}).get("bf16", 0.0) >= LEAST_AGREEMENT
+        return "bf16" if has_bf16 and agreed else "fp32"
+    return asked
+
+
+def facts() -> dict[str, str]:
+    """What runs networks here, for people: version, processor, precision, cache folder.
+
+    Raises:
+        MissingDependency: OpenVINO is not installed.
+    """
+    from limner.runtime import _openvino
+
+    return _openvino.facts()

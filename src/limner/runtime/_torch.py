@@ -1,0 +1,100 @@
+"""PyTorch modules, as they are, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner import errors
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchNetwork:
+    """A module in evaluation mode, channels last.
+
+    Attributes:
+        description: version, device and precision.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: torch.device, precision: str) -> None:
+        torch = _torch()
+        self.description = f"PyTorch {torch.__version__} on {device}, {precision}"
+        self._module = module.eval().to(device)
+        for parameter in self._module.parameters():
+            parameter.data = _channels_last(parameter.data)
+        self._device = device
+        self._precision = precision
+
+    def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """See `limner.runtime.Network`."""
+        torch = _torch()
+        for array in inputs:
+            if array.dtype != np.float32:
+                raise ValueError(f"An input is of type {array.dtype}; networks take float32.")
+        tensors = [
+            _channels_last(torch.from_numpy(np.ascontiguousarray(array)).to(self._device))
+            for array in inputs
+        ]
+        low = torch.autocast(self._device.type, torch.bfloat16)
+        with torch.inference_mode(), low if self._precision == "bf16" else contextlib.nullcontext():
+            outputs = self._module(*tensors)
+        if isinstance(outputs, torch.Tensor):
+            outputs = (outputs,)
+        return tuple(np.ascontiguousarray(output.float().cpu().numpy()) for output in outputs)
+
+
+def load(module: torch.nn.Module, device: torch.device, precision: str) -> TorchNetwork:
+    """Put a module to use; it is moved to the device.
+
+    Args:
+        module: tensors in, a tensor or a tuple of them out.
+        device: of `device_of`.
+        precision: ``"fp32"`` or ``"bf16"``, which is autocast.
+    """
+    return TorchNetwork(module, device, precision)
+
+
+def device_of(name: str) -> torch.device:
+    """The device, auto being the GPU where there is one.
+
+    Raises:
+        ValueError: no such device.
+    """
+    library = _torch()
+    if name == "auto":
+        name = "cuda" if library.cuda.is_available() else "cpu"
+    try:
+        device: torch.device = library.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= library.cuda.device_count():
+        count = library.cuda.device_count()
+        raise ValueError(f"Device {name!r} asked for, but PyTorch sees {count} GPUs; use cpu.")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 natively."""
+    if device.type == "cuda":
+        return bool(_torch().cuda.is_bf16_supported(including_emulation=False))
+    from limner.runtime import _openvino  # PyTorch does not tell instructions from imitation
+
+    return _openvino.has_bf16()
+
+
+def _torch() -> Any:
+    return errors.require("torch", extra="torch", purpose="run this network")
+
+
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    torch = _torch()
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats.get(tensor.ndim, torch.preserve_format)
+    return tensor.contiguous(memory_format=wanted) if tensor.ndim in formats else tensor
