@@ -34,20 +34,20 @@ class Segment:
     layer: int
 
 
-def segments_of(fields: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """The segments of a NRRD header, in its order; empty if Slicer did not write it.
+def segments_of(keys: Mapping[str, str]) -> tuple[Segment, ...]:
+    """The segments of a NRRD header's keys, in its order; empty if Slicer did not write it.
 
     Raises:
         ValueError: a label value or layer is no number.
     """
     found: dict[int, dict[str, str]] = {}
-    for key, value in fields.items():
+    for key, value in keys.items():
         match = _FIELD.fullmatch(key)
         if match:
-            found.setdefault(int(match[1]), {})[match[2]] = str(value)
+            found.setdefault(int(match[1]), {})[match[2]] = value
     return tuple(
         Segment(
-            name=facts.get("Name", "").replace("\\n", " "),
+            name=facts.get("Name", "").replace("\n", " "),
             value=int(facts.get("LabelValue", number + 1)),
             layer=int(facts.get("Layer", 0)),
         )
@@ -132,7 +132,7 @@ def fields_of(segments: Sequence[Segment]) -> list[str]:
     """The lines of a NRRD header that tell Slicer about segments."""
     lines = []
     for number, segment in enumerate(segments):
-        name = " ".join(segment.name.split()).replace("\\", "/")
+        name = " ".join(segment.name.split()).replace("\\", "\\\\")
         lines += [
             f"Segment{number}_ID:=Segment_{segment.value}",
             f"Segment{number}_Name:={name}",

@@ -21,9 +21,9 @@ from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._atomic import atomic_path
 from limner.io._block import Block, block_image
-from limner.io._complaints import one_line
 from limner.io._grid import axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import gzip_writer
+from limner.io._nrrd_header import MAGIC, read_header
 from limner.io._nrrd_words import (
     CODECS,
     MILLIMETRES,
@@ -50,15 +50,14 @@ Array = NDArray[Any]
 NAME = "nrrd"
 SUFFIXES = (".nrrd", ".nhdr")
 
-_MAGIC = b"NRRD000"
-_MAX_HEADER = 1 << 20  # bytes; Slicer's segmentations write some 10 kB
+_MAX_LINE = 1 << 20  # bytes of a line to skip
 _SPATIAL_KINDS = ("domain", "space")
 _CHANNEL_KINDS_BY_COUNT = {3: "RGB-color", 4: "RGBA-color"}
 
 
 def sniff(path: Path, head: bytes) -> bool:
     """Whether the file begins with NRRD's magic."""
-    return head.startswith(_MAGIC)
+    return head.startswith(MAGIC)
 
 
 def read(
@@ -76,15 +75,16 @@ def read(
         FormatError: not NRRD, cut off, an encoding or type that is no image, or pixels elsewhere.
         GeometryError: a spacing of 0 or NaN, or axes that point the same way.
     """
-    fields, end = _read_header(path)
-    sizes = _required(fields, "sizes", path).tolist()
+    header = read_header(path)
+    fields = header.fields
+    sizes = _required(fields, "sizes", path)
     axes = _axes_of(fields, sizes, path)
-    block = _block_of(fields, path, end, sizes, axes, strict)
+    block = _block_of(fields, path, header.end, sizes, axes, strict)
     block.check_size()
     geometry = _geometry_of(fields, path, sizes, axes)
     metadata = {
         "space": fields.get("space"),
-        "space_units": [str(u) for u in fields.get("space units", [])],
+        "space_units": fields.get("space units", []),
         "encoding": fields["encoding"],
         "stored_type": fields["type"],
     }
@@ -109,7 +109,7 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         if placed is not None:
             pixels, geometry = placed, like.geometry
     try:
-        segments = segments_of(_read_header(path)[0])
+        segments = segments_of(read_header(path).keys)
         if segments and pixels.dtype.kind in "bui":
             return labels_of_segments(pixels, geometry, segments)
     except ValueError as error:
@@ -153,31 +153,6 @@ class _Axes:
     channel: int | None
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The fields, and the byte behind the blank line that ends the header."""
-    import nrrd
-
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEADER)
-    if not head.startswith(_MAGIC):
-        raise FormatError(f"{path} is not NRRD: it begins with {head[:8]!r}, not with NRRD000.")
-    lines, end = [], 0
-    for line in head.split(b"\n"):
-        end += len(line) + 1
-        if not line.strip():
-            break
-        lines.append(line.decode("utf-8", "replace"))
-    try:
-        with np.errstate(invalid="ignore"):  # numbers beyond its integers: refused as sizes
-            fields: dict[str, Any] = dict(nrrd.read_header(lines))
-    except (nrrd.NRRDError, ValueError, IndexError, OverflowError, TypeError) as error:
-        raise FormatError(f"{path}: its NRRD header is malformed: {one_line(error)}.") from error
-    for short, full in (("datafile", "data file"), ("byteskip", "byte skip")):
-        if short in fields:
-            fields[full] = fields[short]
-    return fields, min(end, len(head))
-
-
 def _required(fields: Mapping[str, Any], name: str, path: Path) -> Any:
     if name not in fields:
         raise FormatError(f"{path}: its NRRD header lacks the field {name!r}.")
@@ -186,11 +161,9 @@ def _required(fields: Mapping[str, Any], name: str, path: Path) -> Any:
 
 def _axes_of(fields: Mapping[str, Any], sizes: Sequence[int], path: Path) -> _Axes:
     count = len(sizes)
-    if int(_required(fields, "dimension", path)) != count or not sizes or min(sizes) < 1:
-        raise FormatError(
-            f"{path}: sizes {list(sizes)} do not fit dimension {fields['dimension']}."
-        )
-    for name in ("kinds", "space directions", "spacings"):
+    if _required(fields, "dimension", path) != count or not sizes or min(sizes) < 1:
+        raise FormatError(f"{path}: sizes {sizes} do not fit dimension {fields['dimension']}.")
+    for name in ("kinds", "space directions", "spacings", "axis mins", "centerings"):
         if name in fields and len(fields[name]) != count:
             raise FormatError(f"{path}: {len(fields[name])} {name} are given for {count} axes.")
     if "space directions" in fields:
@@ -241,22 +214,24 @@ def _block_of(
         dtype = dtype.newbyteorder("<" if endian == "little" else ">")
     source, start = path, end
     if "data file" in fields:
-        source, start = find_sibling(path, str(fields["data file"])), 0
-    start = _skip_lines(source, start, int(fields.get("line skip", fields.get("lineskip", 0))))
+        source, start = find_sibling(path, fields["data file"].removeprefix("./")), 0
+    start = _skip_lines(source, start, fields.get("line skip", 0))
     kept = [k for k in range(len(sizes)) if k in axes.space or k == axes.channel]
     shape = tuple(sizes[k] for k in reversed(kept))
     channel_axis = None
     if axes.channel is not None:
         channel_axis = len(kept) - 1 - kept.index(axes.channel)
     block = Block(source, shape, dtype, start, codec, channel_axis=channel_axis, strict=strict)
-    return _skip_bytes(block, int(fields.get("byte skip", 0)))
+    return _skip_bytes(block, fields.get("byte skip", 0))
 
 
 def _skip_lines(path: Path, start: int, count: int) -> int:
+    if count < 0:
+        raise FormatError(f"{path}: a line skip of {count} is not possible; 0 or more is allowed.")
     with path.open("rb") as file:
         file.seek(start)
         for _ in range(count):
-            if not file.readline(_MAX_HEADER):
+            if not file.readline(_MAX_LINE):
                 raise FormatError(f"{path} is cut off: it has fewer than {count} lines to skip.")
         return file.tell()
 
@@ -291,8 +266,6 @@ def _geometry_of(
         return geometry_from_axes(path, extent, vectors * scale, origin * scale)
     steps = np.asarray(fields.get("spacings", np.ones(len(sizes))), dtype=np.float64)[space]
     lows = np.asarray(fields.get("axis mins", np.full(len(sizes), np.nan)), dtype=np.float64)
-    if len(lows) != len(sizes):
-        raise FormatError(f"{path}: {len(lows)} axis mins are given for {len(sizes)} axes.")
     # A cell's minimum is its edge, half a step before its centre; NRRD's default is the cell.
     at_node = [c == "node" for c in fields.get("centerings", ["cell"] * len(sizes))]
     half = np.array([0.0 if at_node[k] else 0.5 for k in space])
