@@ -16,6 +16,7 @@ import typer
 
 import limner
 from limner.cli._messages import Messages
+from limner.cli.bench import app as bench_app
 from limner.cli.convert import convert
 from limner.cli.demo import demo
 from limner.cli.doctor import doctor
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (segment, info, models, resume, convert, demo, doctor):
     app.command()(command)
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""The interactive benchmark: sessions, a simulated user, and what they scored."""

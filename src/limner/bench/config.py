@@ -1,0 +1,136 @@
+"""One run of the benchmark as a frozen value, kept beside its rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from limner.errors import FormatError
+
+Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles"]
+Split: TypeAlias = Literal["train", "val", "test", "all"]
+
+PROTOCOLS: dict[str, str] = {
+    "box": "the tight box, then corrective clicks",
+    "clicks": "a click on the most inner pixel, then corrective clicks",
+    "mixed": "click, box, scribble, lasso or rough mask, then corrective clicks or scribbles",
+    "scribbles": "all strokes that a person drew, then corrective clicks",
+}
+SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
+DISTURBANCES: dict[str, str] = {
+    "none": "as the user means it",
+    "click_off_5": "every click lands 5 pixels away in a random direction",
+    "box_large_20": "every side of a box is 10 % of its length too far out",
+    "negative_first": "a negative click beside the object comes first",
+    "shuffled": "all prompts of the undisturbed conversation once more, in random order",
+    "sixteen_bit": "the picture as uint16 over the whole range of that type",
+    "rgb": "a grey picture stored with three equal channels",
+    "grey": "a colour picture turned grey",
+    "inverted": "black for white",
+}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Everything that decides the rows of a run, apart from the files themselves.
+
+    Attributes:
+        data: the folder, as an absolute path.
+        models: names; all are asked about the same objects.
+        protocol: what the simulated user does, a key of `PROTOCOLS`.
+        rounds: prompts per conversation, the first included (with ``scribbles`` all strokes of a
+            person are the first).
+        split: which part of the data; a folder without ``splits.json`` is all test.
+        sets: patterns of set names such as ``"scribble_*"``; all sets if empty.
+        limit: images per set, spread evenly over it; None for all.
+        objects: objects per image, spread evenly over them; None for all.
+        seed: of the user; every object derives its own from it.
+        disturb: what is made harder, a key of `DISTURBANCES`.
+        weights: ``(model, file)`` pairs; models not named take what they ship with.
+        device: where models run.
+    """
+
+    data: str
+    models: tuple[str, ...]
+    protocol: Protocol = "box"
+    rounds: int = 6
+    split: Split = "test"
+    sets: tuple[str, ...] = ()
+    limit: int | None = None
+    objects: int | None = None
+    seed: int = 0
+    disturb: str = "none"
+    weights: tuple[tuple[str, str], ...] = ()
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("No model is named; name one or more, see limner models.")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models={', '.join(self.models)}: each is named once.")
+        for name, known in (
+            ("protocol", PROTOCOLS),
+            ("split", SPLITS),
+            ("disturb", DISTURBANCES),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is unknown; use {', '.join(known)}.")
+        for name, least in (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}; it is at least {least}.")
+        if self.disturb == "box_large_20" and self.protocol not in ("box", "mixed"):
+            raise ValueError(
+                f"disturb=box_large_20 needs boxes, and the protocol {self.protocol} has none; "
+                "use protocol box or mixed."
+            )
+        strangers = sorted({name for name, _ in self.weights} - set(self.models))
+        if strangers:
+            raise ValueError(f"weights are given for {', '.join(strangers)}, not one of models.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The run as JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+def config_from_json(values: Any, source: Path) -> BenchConfig:
+    """Inverse of `BenchConfig.to_json`; fields that are missing have their defaults.
+
+    Raises:
+        FormatError: `values` is no object, or a field is unknown or impossible; names `source`.
+    """
+    known = {field.name for field in dataclasses.fields(BenchConfig)}
+    if not isinstance(values, dict) or not {"data", "models"} <= set(values) <= known:
+        raise FormatError(f"{source} is not the configuration of a benchmark run.")
+    given = dict(values)
+    try:
+        given["models"] = tuple(given["models"])
+        given["sets"] = tuple(given.get("sets", ()))
+        given["weights"] = tuple((str(name), str(path)) for name, path in given.get("weights", ()))
+        return BenchConfig(**given)
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{source}: {error}") from error
+
+
+def parse_weights(given: Sequence[str], models: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """``FILE`` for the only model, or ``MODEL=FILE``, as pairs with absolute paths.
+
+    Raises:
+        ValueError: a file without a model's name where several are asked.
+    """
+    pairs = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or name not in models:
+            if len(models) != 1:
+                raise ValueError(
+                    f"weights {text!r} with {len(models)} models: say whose, as {models[0]}={text}."
+                )
+            name, path = models[0], text
+        pairs.append((name, str(Path(path).resolve())))
+    return tuple(pairs)

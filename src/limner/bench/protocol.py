@@ -1,0 +1,182 @@
+"""One conversation: what the simulated user says, what a session answers, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.bench.cases import Case
+from limner.bench.config import Protocol
+from limner.bench.disturb import click_beside, disturb_prompt
+from limner.models import ModelCard
+from limner.prompts import simulate
+from limner.prompts.types import Prompt
+from limner.sessions import Session
+
+Mask: TypeAlias = NDArray[np.bool_]
+Said: TypeAlias = tuple[Prompt, ...]
+
+FIRST_KINDS: tuple[simulate.Kind, ...] = ("click", "box", "scribble", "lasso", "mask")
+CORRECTIONS = ("click", "scribble")
+_NEEDED: dict[str, str] = {"box": "box", "clicks": "click", "scribbles": "scribble"}
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One round.
+
+    Attributes:
+        said: the prompts of the round, as the session was given them.
+        mask: the answer, boolean ``(row, column)``.
+        seconds: of wall clock from the first `add` to the answer.
+    """
+
+    said: Said
+    mask: Mask
+    seconds: float
+
+
+class User:
+    """Someone who wants one object and says so by a protocol.
+
+    Two generators, so that a disturbed conversation begins with the same wishes as an undisturbed
+    one.
+
+    Args:
+        case: the object, and perhaps an annotator's strokes.
+        protocol: what is said first and how it is corrected.
+        understood: kinds of prompt that the model takes; others are never used.
+        seed: integers that fix every choice.
+        disturbance: of the prompts, a key of `config.DISTURBANCES`.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        protocol: Protocol,
+        understood: Collection[str],
+        *,
+        seed: int,
+        disturbance: str = "none",
+    ) -> None:
+        self.case = case
+        self.protocol = protocol
+        self._understood = frozenset(understood)
+        self._rng = np.random.default_rng((seed, 0))
+        self._chance = np.random.default_rng((seed, 1))
+        self._disturbance = disturbance
+
+    def before(self) -> Said:
+        """What is said, and answered, ahead of the first round; nothing unless disturbed."""
+        if self._disturbance != "negative_first":
+            return ()
+        click = click_beside(self.case.target, self._chance)
+        return () if click is None else (click,)
+
+    def first(self) -> Said:
+        """What is said first."""
+        target = self.case.target
+        match self.protocol:
+            case "box":
+                prompt: Prompt = simulate.box(target, self._rng)
+            case "clicks":
+                prompt = simulate.click(target, self._rng)
+            case "mixed":
+                prompt = simulate.first_prompt(target, self._rng, kind=self._drawn(FIRST_KINDS))
+            case "scribbles":
+                return self.case.strokes
+        return self._disturbed(prompt)
+
+    def correct(self, answer: Mask) -> Said:
+        """What is said to an answer; nothing where it is right, or where words are lacking."""
+        target = self.case.target
+        kind = "click" if "click" in self._understood else None
+        if self.protocol == "mixed" and self._understood & set(CORRECTIONS):
+            kind = self._drawn(CORRECTIONS)
+        prompt: Prompt | None = None
+        if kind == "click":
+            prompt = simulate.corrective_click(target, answer, self._rng)
+        elif kind == "scribble":
+            prompt = simulate.corrective_scribble(target, answer, self._rng)
+        return () if prompt is None else self._disturbed(prompt)
+
+    def _drawn(self, kinds: Sequence[Any]) -> Any:
+        """One of the kinds at random: the first of a random order that the model understands, so
+        that models which understand it all are told the same.
+        """
+        order = [kinds[k] for k in self._rng.permutation(len(kinds))]
+        return next(kind for kind in order if kind in self._understood)
+
+    def _disturbed(self, prompt: Prompt) -> Said:
+        shape = self.case.target.shape
+        return (disturb_prompt(prompt, self._disturbance, self._chance, shape),)
+
+
+def converse(session: Session, user: User, num_rounds: int) -> Iterator[Exchange]:
+    """Prompt, answer, correct, until nothing is wrong or the rounds are used up.
+
+    Args:
+        session: on the picture, without prompts.
+        user: who speaks.
+        num_rounds: at most so many.
+
+    Raises:
+        Exception: whatever the model raises, at the round where it does.
+    """
+    opening = user.before()
+    if opening:
+        say(session, opening)
+    said = user.first()
+    for _ in range(num_rounds):
+        if not said:
+            return
+        exchange = say(session, said)
+        yield exchange
+        said = user.correct(exchange.mask)
+
+
+def repeat_shuffled(
+    open_session: Callable[[], Session], rounds: Sequence[Said], rng: np.random.Generator
+) -> Exchange:
+    """The rounds of a conversation once more, in random order, in a new session; the last answer.
+
+    `seconds` is that of the last round.
+    """
+    with open_session() as session:
+        for place in rng.permutation(len(rounds)):
+            exchange = say(session, rounds[place])
+    return exchange
+
+
+def say(session: Session, prompts: Said) -> Exchange:
+    """Add the prompts of one round and ask once."""
+    began = time.perf_counter()
+    for prompt in prompts:
+        session.add(prompt)
+    mask = session.predict().mask
+    return Exchange(prompts, mask, time.perf_counter() - began)
+
+
+def check_speakable(card: ModelCard, protocol: Protocol, disturbance: str) -> None:
+    """Refuse a protocol whose first prompt a model does not understand.
+
+    Raises:
+        ValueError: says what the model understands.
+    """
+    needed = {_NEEDED[protocol]} if protocol in _NEEDED else set()
+    if disturbance == "negative_first":
+        needed.add("click")
+    lacking = sorted(needed - card.prompts)
+    if 2 not in card.ndim:
+        raise ValueError(f"{card.name} works on volumes; pictures are scored here.")
+    if lacking or not card.prompts & set(FIRST_KINDS):
+        what = protocol if disturbance != "negative_first" else f"{protocol} with {disturbance}"
+        raise ValueError(
+            f"{card.name} understands {', '.join(sorted(card.prompts))}; the protocol {what} "
+            f"needs {', '.join(lacking or FIRST_KINDS)}. Leave the model out or change protocol."
+        )

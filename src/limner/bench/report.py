@@ -1,0 +1,347 @@
+"""Runs of the benchmark put together: tables, charts and the worst cases as pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from limner import errors, rle
+from limner.bench import _pictures, tables
+from limner.bench import statistics as stats
+from limner.bench.cases import DataSet, find_sets, open_picture, read_objects
+from limner.bench.config import DISTURBANCES, PROTOCOLS
+from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
+from limner.bench.tables import Table
+from limner.errors import FormatError, LimnerError
+from limner.io._atomic import atomic_bytes, atomic_path
+from limner.prompts.types import from_json
+
+Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # protocol, then model
+
+NUM_PICTURES = 6  # worst cases per model and protocol
+_MOST_LEFT_OUT = 12  # pictures that are named
+_MOST_PICTURES = 36  # of a page: 5 MB
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Scores by number of prompts.
+
+    Attributes:
+        protocol: charts of one protocol have one scale.
+        title: protocol and sets.
+        lines: scores after each prompt, by model.
+    """
+
+    protocol: str
+    title: str
+    lines: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case worth looking at.
+
+    Attributes:
+        caption: what it is and how it scored.
+        png: the picture.
+    """
+
+    caption: str
+    png: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a page shows.
+
+    Attributes:
+        facts: what was run, and what to beware of, a sentence each.
+        models: in the order in which they were asked.
+        tables: in reading order.
+        charts: likewise.
+        pictures: worst cases.
+        rows: all rows of the runs.
+    """
+
+    facts: list[str]
+    models: list[str]
+    tables: list[Table]
+    charts: list[Chart]
+    pictures: list[Picture]
+    rows: list[Row] = field(repr=False)
+
+
+def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
+    """Put runs together.
+
+    Where models were asked about different objects by one protocol, only those that all were asked
+    about are compared.
+
+    Args:
+        folders: of `limner bench run`; finished or not.
+        pictures: worst cases per model and protocol; 0 for none.
+
+    Raises:
+        FormatError: a folder holds no run, or no run holds a row.
+    """
+    rows = _merged(folders)
+    if not rows:
+        listed = ", ".join(str(folder) for folder in folders)
+        raise FormatError(f"There are no rows yet in {listed}; let limner bench run hold some.")
+    labels = _labels(rows)
+    facts = _facts(folders, rows)
+    undisturbed = [row for row in rows if row.disturbance == "none"]
+    plain = _grouped(_longest(undisturbed), labels)
+    facts += _compare_same(plain)
+    disturbed = {
+        name: _grouped((r for r in rows if r.disturbance == name), labels)
+        for name in DISTURBANCES
+        if name != "none" and any(r.disturbance == name for r in rows)
+    }
+    return Report(
+        facts,
+        list(dict.fromkeys(labels[_identity(row)] for row in rows)),
+        [
+            *_tables(plain),
+            *([tables.robustness(_grouped(undisturbed, labels), disturbed)] if disturbed else []),
+            tables.failures(rows, lambda row: labels[_identity(row)]),
+            *_details(plain),
+        ],
+        _charts(plain),
+        _worst(folders, plain, pictures) if pictures else [],
+        rows,
+    )
+
+
+def markdown(report: Report) -> str:
+    """The report's facts and tables as Markdown."""
+    parts = ["# limner bench", *(f"- {fact}" for fact in report.facts)]
+    for table in report.tables:
+        parts += ["", f"## {table.title}", ""]
+        if table.rows:
+            rule = ["---"] * table.num_words
+            rule += ["---:"] * (len(table.header) - table.num_words)
+            parts += [_line(cells) for cells in (table.header, rule, *table.rows)]
+            parts.append("")
+        parts.append(table.note)
+    return "\n".join(parts) + "\n"
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write one page that needs no other file.
+
+    Raises:
+        FormatError: it cannot be written.
+    """
+    from limner.bench._page import page
+
+    atomic_bytes(path, page(report).encode())
+
+
+def write_table(report: Report, path: Path) -> None:
+    """Write one line per round of every row as Parquet.
+
+    Raises:
+        MissingDependency: pyarrow is not installed.
+        FormatError: it cannot be written.
+    """
+    pyarrow = errors.require("pyarrow", extra="bench", purpose="write a Parquet table")
+    parquet = errors.require("pyarrow.parquet", extra="bench", purpose="write a Parquet table")
+    with atomic_path(path) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(list(flat(report.rows))), temporary)
+
+
+def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
+    """One flat record per round of every row; `seconds` is None where no prompt was needed."""
+    left_out = {"dice", "nsd", "seconds", "prompts", "answer"}
+    for row in rows:
+        facts = {name: value for name, value in vars(row).items() if name not in left_out}
+        for k, (dice, nsd) in enumerate(zip(row.dice, row.nsd, strict=True)):
+            seconds = row.seconds[k] if k < len(row.seconds) else None
+            yield {**facts, "round": k + 1, "dice": dice, "nsd": nsd, "seconds": seconds}
+
+
+def _tables(plain: Grouped) -> list[Table]:
+    """What to read first."""
+    if not plain:
+        return []
+    return [
+        tables.overall(plain, "dice", over="sets"),
+        tables.overall(plain, "nsd", over="sets"),
+        tables.overall(plain, "dice", over="objects"),
+        tables.curves(plain),
+        tables.effort(plain),
+        tables.speed(plain),
+    ]
+
+
+def _details(plain: Grouped) -> list[Table]:
+    """Protocol by protocol."""
+    makers = (tables.by_modality, tables.by_set, tables.steadiness)
+    return [make(protocol, by_model) for make in makers for protocol, by_model in plain.items()]
+
+
+def _charts(plain: Grouped) -> list[Chart]:
+    charts = []
+    for protocol, by_model in plain.items():
+        every = [row for rows in by_model.values() for row in rows]
+        standings = [g for g in stats.GROUPS if stats.of_standing(every, g)]
+        for group in standings if len(standings) > 2 else ["all"]:
+            lines = {
+                model: [float(x) for x in stats.curve(mine, "dice")]
+                for model, rows in by_model.items()
+                if (mine := stats.of_standing(rows, group))
+            }
+            charts.append(Chart(protocol, f"{protocol}: {group} sets", lines))
+    return charts
+
+
+def _merged(folders: Sequence[Path]) -> list[Row]:
+    """All rows; of a conversation that two folders hold, the first."""
+    found: dict[tuple[object, ...], Row] = {}
+    for folder in folders:
+        read_run_config(folder)
+        for row in read_rows(folder):
+            key = (row.key, row.protocol, row.disturbance, row.split, row.seed, len(row.dice))
+            found.setdefault(key, row)
+    return list(found.values())
+
+
+def _longest(rows: Iterable[Row]) -> list[Row]:
+    """Of runs that differ in their number of rounds only, the rows with the most."""
+    found: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        key = (*_identity(row), row.protocol, *stats.case_key(row))
+        if key not in found or len(row.dice) > len(found[key].dice):
+            found[key] = row
+    return list(found.values())
+
+
+def _identity(row: Row) -> tuple[str, str | None]:
+    return row.model, row.weights_sha256
+
+
+def _labels(rows: Sequence[Row]) -> dict[tuple[str, str | None], str]:
+    """Names of models; with the beginning of the hash where one name had several weights."""
+    hashes: dict[str, set[str | None]] = {}
+    for row in rows:
+        hashes.setdefault(row.model, set()).add(row.weights_sha256)
+    return {
+        (model, sha): model if len(found) == 1 else f"{model} ({(sha or 'no weights')[:8]})"
+        for model, found in hashes.items()
+        for sha in found
+    }
+
+
+def _grouped(rows: Iterable[Row], labels: dict[tuple[str, str | None], str]) -> Grouped:
+    found: Grouped = {protocol: {} for protocol in PROTOCOLS}
+    for row in rows:
+        found[row.protocol].setdefault(labels[_identity(row)], []).append(row)
+    return {protocol: by_model for protocol, by_model in found.items() if by_model}
+
+
+def _compare_same(plain: Grouped) -> list[str]:
+    """Keep only what all models of a protocol were asked, and say so where that drops rows."""
+    facts = []
+    for protocol, by_model in plain.items():
+        common = stats.shared(by_model)
+        most = max(len({stats.case_key(row) for row in rows}) for rows in by_model.values())
+        if len(common) == most:
+            continue
+        if not common:
+            facts.append(f"{protocol}: the models share no object; do not compare them.")
+            continue
+        for rows in by_model.values():
+            rows[:] = [row for row in rows if stats.case_key(row) in common]
+        facts.append(
+            f"{protocol}: only the {len(common)} cases that all models were asked about count "
+            f"(one was asked about {most})."
+        )
+    return facts
+
+
+def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
+    configs = [read_run_config(folder) for folder in folders]
+    sets, pictures = {r.set_name for r in rows}, {(r.set_name, r.stem) for r in rows}
+    objects = {(r.set_name, r.stem, r.object_id) for r in rows}
+    weights = {f"{r.model}: {r.weights_sha256}" for r in rows if r.weights_sha256}
+    facts = [
+        f"{len(rows)} conversations about {len(objects)} objects in {len(pictures)} pictures of "
+        f"{len(sets)} sets; split {', '.join(sorted({c.split for c in configs}))}; seed "
+        f"{', '.join(sorted({str(c.seed) for c in configs}))}; limner "
+        f"{', '.join(sorted({r.version for r in rows}))}.",
+        "Sets are seen (models may be trained on other images of the set), unseen (on nothing "
+        "like it) or other (neither is promised).",
+        "NSD: share of both outlines within 2 pixels of the other, by length.",
+    ]
+    caps = {(c.limit, c.objects) for c in configs}
+    for limit, most in sorted(caps, key=str):
+        if limit or most:
+            facts.append(
+                f"Not all were asked about: pictures per set {limit or 'all'}, objects per "
+                f"picture {most or 'all'}, evenly spread."
+            )
+    for protocol in PROTOCOLS:
+        if any(row.protocol == protocol for row in rows):
+            facts.append(f"Protocol {protocol}: {PROTOCOLS[protocol]}.")
+    for name in sorted({row.disturbance for row in rows} - {"none"}):
+        facts.append(f"Disturbance {name}: {DISTURBANCES[name]}.")
+    facts += [f"Weights of {line}." for line in sorted(weights)]
+    left_out = [fact for folder in folders for fact in read_left_out(folder)]
+    told = dict.fromkeys(f"Left out: {f['set']} {f['stem']}: {f['reason']}" for f in left_out)
+    facts += list(told)[:_MOST_LEFT_OUT]
+    if len(told) > _MOST_LEFT_OUT:
+        facts.append(f"Left out: {len(told) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
+    return list(dict.fromkeys(facts))
+
+
+def _worst(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
+    """Pictures of the lowest scores; baselines, which never look, are shown only if alone."""
+    sets: dict[str, DataSet] = {}
+    for folder in folders:
+        config = read_run_config(folder)
+        try:
+            sets |= {s.name: s for s in find_sets(Path(config.data), config.split, config.sets)}
+        except LimnerError as error:
+            _log.warning("No pictures of the cases in %s: %s", folder, error)
+    asked = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
+    looking = [entry for entry in asked if not entry[1].startswith("baseline/")] or asked
+    each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
+    pictures = []
+    for protocol, model, rows in looking:
+        for row in stats.worst(rows, each):
+            picture = _picture(row, f"{model}, {protocol}", sets)
+            pictures += [picture] if picture else []
+    return pictures
+
+
+def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
+    """The end of a conversation; None where the data are gone or have changed."""
+    if row.set_name not in sets or row.answer is None:
+        return None
+    data_set = sets[row.set_name]
+    try:
+        image = open_picture(data_set, row.stem)
+        if image.pixel_hash() != row.image_sha256:
+            raise FormatError("the picture has changed since")
+        target = read_objects(data_set, row.stem, image).mask(row.object_id)
+    except (LimnerError, OSError, KeyError) as error:
+        _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
+        return None
+    said = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
+    name = row.target_name or f"object {row.object_id}"
+    person = f", {row.annotator}" if row.annotator else ""
+    scores = " → ".join(f"{stats.score(row, 'dice', k):.2f}" for k in range(len(row.dice)))
+    caption = f"{title}: {row.set_name} {row.stem}, {name}{person}. Dice {scores}"
+    caption += f". Failed: {row.error}" if row.error else ""
+    return Picture(caption, _pictures.draw_case(image, target, rle.coco_decode(row.answer), said))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

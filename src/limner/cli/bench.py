@@ -1,0 +1,123 @@
+"""``limner bench run``: ask models about real objects; ``limner bench report``: their scores."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Measure models with a simulated user: limner bench run, then limner bench report.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("run")
+def run(
+    data: Annotated[
+        Path, typer.Option(help="Data root with splits.json, a set (images/, masks/), or sets.")
+    ],
+    model: Annotated[list[str], typer.Option(help="See limner models. Repeat to compare.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; unfinished ones go on.")
+    ],
+    protocol: Annotated[str, typer.Option(help="box, clicks, mixed or scribbles.")] = "box",
+    rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6,
+    split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
+    sets: Annotated[
+        list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Images per set, spread over it.")] = None,
+    objects: Annotated[int | None, typer.Option(help="Objects per image, likewise.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the simulated user.")] = 0,
+    disturb: Annotated[
+        str,
+        typer.Option(
+            help="none, click_off_5, box_large_20, negative_first, shuffled, sixteen_bit, rgb, "
+            "grey or inverted."
+        ),
+    ] = "none",
+    weights: Annotated[
+        list[str] | None, typer.Option(help="FILE, or MODEL=FILE where several are asked.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Ask models about every object and keep what they answered."""
+    from limner.bench.config import BenchConfig, parse_weights
+    from limner.bench.run import run as run_bench
+
+    config = BenchConfig(
+        data=str(data.resolve()),
+        models=tuple(model),
+        protocol=protocol,  # type: ignore[arg-type]  # checked there
+        rounds=rounds,
+        split=split,  # type: ignore[arg-type]
+        sets=tuple(part for text in sets or () for part in text.split(",")),
+        limit=limit,
+        objects=objects,
+        seed=seed,
+        disturb=disturb,
+        weights=parse_weights(weights or (), model),
+        device=device,
+    )
+    _show_progress()
+    try:
+        outcome = run_bench(config, out)
+    except KeyboardInterrupt:
+        typer.echo(f"limner: {out} keeps what was held; the same command goes on.", err=True)
+        raise
+    print(
+        f"{out}: {outcome.num_rows} conversations ({outcome.num_new} new in "
+        f"{outcome.seconds:.0f} s), {outcome.num_failed} failed, "
+        f"{outcome.num_left_out} pictures left out."
+    )
+
+
+@app.command("report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of limner bench run.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="One HTML page with charts.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Tables as Markdown; - for the terminal.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="All rounds as .parquet.")] = None,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Leave out the worst cases, which show images.")
+    ] = False,
+) -> None:
+    """Put runs together; prints the tables if no file is asked for."""
+    from limner.bench import report as reports
+    from limner.io._atomic import atomic_bytes
+
+    pictures = 0 if no_pictures or output is None else reports.NUM_PICTURES
+    found = reports.build(runs, pictures=pictures)
+    if output is not None:
+        reports.write_html(found, output)
+    if table is not None:
+        reports.write_table(found, table)
+    if markdown is not None and str(markdown) != "-":
+        atomic_bytes(markdown, reports.markdown(found).encode())
+    elif markdown is not None or (output is None and table is None):
+        print(reports.markdown(found), end="")
+    for path in (output, table, markdown if str(markdown) != "-" else None):
+        if path is not None:
+            print(f"Wrote {path}", file=sys.stderr)
+
+
+def _show_progress() -> None:
+    """Print what the run logs, as it happens, on stderr; once."""
+    import logging
+
+    log = logging.getLogger("limner.bench")
+    if log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
