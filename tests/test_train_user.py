@@ -51,6 +51,27 @@ def _masks() -> torch.Tensor:
     return torch.stack(masks)[:, None].float()
 
 
+def test_some_samples_are_changed_and_the_others_left() -> None:
+    values = torch.zeros(5, 1, 4, 4)
+    chosen = torch.tensor([1, 0, 0, 1, 0]).bool().view(-1, 1, 1, 1)
+    changed = _chance(5).some(values, chosen, lambda part, chance: part + chance.number)
+    assert changed.mean(dim=(1, 2, 3)).tolist() == [2, 0, 0, 2, 0]
+    assert (values == 0).all()
+    assert _chance(5).some(values, ~chosen & chosen, lambda part, _: part + 1) is values
+
+
+def test_a_box_is_shown_with_its_ellipse_and_a_lasso_with_all_of_it() -> None:
+    target = _masks()[:1].repeat(64, 1, 1, 1)
+    said = begin(target, torch.ones_like(target), _chance(64), 0.0)
+    for region, previous in zip(said.region, said.previous, strict=True):
+        if region.any():
+            guess = previous > 0
+            assert (guess & (region == 0)).sum() == 0
+            assert guess.sum() > 0.7 * region.sum()
+    boxed = begin_with_box(target[:1])
+    assert float((boxed.previous > 0).sum() / boxed.region.sum()) == pytest.approx(0.785, abs=0.03)
+
+
 def test_running_means_are_means() -> None:
     values = torch.rand((2, 3, 9, 9), generator=torch.Generator().manual_seed(0))
     for radius in (0, 1, 3):

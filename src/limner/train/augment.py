@@ -5,6 +5,8 @@ Every function takes and returns (B, 3, H, W) float32, 0…1, and decides for ea
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -27,87 +29,141 @@ def disturb(image: Tensor, chance: Chance) -> Tensor:
 
 def _recolour(image: Tensor, chance: Chance) -> Tensor:
     """Colour to grey, channels exchanged, tint changed."""
+    image = chance.some(image, chance.happens(0.15), _greyed)
+    image = chance.some(image, chance.happens(0.1), _exchanged)
+    image = chance.some(image, chance.happens(0.3), _tinted)
+    return chance.some(image, chance.happens(0.2), _faded)
+
+
+def _greyed(image: Tensor, chance: Chance) -> Tensor:
     weights = chance.uniform(0.0, 1.0, 3, 1, 1)
     grey = (image * weights / weights.sum(dim=1, keepdim=True)).sum(dim=1, keepdim=True)
-    grey = grey.expand_as(image)
-    image = torch.where(chance.happens(0.15), grey, image)
-    order = chance.uniform(0.0, 1.0, 3).argsort(dim=1)[:, :, None, None].expand_as(image)
-    image = torch.where(chance.happens(0.1), image.gather(1, order), image)
+    return grey.expand_as(image)
+
+
+def _exchanged(image: Tensor, chance: Chance) -> Tensor:
+    order = chance.uniform(0.0, 1.0, 3).argsort(dim=1)[:, :, None, None]
+    return image.gather(1, order.expand_as(image))
+
+
+def _tinted(image: Tensor, chance: Chance) -> Tensor:
+    """Grey pictures stay grey."""
     tint = chance.uniform(0.75, 1.25, 3, 1, 1)
-    coloured = (image.amax(dim=1, keepdim=True) - image.amin(dim=1, keepdim=True)).amax(
-        dim=(2, 3), keepdim=True
-    ) > 0.02
-    image = torch.where(chance.happens(0.3) & coloured, image * tint, image)
-    vividness = chance.uniform(0.3, 1.6)
+    span = image.amax(dim=1, keepdim=True) - image.amin(dim=1, keepdim=True)
+    coloured = span.amax(dim=(2, 3), keepdim=True) > 0.02
+    return torch.where(coloured, image * tint, image)
+
+
+def _faded(image: Tensor, chance: Chance) -> Tensor:
     mean = image.mean(dim=1, keepdim=True)
-    return torch.where(chance.happens(0.2), mean + (image - mean) * vividness, image)
+    return mean + (image - mean) * chance.uniform(0.3, 1.6)
 
 
 def _remap(image: Tensor, chance: Chance) -> Tensor:
     """Another modality: brightness through a random smooth curve, not always rising."""
+    return chance.some(image, chance.happens(0.1), _curved)
+
+
+def _curved(image: Tensor, chance: Chance) -> Tensor:
     knots = chance.uniform(0.0, 1.0, 1, 6).expand(-1, 3, -1)
     place = image.clamp(0.0, 1.0).flatten(2) * 4.999
     first = place.long()
     share = place - first
     curve = torch.lerp(knots.gather(2, first), knots.gather(2, first + 1), share)
-    return torch.where(chance.happens(0.1), curve.view_as(image), image)
+    return curve.view_as(image)
 
 
 def _gamma_and_contrast(image: Tensor, chance: Chance) -> Tensor:
-    gamma = chance.log_uniform(0.5, 2.0)
-    image = torch.where(chance.happens(0.4), image.clamp(1e-4, 1.0).pow(gamma), image)
+    image = chance.some(image, chance.happens(0.4), _gamma)
+    return chance.some(image, chance.happens(0.4), _contrast)
+
+
+def _gamma(image: Tensor, chance: Chance) -> Tensor:
+    return image.clamp(1e-4, 1.0).pow(chance.log_uniform(0.5, 2.0))
+
+
+def _contrast(image: Tensor, chance: Chance) -> Tensor:
     factor, shift = chance.log_uniform(0.5, 2.0), chance.uniform(-0.2, 0.2)
-    changed = ((image - 0.5) * factor + 0.5 + shift).clamp(0.0, 1.0)
-    return torch.where(chance.happens(0.4), changed, image)
+    return ((image - 0.5) * factor + 0.5 + shift).clamp(0.0, 1.0)
 
 
 def _bias(image: Tensor, chance: Chance) -> Tensor:
     """Uneven light, coils or attenuation."""
-    field = (chance.smooth(image.shape[-1], 3) * chance.uniform(0.05, 0.35)).exp()
-    return torch.where(chance.happens(0.2), image * field, image)
+    return chance.some(image, chance.happens(0.2), _uneven)
+
+
+def _uneven(image: Tensor, chance: Chance) -> Tensor:
+    return image * (chance.smooth(image.shape[-1], 3) * chance.uniform(0.05, 0.35)).exp()
 
 
 def _blur(image: Tensor, chance: Chance) -> Tensor:
+    image = chance.some(image, chance.happens(0.15), _soft)
+    return chance.some(image, chance.happens(0.1), _sharp)
+
+
+def _soft(image: Tensor, chance: Chance) -> Tensor:
     once = box_mean(image, 1)
-    soft = torch.where(chance.happens(0.5), once, box_mean(once, 1))
-    sharp = image + (image - once) * chance.uniform(0.3, 1.5)
-    image = torch.where(chance.happens(0.15), soft, image)
-    return torch.where(chance.happens(0.1), sharp.clamp(0.0, 1.0), image)
+    return chance.some(once, chance.happens(0.5), lambda part, _: box_mean(part, 1))
+
+
+def _sharp(image: Tensor, chance: Chance) -> Tensor:
+    return (image + (image - box_mean(image, 1)) * chance.uniform(0.3, 1.5)).clamp(0.0, 1.0)
 
 
 def _coarsen(image: Tensor, chance: Chance) -> Tensor:
     """A coarser grid, enlarged again; on one axis only as often as on both."""
-    size = image.shape[-1]
     for share, factor in ((0.07, (2, 2)), (0.05, (4, 4)), (0.04, (1, 3)), (0.04, (3, 1))):
-        less = (max(1, size // factor[0]), max(1, size // factor[1]))
-        small = functional.interpolate(image, size=less, mode="area")
-        wide = functional.interpolate(small, size=(size, size), mode="bilinear")
-        image = torch.where(chance.happens(share), wide, image)
+        image = chance.some(image, chance.happens(share), partial(_coarse, factor=factor))
     return image
+
+
+def _coarse(image: Tensor, chance: Chance, *, factor: tuple[int, int]) -> Tensor:
+    size = image.shape[-1]
+    less = (max(1, size // factor[0]), max(1, size // factor[1]))
+    small = functional.interpolate(image, size=less, mode="area")
+    return functional.interpolate(small, size=(size, size), mode="bilinear")
 
 
 def _noise(image: Tensor, chance: Chance) -> Tensor:
     """Gaussian, Rician (magnitude MR) or speckle (ultrasound, lasers)."""
-    size = image.shape[-1]
-    one, other = chance.normal(1, size, size), chance.normal(1, size, size)
-    level = chance.log_uniform(0.01, 0.15)
-    image = torch.where(chance.happens(0.2), image + level * one, image)
-    rician = ((image + level * one) ** 2 + (level * other) ** 2).sqrt()
-    image = torch.where(chance.happens(0.08), rician, image)
-    grain = torch.where(chance.happens(0.5), one, 2.0 * box_mean(one, 1))
-    return torch.where(chance.happens(0.1), image * (1 + 2.5 * level * grain), image)
+    image = chance.some(image, chance.happens(0.2), _gaussian)
+    image = chance.some(image, chance.happens(0.08), _rician)
+    return chance.some(image, chance.happens(0.1), _speckled)
+
+
+def _gaussian(image: Tensor, chance: Chance) -> Tensor:
+    return image + _level(chance) * chance.normal(1, *image.shape[2:])
+
+
+def _rician(image: Tensor, chance: Chance) -> Tensor:
+    real, imaginary = chance.normal(1, *image.shape[2:]), chance.normal(1, *image.shape[2:])
+    level = _level(chance)
+    return ((image + level * real) ** 2 + (level * imaginary) ** 2).sqrt()
+
+
+def _speckled(image: Tensor, chance: Chance) -> Tensor:
+    grain = chance.normal(1, *image.shape[2:])
+    grain = chance.some(grain, chance.happens(0.5), lambda part, _: 2.0 * box_mean(part, 1))
+    return image * (1 + 2.5 * _level(chance) * grain)
+
+
+def _level(chance: Chance) -> Tensor:
+    return chance.log_uniform(0.01, 0.15)
 
 
 def _blocks(image: Tensor, chance: Chance) -> Tensor:
     """What strong JPEG compression leaves: brightness steps, and blocks that lose their detail."""
+    return chance.some(image, chance.happens(0.05), _compressed)
+
+
+def _compressed(image: Tensor, chance: Chance) -> Tensor:
     size = image.shape[-1]
     steps = chance.log_uniform(12.0, 64.0)
     stepped = (image * steps).round() / steps
     mean = functional.interpolate(
         functional.avg_pool2d(image, 8, ceil_mode=True), scale_factor=8.0, mode="nearest"
     )[..., :size, :size]
-    flat = torch.lerp(stepped, mean, chance.uniform(0.1, 0.5))
-    return torch.where(chance.happens(0.05), flat, image)
+    return torch.lerp(stepped, mean, chance.uniform(0.1, 0.5))
 
 
 def _invert(image: Tensor, chance: Chance) -> Tensor:

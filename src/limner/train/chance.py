@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -40,6 +41,22 @@ class Chance:
     def happens(self, share: float) -> Tensor:
         """(B, 1, 1, 1) bool."""
         return self.uniform() < share
+
+    def some(
+        self, values: Tensor, chosen: Tensor, change: Callable[[Tensor, Chance], Tensor]
+    ) -> Tensor:
+        """The samples that are chosen, changed; the work is done for these alone.
+
+        Args:
+            values: (B, C, H, W); not changed.
+            chosen: (B, 1, 1, 1) bool.
+            change: gets (n, C, H, W) and a chance of n samples; returns what it got, changed.
+        """
+        index = chosen.flatten().nonzero()[:, 0]
+        if not len(index):
+            return values
+        part = change(values[index], Chance(len(index), self.generator))
+        return values.index_copy(0, index, part.to(values.dtype))
 
     def smooth(self, size: int, cells: int, channels: int = 1) -> Tensor:
         """(B, channels, size, size) of smooth noise with about `cells` bumps along each axis.

@@ -4,7 +4,9 @@ wrong.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -48,25 +50,25 @@ def begin(target: Tensor, inside: Tensor, chance: Chance, wrong: float) -> Said:
         wrong: share of clumsy prompts.
     """
     kind = chance.uniform()
-    limits = torch.tensor([_BOX, _CLICK, _CLICKS, _SCRIBBLE, _LASSO, _ROUGH]).cumsum(0).tolist()
-    is_box = kind < limits[0]
-    is_click = (kind >= limits[0]) & (kind < limits[1])
-    is_clicks = (kind >= limits[1]) & (kind < limits[2])
-    is_scribble = (kind >= limits[2]) & (kind < limits[3])
-    is_lasso = (kind >= limits[3]) & (kind < limits[4])
-    is_rough = kind >= limits[4]
-    deep = strokes.depth(target)
-    box = strokes.box(target, chance, loose=chance.happens(wrong))
-    region = torch.where(is_box, box, torch.where(is_lasso, strokes.outline(target, chance), 0.0))
-    positive = torch.where(is_scribble, strokes.scribble(target, deep, chance), 0.0)
-    click = _click(target, chance, wrong, deep)
-    positive = torch.where(is_click | is_clicks | chance.happens(_MIXED), click, positive)
+    limits = [0.0, *accumulate((_BOX, _CLICK, _CLICKS, _SCRIBBLE, _LASSO, _ROUGH))]
+    is_box, is_click, is_clicks, is_scribble, is_lasso, is_rough = (
+        (kind >= low) & (kind < high) for low, high in pairwise(limits)
+    )
+    nothing = torch.zeros_like(target)
+    loose = chance.happens(wrong)
+    region = torch.where(is_box, strokes.box(target, chance, loose=loose), nothing)
+    region = _where(is_lasso, region, target, chance, strokes.outline)
+    positive = _where(is_scribble, nothing, target, chance, _stroke)
+    clicked = is_click | is_clicks | chance.happens(_MIXED)
+    click = _click(target, chance, wrong, strokes.depth(target))
+    positive = torch.where(clicked, click, positive)
     for _ in range(2):
         more = _click(target, chance, wrong, None)
         positive = torch.where(is_clicks & chance.happens(0.6), positive.maximum(more), positive)
-    negative = torch.where(chance.happens(_NEGATIVE_FIRST), _beside(target, inside, chance), 0.0)
-    rough = (strokes.rough(target, chance) * 2 - 1) * MASK_LOGIT
-    previous = torch.where(is_rough, rough, 0.0)
+    begins_with_no = chance.happens(_NEGATIVE_FIRST)
+    negative = _where(begins_with_no, nothing, torch.cat([target, inside], 1), chance, _beside)
+    previous = torch.where(is_box | is_lasso, _guess(region, is_box), nothing)
+    previous = _where(is_rough, previous, target, chance, _rough)
     return Said(positive, negative * (1 - target), region * inside, previous * inside)
 
 
@@ -77,6 +79,7 @@ def begin_with_box(target: Tensor) -> Said:
     filled_rows = rows.cummax(dim=2).values * rows.flip(2).cummax(dim=2).values.flip(2)
     filled_columns = columns.cummax(dim=3).values * columns.flip(3).cummax(dim=3).values.flip(3)
     said.region = filled_rows * filled_columns
+    said.previous = _guess(said.region, torch.ones_like(target[:, :, :1, :1], dtype=torch.bool))
     return said
 
 
@@ -123,8 +126,7 @@ def correct(
     at = strokes.one_pixel(error, chance, deep=deep, central=central)
     mark = strokes.disks(_off(at, size, chance, wrong), size, CLICK_RADIUS)
     if strokes_too:
-        stroke = strokes.scribble(error, deep, chance) * worth
-        mark = torch.where(chance.happens(_STROKE_CORRECTION), stroke, mark)
+        mark = _where(chance.happens(_STROKE_CORRECTION), mark, error, chance, _stroke)
     positive = torch.where(add, said.positive.maximum(mark), said.positive)
     negative = torch.where(add, said.negative, said.negative.maximum(mark))
     return Said(positive, negative, said.region, logits.detach().float())
@@ -148,12 +150,44 @@ def _off(at: Tensor, size: int, chance: Chance, wrong: float) -> Tensor:
     return torch.where(at < 0, at, moved)
 
 
-def _beside(target: Tensor, inside: Tensor, chance: Chance) -> Tensor:
-    """A negative click or stroke: near the target as a rule, anywhere else sometimes."""
+def _where(
+    chosen: Tensor,
+    otherwise: Tensor,
+    mask: Tensor,
+    chance: Chance,
+    draw: Callable[[Tensor, Chance], Tensor],
+) -> Tensor:
+    """What is drawn from the masks of the samples chosen, and `otherwise` for the rest."""
+    index = chosen.flatten().nonzero()[:, 0]
+    if not len(index):
+        return otherwise
+    return otherwise.index_copy(0, index, draw(mask[index], Chance(len(index), chance.generator)))
+
+
+def _guess(region: Tensor, is_box: Tensor) -> Tensor:
+    """What a region says by itself, as a rough mask: the ellipse in a box, all of a lasso."""
+    guess = torch.where(is_box, strokes.ellipse(region), region)
+    return (guess * 2 - 1) * MASK_LOGIT
+
+
+def _stroke(mask: Tensor, chance: Chance) -> Tensor:
+    """A scribble; nothing where there is nothing."""
+    return strokes.scribble(mask, strokes.depth(mask), chance) * mask.amax((2, 3), keepdim=True)
+
+
+def _rough(mask: Tensor, chance: Chance) -> Tensor:
+    return (strokes.rough(mask, chance) * 2 - 1) * MASK_LOGIT
+
+
+def _beside(scene: Tensor, chance: Chance) -> Tensor:
+    """A negative click or stroke: near the target as a rule, anywhere else sometimes; the scene is
+    (B, 2, S, S), target and inside.
+    """
+    target, inside = scene[:, :1], scene[:, 1:]
     size = target.shape[-1]
     near = (box_mean(target, 11) > 0).float()
     around = (1 - target) * inside
     place = torch.where(chance.happens(0.7), around * near, around)
     click = strokes.disks(strokes.one_pixel(place, chance), size, CLICK_RADIUS)
-    stroke = strokes.scribble(place, strokes.depth(place), chance)
+    stroke = _stroke(place, chance)
     return torch.where(chance.happens(0.3), stroke, click)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from limner.train.validate import ask, validate
 from limner.train.views import Bank, Scenes, draw_views
 
 _MOST_MORE_ROUNDS = 6
-_INVENTED_SHAPES = 0.25  # of the painted pictures
+_INVENTED_SHAPES = 0.5  # of the painted pictures
 
 _log = logging.getLogger(__name__)
 
@@ -203,17 +203,11 @@ class _Run:
         targets = self.table.draw(self.config.batch_size, rng)
         views = draw_views(self.bank.pack, targets, size, rng)
         scenes = self.bank.show(targets, views, size, chance.generator)
-        painted = chance.happens(self.config.synthetic) | scenes.painted.view(-1, 1, 1, 1)
-        made_up = painted & chance.happens(_INVENTED_SHAPES)
-        regions, shape = invent(size, chance)
-        regions = regions.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        regions = torch.where(made_up[:, 0], regions, scenes.regions)
-        picture = torch.nn.functional.avg_pool2d(paint(regions, chance), 2)
-        target = torch.where(made_up, shape.float(), scenes.target)
-        inside = torch.where(made_up, 1.0, scenes.inside)
-        image = torch.where(painted, picture * inside, scenes.image)
-        image = disturb(image, chance) * inside
-        return Scenes(image, target * inside, inside, regions, painted.view(-1))
+        index = (chance.happens(self.config.synthetic).flatten() | scenes.painted).nonzero()[:, 0]
+        if len(index):
+            _repaint(scenes, index, chance.generator)
+        image = disturb(scenes.image, chance) * scenes.inside
+        return replace(scenes, image=image, target=scenes.target * scenes.inside)
 
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
@@ -259,6 +253,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def _repaint(scenes: Scenes, index: Tensor, generator: torch.Generator) -> None:
+    """Paint the pictures of some samples, in place; of some, new shapes instead of the regions."""
+    chance = Chance(len(index), generator)
+    size = scenes.image.shape[-1]
+    regions, target, inside = (t[index] for t in (scenes.regions, scenes.target, scenes.inside))
+    made_up = chance.happens(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
+    if len(made_up):
+        shapes, shape = invent(size, Chance(len(made_up), generator))
+        regions[made_up] = shapes.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        target[made_up], inside[made_up] = shape.float(), 1.0
+    picture = torch.nn.functional.avg_pool2d(paint(regions, chance), 2)
+    scenes.image[index], scenes.target[index], scenes.inside[index] = picture, target, inside
 
 
 def _channels_last(network: PromptableUNet2d) -> PromptableUNet2d:

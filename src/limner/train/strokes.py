@@ -147,6 +147,18 @@ def box(mask: Tensor, chance: Chance, *, loose: Tensor) -> Tensor:
     return filled * mask.amax(dim=(2, 3), keepdim=True)
 
 
+def ellipse(boxes: Tensor) -> Tensor:
+    """The ellipse inscribed in each filled box; nothing where there is no box."""
+    squares = torch.zeros_like(boxes)
+    for axis in (2, 3):
+        low, high = _span(boxes.amax(dim=5 - axis)[:, 0])
+        along = torch.arange(boxes.shape[axis], device=boxes.device, dtype=torch.float32)
+        middle, half = (low + high - 1) / 2, (high - low) / 2
+        place = (along - middle[:, None]) / half[:, None]
+        squares = squares + (place**2)[:, None].unsqueeze(5 - axis)
+    return (squares < 1).float() * boxes
+
+
 def _span(present: Tensor) -> tuple[Tensor, Tensor]:
     """First and last + 1 index of the ones in (B, n)."""
     n = present.shape[1]

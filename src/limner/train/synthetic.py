@@ -59,10 +59,10 @@ def invent(size: int, chance: Chance) -> tuple[Tensor, Tensor]:
     angle = chance.uniform(0.0, 3.15)
     down, right = down - chance.uniform(-0.3, 0.3), right - chance.uniform(-0.3, 0.3)
     turned = angle.cos() * down + angle.sin() * right, angle.cos() * right - angle.sin() * down
-    long, thin = chance.log_uniform(0.05, 0.4), chance.log_uniform(0.3, 1.0)
+    long, thin = chance.log_uniform(0.07, 0.42), chance.log_uniform(0.35, 1.0)
     radius = ((turned[0] / long) ** 2 + (turned[1] / (long * thin)) ** 2).sqrt()
     ellipse = radius + 0.15 * noise[:, 3:4] < 1
     kind = chance.uniform()
-    target = torch.where(kind < 0.35, blob, torch.where(kind < 0.65, net, ellipse))
+    target = torch.where(kind < 0.35, blob, torch.where(kind < 0.5, net, ellipse))
     regions = torch.where(target, 7, blobs + 11)
     return regions[:, 0], target

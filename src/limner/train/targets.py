@@ -18,10 +18,10 @@ Array = NDArray[Any]
 
 MOST_IDS = 6  # regions that one target unites
 _SET_POWER = 0.4  # a set with 16 times the pictures is drawn 3 times as often
-_UNITED = 0.2  # share of targets that are unions
+_UNITED = 0.1  # share of targets that are unions
 
 # Shares of layers by what one object of a set is.
-_LAYER_SHARES = {0: {LABELS: 0.85, OBJECTS: 0.15}, 1: {LABELS: 0.15, OBJECTS: 0.85}}
+_LAYER_SHARES = {0: {LABELS: 0.85, OBJECTS: 0.15}, 1: {LABELS: 0.06, OBJECTS: 0.94}}
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,9 @@ Array = NDArray[Any]
 
 _WHOLE = 0.3  # share of views that show the whole plane
 _KEPT_ON_PLANE = 0.85  # share of windows that do not reach beyond it
+_NEAR = 0.65  # share of windows about as wide as those of a session: `_WINDOW` times the target
+_NEAR_WIDEST, _FAR_WIDEST = 2.2, 5.0  # of the target's size
+_CUT = 0.12  # share of windows smaller than the target, as around a click on something large
 _LEAST_SHOWN = 8.0  # pixels of the view that the larger side of a target has on a whole plane
 _MOST_ENLARGED = 4.0  # pixels of the view per pixel of the plane
 _WINDOW = 1.6  # of the target's size: a session's first window, `_zoom.MARGIN` on both sides
@@ -71,10 +74,14 @@ def draw_views(pack: Pack, targets: Targets, size: int, rng: np.random.Generator
     low, high = targets.boxes[:, :2], targets.boxes[:, 2:]
     extent = (high - low).max(axis=1)
     longest = sides.max(axis=1)
-    width = extent * np.exp(rng.uniform(np.log(1.25), np.log(5.0), number))
-    width = np.minimum(width + rng.uniform(8, 48, number), 1.2 * longest)
+    widest = np.where(rng.random(number) < _NEAR, _NEAR_WIDEST, _FAR_WIDEST)
+    width = extent * np.exp(rng.uniform(np.log(1.2), np.log(widest), number))
+    width = np.minimum(width + rng.uniform(0, 36, number), 1.2 * longest)
+    cut = rng.random(number) < _CUT
+    width = np.where(cut, extent * rng.uniform(0.3, 1.0, number), width)
     width = np.maximum(width, size / _MOST_ENLARGED)
-    slack = np.maximum(0.0, 0.95 * width - extent)[:, None] / 2
+    slack = np.abs(np.where(cut, 0.7, 0.95) * width - extent)[:, None] / 2
+    slack = np.where(cut[:, None] | (0.95 * width > extent)[:, None], slack, 0.0)
     centres = (low + high) / 2 + rng.uniform(-1, 1, (number, 2)) * slack
     whole = rng.random(number) < _WHOLE
     whole &= extent * size / longest >= _LEAST_SHOWN
