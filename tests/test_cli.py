@@ -515,7 +515,7 @@ def test_the_demo_fits_80_columns(
     assert run(["demo"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
-    for name in ("phantom-picture", "phantom-sequence", "classical/graphcut", "1 box, 1 click"):
+    for name in ("phantom-picture", "phantom-sequence", "limner-2d", "1 box, 1 click"):
         assert name in printed
     assert "…" not in printed
     assert (tmp_path / "demo-output" / "phantom-picture.png").exists()

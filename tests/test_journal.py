@@ -425,7 +425,7 @@ def test_the_weights_of_a_session_are_found_again_and_must_be_the_same(
             self.card = dataclasses.replace(toy.card, name="weighted", weights_sha256=digest)
             self.embed, self.segment = toy.embed, toy.segment
 
-    variant = Variant(toy.card, lambda *, weights, device: Weighted(weights))
+    variant = Variant(toy.card, lambda *, weights, device, exact: Weighted(weights))
     monkeypatch.setattr("limner.models.variant", lambda name: variant)
     weights, journal = tmp_path / "weights.bin", tmp_path / "case.limner"
     weights.write_bytes(b"first")

@@ -5,6 +5,7 @@ A new family is tested by being there. ``pytest tests/test_models.py -k <family>
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_card_is_complete(name: str) -> None:
     card = CARDS[name]
     model = create_model(name)
     assert isinstance(model, PromptableModel)
-    assert model.card == card
+    assert replace(model.card, weights_sha256=None, runtime=None) == card
     assert card.summary
     assert card.licence
     assert card.source

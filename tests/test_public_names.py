@@ -46,4 +46,4 @@ def test_models_can_be_called_for_cards_and_imported_as_a_package() -> None:
 
     cards = limner.models()
     assert "toy" in {card.name for card in cards}
-    assert all(create_model(card.name).card is card for card in cards)
+    assert all(create_model(card.name).card.name == card.name for card in cards)

@@ -326,7 +326,7 @@ def test_zoom_finds_the_same_small_object_in_a_large_picture() -> None:
             session.add(prompt)
             prediction = session.predict()
             assert limner.metrics.dice(prediction.mask, disk) > 0.8
-            assert prediction.region.logits.size < 300 * 300  # a window, not the picture
+            assert prediction.region.steps.size < 300 * 300  # a window, not the picture
 
 
 def test_the_window_grows_until_a_large_object_is_whole() -> None:
@@ -663,9 +663,9 @@ def test_what_is_kept_of_a_shown_frame_is_small() -> None:
         session.add(limner.Box((20, 20), (180, 180)), frame=0)
         for _ in session.propagate():
             pass
-        kept = sum(len(shown.bits) for shown in session._shown.values())
+        kept = sum(len(mask.bits) for mask in session._shown._packed.values())
         runs = sum(len(r) * r.itemsize for r, _ in session._log.committed(1).values())
-        assert len(session._shown) == frames - 1
+        assert len(session._shown._packed) == frames - 2  # the newest is not packed
         assert kept + runs < frames * 5000  # a mask has 40,000 pixels
 
 

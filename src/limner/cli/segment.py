@@ -79,6 +79,9 @@ def segment(
     window: Annotated[
         str | None, typer.Option(help="CT window: a name such as lung, or low,high.")
     ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")
+    ] = False,
     zoom: Annotated[
         bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
     ] = None,
@@ -96,6 +99,7 @@ def segment(
     """Delineate an object: prompts in, mask out, in the image's own geometry."""
     import limner
     from limner.cli._finish import check_output, finish
+    from limner.models import default_model
 
     began = time.perf_counter()
     picture = limner.read(image, series=series, channel=channel, strict=not lenient)
@@ -117,9 +121,10 @@ def segment(
     entries = gather(said, picture, slice_, order=order, world=world)
     with limner.open_session(
         picture,
-        model or file.model,
+        model or file.model or default_model(picture.kind, flat=slice_ is not None),
         weights=weights,
         device=device,
+        exact=exact,
         journal=journal,
         zoom=file.zoom if zoom is None else zoom,
         window=file.window if window is None else options.parse_window(window),

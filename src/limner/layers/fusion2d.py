@@ -20,7 +20,9 @@ IMAGE_CENTRE, IMAGE_SCALE = 0.5, 2.0
 LOGIT_SCALE = 4.0
 
 # A rough mask is shown as if it were the previous answer, given without conviction: a real answer
-# has logits of ±10.
+# has logits of ±10. A box or lasso that comes first is shown as a region and as such a mask, too:
+# of a box the inscribed ellipse, of a lasso all of it. Refining that guess is easier to learn than
+# finding an object of an unknown kind in a rectangle.
 MASK_LOGIT = 2.0
 
 CLICK_RADIUS = 2.5  # pixels of the view; the disk has 21 of them

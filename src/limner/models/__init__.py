@@ -19,7 +19,6 @@ from limner.errors import CheckpointError
 from limner.models._family import ModelCard, PromptableModel, Segmentation, Variant, View
 
 __all__ = [
-    "DEFAULT_MODEL",
     "ModelCard",
     "PromptableModel",
     "Segmentation",
@@ -27,11 +26,22 @@ __all__ = [
     "View",
     "cards",
     "create_model",
+    "default_model",
     "list_families",
 ]
 
 
-DEFAULT_MODEL = "classical/graphcut"  # where none is named: the steadiest of those that ship
+_FLAT_DEFAULT, _SOLID_DEFAULT = "limner-2d", "classical/graphcut"  # the best of those that ship
+
+
+def default_model(kind: str, *, flat: bool = False) -> str:
+    """The name of the model that is used where none is named.
+
+    Args:
+        kind: of the image: ``"image"``, ``"volume"`` or ``"video"``.
+        flat: of a volume, only single slices are meant.
+    """
+    return _SOLID_DEFAULT if kind == "volume" and not flat else _FLAT_DEFAULT
 
 
 def list_families() -> tuple[str, ...]:
@@ -48,7 +58,11 @@ def cards() -> tuple[ModelCard, ...]:
 
 
 def create_model(
-    name: str, *, weights: str | Path | None = None, device: str = "auto"
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
 ) -> PromptableModel:
     """Build a model.
 
@@ -56,6 +70,7 @@ def create_model(
         name: ``"family/variant"``, or ``"family"`` where it has one variant; see ``limner models``.
         weights: file with its weights; None for the ones shipped or none needed.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        exact: compute in float32 even where less was measured to give the same masks.
 
     Raises:
         ValueError: no such model or device; the message lists those that exist.
@@ -67,7 +82,7 @@ def create_model(
     path = None if weights is None else Path(weights)
     if path is not None and not path.exists():
         raise CheckpointError(f"There is no weights file {path}.")
-    model = chosen.build(weights=path, device=device)
+    model = chosen.build(weights=path, device=device, exact=exact)
     if path is not None and model.card.weights_sha256 is None:
         raise CheckpointError(f"{name} takes no weights file, so {path} would be ignored.")
     return model

@@ -28,7 +28,10 @@ class ModelCard:
         zoom: whether sessions look twice by default (whole image, then a window around the object).
         window: pixels per axis, per number of axes, that the model works well on, such as ``{2:
             256, 3: 96}``; sessions shrink and crop to it when they zoom.
+        judges: whether the score is a prediction, learnt, that compares answers on different views.
         weights_sha256: hash of the weights file, None where there are no weights.
+        runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
+            2026.3, bf16"``; None where it is plain NumPy.
     """
 
     name: str
@@ -39,7 +42,9 @@ class ModelCard:
     source: str
     zoom: bool
     window: Mapping[int, int]
+    judges: bool = False
     weights_sha256: str | None = None
+    runtime: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -53,6 +58,7 @@ class ModelCard:
             "zoom": self.zoom,
             "window": {str(k): v for k, v in self.window.items()},
             "weights_sha256": self.weights_sha256,
+            "runtime": self.runtime,
         }
 
 
@@ -135,8 +141,8 @@ class Variant:
 
     Attributes:
         card: its facts.
-        build: called as ``build(weights=path_or_None, device=name)``. The built model's card has
-            the hash of the weights that it was given.
+        build: called as ``build(weights=path_or_None, device=name, exact=bool)``. The built model's
+            card has the hash of the weights that it was given.
     """
 
     card: ModelCard

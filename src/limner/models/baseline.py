@@ -97,7 +97,9 @@ def _variant(
         window={2: 1024, 3: 256},
     )
 
-    def build(*, weights: Path | None = None, device: str = "auto") -> Baseline:
+    def build(
+        *, weights: Path | None = None, device: str = "auto", exact: bool = False
+    ) -> Baseline:
         return Baseline(card, draw)
 
     return Variant(card, build)

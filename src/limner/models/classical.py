@@ -11,7 +11,7 @@ always shows it. All three share the reading of the prompts (`_seeds`) and the s
 - ``randomwalk`` asks for the probability that a walk which avoids edges ends on the object (Grady
   2005, random walker with priors, https://doi.org/10.1109/CVPR.2005.239).
 
-Constants of colour and growth were checked on training images with ``benchmarks/classical.py``, and
+Constants of colour and growth were checked on training images with `limner bench`, and
 those of lone clicks also on phantoms; the others are older and were not chosen anew.
 A correction changes the answer only where it was made (`_correct`).
 """
@@ -246,7 +246,9 @@ def _variant(name: str, summary: str, solve: Solver) -> Variant:
         window={2: 256, 3: 64},
     )
 
-    def build(*, weights: Path | None = None, device: str = "auto") -> Classical:
+    def build(
+        *, weights: Path | None = None, device: str = "auto", exact: bool = False
+    ) -> Classical:
         return Classical(card, solve)
 
     return Variant(card, build)

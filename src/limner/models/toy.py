@@ -170,7 +170,7 @@ def _score(logits: NDArray[np.float32]) -> float:
     return float(1.0 - np.exp(-inside.mean())) if inside.size else 0.0
 
 
-def _build(*, weights: Path | None = None, device: str = "auto") -> Toy:
+def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> Toy:
     return Toy()
 
 

@@ -35,7 +35,8 @@ from limner.sessions._log import (
 )
 from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
-from limner.sessions._region import PackedMask, Region, changed_box
+from limner.sessions._region import Region
+from limner.sessions._shown import Shown
 from limner.sessions._zoom import Scene, answer
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class BaseSession:
         self.journal = journal
         self._log = log or Log()
         self._answers = AnswerCache()
-        self._shown: dict[tuple[int, int | None], PackedMask] = {}
+        self._shown = Shown()
         self._closed = False
 
     # -- the conversation ---------------------------------------------------------------------
@@ -276,7 +277,7 @@ class BaseSession:
     def _composed(self, object_id: int) -> Part:
         """The object's mask as it is exported: a window of the whole image, and the mask there."""
         region, _ = self._answer(object_id, None, self._log.prompts(object_id, None))
-        return region.slices, region.logits > 0
+        return region.slices, region.inside
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -310,8 +311,7 @@ class BaseSession:
     def _prediction(
         self, region: Region, score: float, object_id: int, frame: int | None
     ) -> Prediction:
-        box = changed_box(self._shown.get((object_id, frame)), region)
-        self._shown[object_id, frame] = PackedMask.of(region)
+        box = self._shown.show((object_id, frame), region)
         return Prediction(region, score, box, object_id, frame)
 
     def _painted(self) -> NDArray[np.unsignedinteger] | None:

@@ -30,9 +30,9 @@ class AnswerCache:
     def put(self, key: Key, region: Region, score: float) -> None:
         """Keep an answer."""
         if key in self._answers:
-            self._size -= self._answers.pop(key)[0].logits.nbytes
+            self._size -= self._answers.pop(key)[0].steps.nbytes
         self._answers[key] = (region, score)
-        self._size += region.logits.nbytes
+        self._size += region.steps.nbytes
         while self._size > self._budget and len(self._answers) > 1:
             _, (dropped, _) = self._answers.popitem(last=False)
-            self._size -= dropped.logits.nbytes
+            self._size -= dropped.steps.nbytes

@@ -29,12 +29,14 @@ class Options:
         window: intensities for black and white, or None for robust limits of the image.
         weights: path of the weights file that was given, or None.
         device: as given.
+        exact: compute in float32.
     """
 
     zoom: bool
     window: tuple[float, float] | None = None
     weights: str | None = None
     device: str = "auto"
+    exact: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -43,6 +45,7 @@ class Options:
             "window": None if self.window is None else list(self.window),
             "weights": self.weights,
             "device": self.device,
+            "exact": self.exact,
         }
 
     @classmethod
@@ -50,7 +53,8 @@ class Options:
         """Inverse of `to_json`."""
         window = value["window"]
         pair = None if window is None else (float(window[0]), float(window[1]))
-        return cls(value["zoom"], pair, value["weights"], value["device"])
+        exact = value.get("exact", False)  # newer than the first journals
+        return cls(value["zoom"], pair, value["weights"], value["device"], exact)
 
 
 def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:

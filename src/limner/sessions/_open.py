@@ -12,7 +12,7 @@ from limner.errors import CheckpointError, LimnerError, SessionError
 from limner.geometry import Geometry
 from limner.io import read
 from limner.io.image import Image
-from limner.models import DEFAULT_MODEL, PromptableModel, create_model
+from limner.models import PromptableModel, create_model, default_model
 from limner.models._intensity import resolve_window
 from limner.sessions._base import BaseSession
 from limner.sessions._journal import Journal
@@ -29,6 +29,7 @@ def open_session(
     journal: str | Path | None = None,
     zoom: bool | None = None,
     window: str | Sequence[float] | None = None,
+    exact: bool = False,
 ) -> BaseSession:
     """Open a session; the kind follows from the image.
 
@@ -40,6 +41,7 @@ def open_session(
         journal: file that survives a crash; must not exist yet (`resume` continues one).
         zoom: look twice, at the whole and at a window around the object; default: the model's.
         window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
+        exact: compute in float32, for a name; default: the fastest that gives the same masks.
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
@@ -49,7 +51,9 @@ def open_session(
     """
     picture = _as_image(image)
     if isinstance(model, str) or model is None:
-        asked: Any = create_model(model or DEFAULT_MODEL, weights=weights, device=device)
+        asked: Any = create_model(
+            model or default_model(picture.kind), weights=weights, device=device, exact=exact
+        )
     elif weights is not None:
         raise TypeError("weights= goes with a model's name, not with a model object.")
     elif isinstance(model, PromptableModel):
@@ -61,6 +65,7 @@ def open_session(
         window=resolve_window(window),
         weights=None if weights is None else str(Path(weights).resolve()),
         device=device,
+        exact=exact,
     )
     kind = _session_kind(picture, asked)
     record = None
@@ -160,7 +165,9 @@ def _same_model(
 ) -> PromptableModel:
     if given is None:
         try:
-            given = create_model(facts["name"], weights=options.weights, device=options.device)
+            given = create_model(
+                facts["name"], weights=options.weights, device=options.device, exact=options.exact
+            )
         except (ValueError, CheckpointError) as error:
             raise SessionError(f"{error} Pass the session's own model object as model=.") from error
     card = given.card

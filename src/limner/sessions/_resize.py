@@ -34,7 +34,7 @@ def shrink(array: Array, shape: Sequence[int]) -> Array:
     return result
 
 
-def enlarge(array: NDArray[np.float32], edges: Sequence[Edges]) -> NDArray[np.float16]:
+def enlarge(array: NDArray[np.float32], edges: Sequence[Edges]) -> NDArray[np.int16]:
     """Interpolate linearly between the centres of bins; constant beyond the outer centres.
 
     Args:
@@ -42,7 +42,8 @@ def enlarge(array: NDArray[np.float32], edges: Sequence[Edges]) -> NDArray[np.fl
         edges: per axis, where the bins begin and the last one ends (`bin_edges`, or a run of it).
 
     Returns:
-        float16, ``edges[k][-1] - edges[k][0]`` pixels on axis ``k``. Made slice by slice, so that
+        int16, rounded up so that what is above 0 stays so (within ±32767);
+        ``edges[k][-1] - edges[k][0]`` pixels on axis ``k``. Made slice by slice, so that
         no float32 array of the full size is ever held.
     """
     plane_axes = range(1, array.ndim)
@@ -52,9 +53,12 @@ def enlarge(array: NDArray[np.float32], edges: Sequence[Edges]) -> NDArray[np.fl
         first, second = np.take(wide, low, axis=axis), np.take(wide, high, axis=axis)
         wide = first + (second - first) * _along(weight, axis, array.ndim)
     low, high, weight = _neighbours(edges[0])
-    result = np.empty((low.size, *wide.shape[1:]), dtype=np.float16)
+    result = np.empty((low.size, *wide.shape[1:]), dtype=np.int16)
     for k in range(low.size):
-        result[k] = wide[low[k]] + (wide[high[k]] - wide[low[k]]) * weight[k]
+        row = wide[high[k]] - wide[low[k]]
+        row *= weight[k]
+        row += wide[low[k]]
+        result[k] = np.ceil(row)
     return result
 
 

@@ -161,7 +161,7 @@ class StackSession(BaseSession):
         for frame in frames:
             region = self._frame_answer(object_id, frame)
             mask[frame] = False
-            mask[frame][region.slices] = region.logits > 0
+            mask[frame][region.slices] = region.inside
         return (slice(None),) * mask.ndim, mask
 
     def _scene(self, frame: int | None) -> Scene:

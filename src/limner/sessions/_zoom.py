@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 from limner.models import PromptableModel, View
 from limner.prompts.convert import extent, map_positions
 from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
-from limner.sessions._region import Bounds, Region, rounded, true_bounds
+from limner.sessions._region import STEP, Bounds, Region, in_steps, true_bounds
 from limner.sessions._resize import bin_edges, enlarge, shrink
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
+Look = tuple[NDArray[np.float32], Bounds, float]  # logits on a view's grid, its bounds, the score
 
 MARGIN = 0.3  # of the object's size, around it on each side
 LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
 GROWTH = 0.5  # of the window's size, on a side that the mask touches
 MOST_GROWTHS = 4
+CLOSE = 4.0  # times as large as the window that was wanted, a window does as well
+LEAST_WINDOW = 0.5  # of the model's window: smaller windows are not looked at
 _CACHED_VIEWS = 6
 
 
@@ -99,11 +102,12 @@ def answer(
         return _region(scene, *_look(model, scene, prompts, previous, scene.whole, scene.shape))
     found = None if previous is None else previous.mask_bounds
     if previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
-        shape = _view_shape(scene, scene.whole, limit)
-        look = _look(model, scene, prompts, None, scene.whole, shape)
-        if shape == scene.shape:
+        look = _first_look(model, scene, prompts, limit)
+        found = _found(look[0], look[1])
+        if look[0].shape == scene.shape or (
+            model.card.judges and _is_close(look[1], _around(scene, prompts, found, limit))
+        ):
             return _region(scene, *look)
-        found = _found(look[0], scene.whole)
     bounds = _around(scene, prompts, found, limit)
     for _ in range(MOST_GROWTHS + 1):
         look = _look(model, scene, prompts, previous, bounds, _view_shape(scene, bounds, limit))
@@ -112,6 +116,48 @@ def answer(
             break
         bounds = grown
     return _region(scene, *look)
+
+
+def _first_look(
+    model: PromptableModel, scene: Scene, prompts: Sequence[Prompt], limit: int
+) -> Look:
+    """The look that tells how large the object is, where only marks were given.
+
+    A model that judges its answers sees ever larger windows around the marks, up to the whole, and
+    the answer that it trusts most counts; one that is cut off by its window is trusted less than
+    any that is not. Other models see the whole.
+    """
+    windows = [scene.whole]
+    if model.card.judges:
+        windows = _ever_larger(scene, prompts, limit)
+    best: tuple[tuple[bool, float], Look] | None = None
+    for bounds in windows:
+        look = _look(model, scene, prompts, None, bounds, _view_shape(scene, bounds, limit))
+        whole = bool((look[0] > 0).any()) and _grown(look[0], bounds, scene.shape) == bounds
+        rank = (whole, look[2])
+        if best is None or rank > best[0]:
+            best = rank, look
+    assert best is not None
+    return best[1]
+
+
+def _is_close(window: Bounds, wanted: Bounds) -> bool:
+    """Whether a window shows the object about as large as the one that was wanted."""
+    sizes = np.subtract(window[1], window[0]) / np.subtract(wanted[1], wanted[0])
+    return bool(sizes.max() <= CLOSE)
+
+
+def _ever_larger(scene: Scene, prompts: Sequence[Prompt], limit: int) -> list[Bounds]:
+    """Windows around marks: the least one, and twice as large each, up to the whole."""
+    bounds = _around(scene, prompts, None, limit)
+    windows = [bounds]
+    while bounds != scene.whole:
+        size = np.subtract(bounds[1], bounds[0])
+        low = np.maximum(0, np.asarray(bounds[0]) - (size + 1) // 2)
+        high = np.minimum(scene.shape, np.asarray(bounds[1]) + (size + 1) // 2)
+        bounds = tuple(int(a) for a in low), tuple(int(b) for b in high)
+        windows.append(bounds)
+    return windows
 
 
 def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
@@ -152,13 +198,14 @@ def _look(
     previous: Region | None,
     bounds: Bounds,
     shape: Shape,
-) -> tuple[NDArray[np.float32], Bounds, float]:
+) -> Look:
     """One question to the model: logits on the view's own grid, the view's bounds, the score."""
     embedding = scene.embedding(model, bounds, shape)
     shown = [v for p in prompts if (v := to_view(p, bounds, shape)) is not None]
     before = None
     if previous is not None:
-        before = np.asarray(shrink(previous.window(*bounds), shape), dtype=np.float32)
+        steps = shrink(previous.window(*bounds), shape)
+        before = np.asarray(steps, dtype=np.float32) * np.float32(STEP)
     result = model.segment(embedding, shown, before)
     logits = np.asarray(result.logits, dtype=np.float32)
     if logits.shape != shape:
@@ -183,7 +230,7 @@ def _region(
         a + bin_edges(b - a, n)[c : d + 1]
         for a, b, n, c, d in zip(*bounds, logits.shape, low, high, strict=True)
     ]
-    kept = rounded(logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
+    kept = in_steps(logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
     return Region(scene.shape, tuple(int(e[0]) for e in edges), enlarge(kept, edges)), score
 
 
@@ -228,7 +275,7 @@ def _around(scene: Scene, prompts: Sequence[Prompt], found: Bounds | None, limit
     high = np.max([b for _, b in spans], axis=0)
     finest = min(scene.spacing) / np.asarray(scene.spacing)  # 1 on the finest axis, less on others
     margin = np.maximum(MARGIN * (high - low), np.ceil(LEAST_MARGIN * finest))
-    least = np.ceil(limit / 2 * finest)
+    least = np.ceil(LEAST_WINDOW * limit * finest)
     margin = np.maximum(margin, (least - (high - low)) / 2)
     low = np.clip(np.floor(low - margin), 0, np.asarray(scene.shape) - 1)
     high = np.clip(np.ceil(high + margin), low + 1, scene.shape)
