@@ -1,9 +1,27 @@
-"""Warnings on stderr: after the work if it succeeds, not before an error that is one line."""
+"""What a command says on stderr: progress as it happens; warnings after the work if it succeeds,
+not before an error that is one line.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+
+
+def show_progress(name: str) -> None:
+    """Print what a package logs, as it happens, on stderr; once.
+
+    Args:
+        name: of its logger, such as ``"limner.train"``.
+    """
+    log = logging.getLogger(name)
+    if log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 class Messages(logging.Handler):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from limner.cli._messages import show_progress
+
 app = typer.Typer(
     help="Measure models with a simulated user: limner bench run, then limner bench report.",
     no_args_is_help=True,
@@ -63,7 +65,7 @@ def run(
         weights=parse_weights(weights or (), model),
         device=device,
     )
-    _show_progress()
+    show_progress("limner.bench")
     try:
         outcome = run_bench(config, out)
     except KeyboardInterrupt:
@@ -107,17 +109,3 @@ def report(
     for path in (output, table, markdown if str(markdown) != "-" else None):
         if path is not None:
             print(f"Wrote {path}", file=sys.stderr)
-
-
-def _show_progress() -> None:
-    """Print what the run logs, as it happens, on stderr; once."""
-    import logging
-
-    log = logging.getLogger("limner.bench")
-    if log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from limner.cli._messages import show_progress
+
 
 class _RecipeFirst(TyperGroup):
     """``limner train RECIPE`` is ``limner train run RECIPE``."""
@@ -49,7 +51,7 @@ def run(
     from limner.train.loop import train
     from limner.train.pack import open_pack
 
-    _show_progress()
+    show_progress("limner.train")
     config = read_config(recipe, steps=steps, seed=seed)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -73,7 +75,7 @@ def pack(
     from limner.train.pack import write_pack
     from limner.train.sources import planes
 
-    _show_progress()
+    show_progress("limner.train")
     summary = write_pack(output, planes(data))
     size = sum(fact["bytes"] for fact in summary["sets"].values())
     print(f"{output}: {len(summary['sets'])} sets, {size / 1e6:.1f} MB.")
@@ -93,17 +95,3 @@ def export(
     written = write(source, output)
     for path in (written.weights, written.graph, written.facts):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB.")
-
-
-def _show_progress() -> None:
-    """Print what training logs, as it happens, on stderr; once."""
-    import logging
-
-    log = logging.getLogger("limner.train")
-    if log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False

@@ -148,7 +148,9 @@ def _is_close(window: Bounds, wanted: Bounds) -> bool:
 
 
 def _ever_larger(scene: Scene, prompts: Sequence[Prompt], limit: int) -> list[Bounds]:
-    """Windows around marks: the least one, and twice as large each, up to the whole."""
+    """Windows around marks: the least one, then each half as large again on every side, as far as
+    the image goes, up to the whole.
+    """
     bounds = _around(scene, prompts, None, limit)
     windows = [bounds]
     while bounds != scene.whole:
