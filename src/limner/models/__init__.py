@@ -16,11 +16,21 @@ from types import ModuleType
 from typing import Any
 
 from limner.errors import CheckpointError
-from limner.models._family import ModelCard, PromptableModel, Segmentation, Variant, View
+from limner.models._family import (
+    BatchModel,
+    ModelCard,
+    PromptableModel,
+    Question,
+    Segmentation,
+    Variant,
+    View,
+)
 
 __all__ = [
+    "BatchModel",
     "ModelCard",
     "PromptableModel",
+    "Question",
     "Segmentation",
     "Variant",
     "View",

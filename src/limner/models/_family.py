@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]
@@ -74,12 +75,14 @@ class View:
             window the user asked for (CT), else robust limits of the whole image, the same for all
             its views. One pair for all channels.
         modality: DICOM's term where known.
+        windowed: whether `intensity` is a window that the user asked for.
     """
 
     array: Array
     spacing: tuple[float, ...]
     intensity: tuple[float, float]
     modality: str | None = None
+    windowed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,10 +105,29 @@ class Segmentation:
     Attributes:
         logits: float32 of the view's spatial shape, above 0 inside the object.
         score: predicted quality (IoU or Dice), 0…1.
+        memory: what the model wants to see again with the next question about the same object on
+            the same view, such as its logits before they were resized; None for nothing. Sessions
+            hand it back (`Question.memory`) and never look into it.
     """
 
     logits: NDArray[np.float32]
     score: float
+    memory: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked about one object on a view.
+
+    Attributes:
+        prompts: all that the user said so far, oldest first, positions in the view's index order.
+        previous: logits of the round before, of the view's shape, or None.
+        memory: `Segmentation.memory` of the round before, if that was about the same view.
+    """
+
+    prompts: Sequence[Prompt]
+    previous: NDArray[np.float32] | None = None
+    memory: Any = None
 
 
 @runtime_checkable
@@ -135,6 +157,19 @@ class PromptableModel(Protocol):
         """
 
 
+@runtime_checkable
+class BatchModel(PromptableModel, Protocol):
+    """A model that answers several questions about one view together, and that may remember.
+
+    Sessions ask it through `segment_batch` only; `segment` is the same for one question.
+    """
+
+    def segment_batch(
+        self, embedding: Any, questions: Sequence[Question]
+    ) -> Sequence[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One model of a family file.
@@ -143,7 +178,10 @@ class Variant:
         card: its facts.
         build: called as ``build(weights=path_or_None, device=name, exact=bool)``. The built model's
             card has the hash of the weights that it was given.
+        weights: where its weights can be had, best first; empty where they ship with the package or
+            there are none.
     """
 
     card: ModelCard
     build: Callable[..., PromptableModel]
+    weights: tuple[WeightsCard, ...] = ()

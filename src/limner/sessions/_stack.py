@@ -169,7 +169,11 @@ class StackSession(BaseSession):
         if frame not in self._scenes:
             geometry = self.image.geometry.plane(frame)
             self._scenes[frame] = Scene(
-                self._plane(frame), geometry.spacing, self._intensity(), self.image.modality
+                self._plane(frame),
+                geometry.spacing,
+                self._intensity(),
+                self.image.modality,
+                windowed=self.options.window is not None,
             )
             while len(self._scenes) > _CACHED_SCENES:
                 self._scenes.popitem(last=False)

@@ -42,6 +42,7 @@ class Scene:
         spacing: millimetres per step.
         intensity: limits for black and white, the same for all views.
         modality: DICOM's term where known.
+        windowed: whether the limits are a window that the user asked for.
     """
 
     def __init__(
@@ -50,11 +51,14 @@ class Scene:
         spacing: tuple[float, ...],
         intensity: tuple[float, float],
         modality: str | None,
+        *,
+        windowed: bool = False,
     ) -> None:
         self.array = array
         self.spacing = spacing
         self.intensity = intensity
         self.modality = modality
+        self.windowed = windowed
         self.shape: Shape = array.shape[: len(spacing)]
         self._embeddings: OrderedDict[tuple[Bounds, Shape], Any] = OrderedDict()
 
@@ -72,7 +76,9 @@ class Scene:
         low, high = bounds
         window = self.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         steps = (np.subtract(high, low) / shape * self.spacing).tolist()
-        view = View(shrink(window, shape), tuple(steps), self.intensity, self.modality)
+        view = View(
+            shrink(window, shape), tuple(steps), self.intensity, self.modality, self.windowed
+        )
         embedding = model.embed(view)
         self._embeddings[key] = embedding
         while len(self._embeddings) > _CACHED_VIEWS:
@@ -101,6 +107,8 @@ def answer(
     if not zoom or limit is None:
         return _region(scene, *_look(model, scene, prompts, previous, scene.whole, scene.shape))
     found = None if previous is None else previous.mask_bounds
+    if found is None:  # an answer of nothing, as to a lone negative click, says nothing
+        previous = None
     if previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
         look = _first_look(model, scene, prompts, limit)
         found = _found(look[0], look[1])

@@ -29,4 +29,10 @@ class ImageSession(BaseSession):
     def _picture(self) -> Scene:
         array = finite(self.image.array, self.image)
         intensity = self.options.window or robust_limits(array)
-        return Scene(array, self.image.spacing, intensity, self.image.modality)
+        return Scene(
+            array,
+            self.image.spacing,
+            intensity,
+            self.image.modality,
+            windowed=self.options.window is not None,
+        )

@@ -72,7 +72,13 @@ class VolumeSession(StackSession):
     @cached_property
     def _whole(self) -> Scene:
         spacing = self.image.spacing
-        return Scene(self._array, spacing, self._limits, self.image.modality)
+        return Scene(
+            self._array,
+            spacing,
+            self._limits,
+            self.image.modality,
+            windowed=self.options.window is not None,
+        )
 
     @cached_property
     def _limits(self) -> tuple[float, float]:
