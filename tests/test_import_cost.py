@@ -40,6 +40,14 @@ def test_command_line_help_imports_no_numpy() -> None:
     assert not loaded & (HEAVY | {"numpy"})
 
 
+def test_listing_the_models_imports_no_framework() -> None:
+    listing = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
+    loaded = _modules_after(
+        f"{listing}    from limner.cli.__main__ import run\n    assert run(['models']) == 0"
+    )
+    assert not loaded & {"torch", "openvino", "safetensors"}
+
+
 def _modules_after(code: str) -> set[str]:
     script = f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run(

@@ -18,6 +18,7 @@ NAMES = {
     "Session",
     "TextPrompt",
     "create_model",
+    "everything",
     "metrics",
     "models",
     "open_session",
@@ -42,8 +43,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_models_can_be_called_for_cards_and_imported_as_a_package() -> None:
-    from limner.models import create_model
+    from limner.models import create_model, variants
 
     cards = limner.models()
     assert "toy" in {card.name for card in cards}
-    assert all(create_model(card.name).card.name == card.name for card in cards)
+    here = [variant.card for variant in variants() if not variant.weights]
+    assert set(map(id, here)) <= set(map(id, cards))
+    assert all(create_model(card.name).card.name == card.name for card in here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,11 @@ import limner
 from limner import phantoms
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
-from limner.models._family import ModelCard, Segmentation, View
+from limner.models._family import BatchModel, ModelCard, Question, Segmentation, View
 from limner.prompts.types import Prompt
 from limner.sessions._base import BaseSession
+from limner.sessions._cache import AnswerCache
+from limner.sessions._log import event_to_json
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,37 @@ class Watching:
     ) -> Segmentation:
         self.seen.append(previous)
         return self._toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
+
+
+class Recalling:
+    """The toy model, asked in batches; it remembers how often it was asked, and says it by its
+    score, so that a memory that is lost or of another object shows.
+    """
+
+    def __init__(self, kinds: frozenset[str] | None = None) -> None:
+        self._toy = create_model("toy")
+        card = self._toy.card
+        self.card = ModelCard(**{**card.__dict__, "prompts": kinds or card.prompts, "zoom": False})
+        self.embedded = 0
+        self.batches: list[list[Question]] = []
+
+    def embed(self, view: View) -> object:
+        self.embedded += 1
+        return self._toy.embed(view)
+
+    def segment(
+        self, embedding: object, prompts: Sequence[Prompt], previous: np.ndarray | None = None
+    ) -> Segmentation:
+        raise AssertionError("a model that answers in batches is asked so")
+
+    def segment_batch(self, embedding: object, questions: Sequence[Question]) -> list[Segmentation]:
+        self.batches.append(list(questions))
+        return [self._one(embedding, q) for q in questions]
+
+    def _one(self, embedding: object, question: Question) -> Segmentation:
+        found = self._toy.segment(embedding, question.prompts, question.previous)  # type: ignore[arg-type]
+        times = np.ones(1) if question.memory is None else question.memory[0] + 1
+        return Segmentation(found.logits, float(times[0]) / 100, (times, np.zeros(1000)))
 
 
 def test_a_session_answers_the_verbs_of_the_protocol(case: Case) -> None:
@@ -711,3 +744,181 @@ def test_a_box_that_reaches_over_the_image_is_taken_with_a_warning(
         session.add(wide, frame=case.frame)
         assert "reaches over the image" in caplog.text
         assert session.predict(frame=case.frame).mask.any()
+
+
+def _said(session: BaseSession, case: Case, prompt: Prompt, **where: int) -> float:
+    session.add(prompt, frame=case.frame, **where)
+    return session.predict(frame=case.frame, **where).score
+
+
+def test_a_model_gets_back_what_it_remembered_of_this_object_on_this_view(case: Case) -> None:
+    model = Recalling()
+    assert isinstance(model, BatchModel)
+    with limner.open_session(case.image, model) as session:
+        assert _said(session, case, case.click) == 0.01
+        assert _said(session, case, case.box, object_id=2) == 0.01
+        assert _said(session, case, case.other) == 0.02
+        assert _said(session, case, case.click) == 0.03
+        session.undo()
+        session.undo()
+        assert session.predict(frame=case.frame).score == 0.01
+        assert _said(session, case, case.box) == 0.02
+    assert model.embedded == 1
+    assert all(len(batch) == 1 for batch in model.batches)
+
+
+def test_replaying_the_rounds_brings_the_memory_back(case: Case) -> None:
+    with limner.open_session(case.image, Recalling()) as session:
+        scores = [_said(session, case, p) for p in (case.click, case.other, case.box)]
+        found = session.predict(frame=case.frame)
+        session._answers = AnswerCache()
+        again = session.predict(frame=case.frame)
+        assert scores == [0.01, 0.02, 0.03]
+        assert again.score == found.score
+        assert np.array_equal(again.logits, found.logits)
+
+
+def test_a_memory_of_one_view_is_not_shown_on_another() -> None:
+    picture = phantoms.picture(3, (400, 380)).image  # larger than the toy's window
+    model = Recalling()
+    with limner.open_session(picture, model, zoom=True) as session:
+        session.add(limner.Box((30, 20), (60, 60)))
+        session.predict()
+        session.add(limner.Box((300, 300), (380, 360)))
+        session.predict()
+    seen = [question.memory for (question,) in model.batches]
+    assert len(seen) >= 2
+    assert all(memory is None for memory in seen)
+
+
+def test_memories_count_in_the_budget_of_the_answers() -> None:
+    case = _image_case()
+    with limner.open_session(case.image, Recalling()) as session:
+        session._answers = AnswerCache(budget=20_000)
+        for _ in range(12):  # 8,000 bytes of memory each
+            session.add(case.click)
+            session.predict()
+        assert len(session._answers._answers) <= 2
+        assert session.predict().score == 0.12
+
+
+def test_a_batch_with_an_answer_missing_is_refused() -> None:
+    class Short(Recalling):
+        def segment_batch(
+            self, embedding: object, questions: Sequence[Question]
+        ) -> list[Segmentation]:
+            return super().segment_batch(embedding, questions)[:-1]
+
+    case = _image_case()
+    with limner.open_session(case.image, Short()) as session:
+        session.add(case.box)
+        with pytest.raises(ValueError, match="answered 0 of 1 questions"):
+            session.predict()
+
+
+def _several(session: BaseSession, case: Case) -> None:
+    """Three objects, one of them with a round behind it."""
+    session.add(case.box, object_id=3, frame=case.frame)
+    session.add(case.click, object_id=1, frame=case.frame)
+    session.predict(object_id=1, frame=case.frame)
+    session.add(case.other, object_id=1, frame=case.frame)
+    session.add(case.click, object_id=2, frame=case.frame)
+
+
+@pytest.mark.parametrize("model", ["toy", "batch"])
+def test_all_objects_are_answered_as_each_by_itself(case: Case, model: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    models = [Recalling() if model == "batch" else create_model("toy") for _ in range(2)]
+    journals = [tmp_path / "one", tmp_path / "all"]
+    found = []
+    for built, journal in zip(models, journals, strict=True):
+        with limner.open_session(case.image, built, journal=journal) as session:
+            _several(session, case)
+            if journal.name == "all":
+                found.append(session.predict_all())
+                assert [p.box for p in session.predict_all()] == [None] * 3
+            else:
+                found.append(
+                    tuple(session.predict(object_id=i, frame=case.frame) for i in (3, 1, 2))
+                )
+            assert {e.answered for e in session.entries} == {True}
+    for one, together in zip(*found, strict=True):
+        assert (one.object_id, one.frame, one.score) == (
+            together.object_id,
+            together.frame,
+            together.score,
+        )
+        assert np.array_equal(one.logits, together.logits)
+        assert one.box == together.box
+    lines = [journal.read_text().splitlines()[1:] for journal in journals]
+    assert lines[0] == lines[1]
+
+
+def test_many_objects_are_one_question_to_a_model_that_can(case: Case) -> None:
+    model = Recalling()
+    with limner.open_session(case.image, model) as session:
+        _several(session, case)
+        model.batches.clear()
+        session.predict_all()
+        assert [len(batch) for batch in model.batches] == [3]
+        assert [q.memory is not None for q in model.batches[0]] == [False, True, False]
+        session.predict_all()
+        _ = session.labels
+        assert len(model.batches) == 1
+        session._answers = AnswerCache()  # as after resume: round by round, still together
+        session.predict_all()
+        assert [len(batch) for batch in model.batches] == [3, 3, 1]
+    assert model.embedded == 1
+
+
+def test_nothing_said_is_nothing_answered_and_frames_can_be_chosen() -> None:
+    case = _video_case()
+    model = Recalling()
+    with limner.open_session(case.image, model) as session:
+        assert session.predict_all() == ()
+        for frame, object_id in ((4, 1), (2, 1), (4, 2)):
+            session.add(case.box, frame=frame, object_id=object_id)
+        assert [(p.object_id, p.frame) for p in session.predict_all(frame=2)] == [(1, 2)]
+        assert [(p.object_id, p.frame) for p in session.predict_all()] == [(1, 4), (2, 4), (1, 2)]
+        assert session.predict_all(frame=7) == ()
+        assert [len(batch) for batch in model.batches] == [1, 2]
+        with pytest.raises(PromptError, match="whole number"):
+            session.predict_all(frame=1.5)  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match="closed"):
+        session.predict_all()
+
+
+def test_a_batch_is_no_larger_than_memory_allows() -> None:
+    from limner.sessions._zoom import MOST_TOGETHER, together
+
+    model = Recalling()
+    assert together(model, (64, 64), zoom=False) == MOST_TOGETHER
+    assert 1 <= together(model, (4096, 4096), zoom=False) <= 4
+    assert together(model, (400, 4096, 4096), zoom=False) == 1
+    assert together(model, (64, 64), zoom=True) == 1
+    assert together(create_model("classical/region"), (64, 64), zoom=False) == 1
+    case = _image_case()
+    with limner.open_session(case.image, model) as session:
+        for object_id in range(1, MOST_TOGETHER + 4):
+            session.add(case.box, object_id=object_id)
+        assert len(session.predict_all()) == MOST_TOGETHER + 3
+    assert [len(batch) for batch in model.batches] == [MOST_TOGETHER, 3]
+
+
+def test_the_journal_says_how_masks_were_propagated() -> None:
+    case = _video_case()
+    with _session(case) as session:
+        session.add(case.box, frame=1)
+        session.add(case.box, frame=4)
+        list(session.propagate(how="interpolate"))
+        list(session.propagate(start=5))
+        facts = session.export().manifest["objects"]["1"]
+        assert facts["propagated_frames"] == [2, 3, 5, 6, 7]
+        assert facts["propagated_how"] == ["carry", "interpolate"]
+
+
+def test_a_journal_from_before_ways_of_propagating_is_read() -> None:
+    from limner.sessions._log import Propagated, event_from_json
+
+    assert event_from_json({"op": "propagate", "object_ids": [1]}) == Propagated((1,), "carry")
+    event = Propagated((1, 2), "interpolate")
+    assert event_from_json(event_to_json(event)) == event

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import limner
 from limner import Box, Click, Lasso, MaskPrompt, Scribble, TextPrompt
-from limner.models._family import ModelCard, Segmentation, View
+from limner.models._family import ModelCard, Question, Segmentation, View
 from limner.models._intensity import resolve_window, robust_limits
 from limner.sessions._region import STEP, Region, in_steps
 from limner.sessions._resize import bin_edges, enlarge, shrink
@@ -183,6 +183,31 @@ def test_answers_of_a_window_are_pasted_back_exactly(data: st.DataObject) -> Non
     assert np.array_equal(prediction.mask, array > 0)
     assert (prediction.box.low, prediction.box.high) == (low, high)
     assert all(max(view.shape) <= 40 for view, _ in model.shown)
+
+
+def test_a_memory_comes_back_where_the_window_has_not_moved() -> None:
+    class Remembering(Threshold):
+        """Says how often it was asked on this very view."""
+
+        seen: list[tuple[tuple[int, ...], object]]
+
+        def segment_batch(self, view: View, questions: list[Question]) -> list[Segmentation]:
+            (question,) = questions
+            self.seen.append((view.shape, question.memory))
+            found = self.segment(view, list(question.prompts))
+            return [Segmentation(found.logits, 0.5, len(self.seen))]
+
+    array = np.zeros((90, 300), np.uint8)
+    array[40:50, 40:50] = array[60:70, 280:290] = 200
+    model = Remembering({2: 64})
+    model.seen = []
+    with limner.open_session(array, model, window=(0, 255)) as session:
+        for box in (Box((40, 40), (50, 50)), Box((41, 41), (49, 49)), Box((60, 280), (70, 290))):
+            session.add(box)
+            session.predict()
+    (first, nothing), (second, number), (third, moved) = model.seen
+    assert first == second != third
+    assert (nothing, number, moved) == (None, 1, None)
 
 
 def test_the_window_stops_growing_and_shows_all_prompts_it_reaches() -> None:

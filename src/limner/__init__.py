@@ -31,6 +31,7 @@ _HOMES = {
     "Session": "limner.sessions",
     "TextPrompt": "limner.prompts",
     "create_model": "limner.models",
+    "everything": "limner.sessions.everything",
     "open_session": "limner.sessions",
     "read": "limner.io",
     "read_labels": "limner.io",
@@ -53,6 +54,7 @@ __all__ = [
     "Session",
     "TextPrompt",
     "create_model",
+    "everything",
     "metrics",
     "models",
     "open_session",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from limner.models import create_model
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
     from limner.sessions import Prediction, Session, open_session, resume
+    from limner.sessions.everything import everything
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 
 import limner
 from limner import metrics, rle
+from limner.bench._encoded import encoded_once
 from limner.bench.cases import Case, DataSet, cases, find_sets, open_picture, spread
 from limner.bench.config import BenchConfig
 from limner.bench.disturb import disturb_image
@@ -215,7 +216,7 @@ def _scores(mask: Any, case: Case) -> tuple[float, float]:
 def _create(config: BenchConfig) -> list[PromptableModel]:
     weights = dict(config.weights)
     return [
-        create_model(name, weights=weights.get(name), device=config.device)
+        encoded_once(create_model(name, weights=weights.get(name), device=config.device))
         for name in config.models
     ]
 

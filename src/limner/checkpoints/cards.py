@@ -14,7 +14,7 @@ class WeightsCard:
         sources: where to fetch it, best first: ``"hf:owner/repository/file"`` on the Hugging Face
             hub, or an ``https`` address. Empty where nobody offers it for direct download.
         licence: SPDX identifier of the weights, or what the authors say.
-        size: bytes, None where not known.
+        size: bytes, None where not known; checked together with the hash.
         sha256: of the whole file, None where this project has not seen it.
         note: one line for the user, such as how to get a file that has no source.
     """

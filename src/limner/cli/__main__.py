@@ -20,8 +20,10 @@ from limner.cli.bench import app as bench_app
 from limner.cli.convert import convert
 from limner.cli.demo import demo
 from limner.cli.doctor import doctor
+from limner.cli.everything import everything
 from limner.cli.info import info
-from limner.cli.models import models
+from limner.cli.models import app as models_app
+from limner.cli.propagate import propagate
 from limner.cli.resume import resume
 from limner.cli.segment import segment
 from limner.cli.train import app as train_app
@@ -36,8 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (segment, info, models, resume, convert, demo, doctor):
+for command in (segment, propagate, everything, info, resume, convert, demo, doctor):
     app.command()(command)
+app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 

@@ -108,9 +108,8 @@ def finish(
 def predict_all(session: BaseSession) -> dict[int, float]:
     """Answer every object wherever it has prompts; the lowest score per object."""
     scores: dict[int, float] = {}
-    for object_id, frame in dict.fromkeys((e.object_id, e.frame) for e in session.entries):
-        score = session.predict(object_id=object_id, frame=frame).score
-        scores[object_id] = min(score, scores.get(object_id, 1.0))
+    for found in session.predict_all():
+        scores[found.object_id] = min(found.score, scores.get(found.object_id, 1.0))
     return scores
 
 

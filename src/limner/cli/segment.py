@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limner.cli import _options as options
+from limner.cli._examples import ExampleFiles, parse_example, read_examples
 from limner.errors import PromptError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Said:
     mask: Path | None = None
     texts: tuple[str, ...] = ()
     prompts: options.PromptFile | None = None
+    examples: tuple[ExampleFiles, ...] = ()
 
 
 def segment(
@@ -58,6 +60,13 @@ def segment(
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A word for the object. Repeat: one object each.")
+    ] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="IMAGE=MASK or IMAGE=MASK:LABEL: do it as in this picture; without a label all "
+            "that is not 0 is meant. Repeat: the more, the better."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -106,9 +115,10 @@ def segment(
     file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
     if weights is None and model is None and file.weights is not None:
         weights = Path(file.weights)
-    check_output(
-        output, preview, picture, journal=journal, inputs=(mask, scribble, prompts, weights)
-    )
+    examples = tuple(parse_example(text) for text in example or ())
+    inputs = [mask, scribble, prompts, weights]
+    inputs += [path for files in examples for path in (files.image, files.mask)]
+    check_output(output, preview, picture, journal=journal, inputs=inputs)
     said = Said(
         tuple(box or ()),
         tuple(click or ()),
@@ -117,6 +127,7 @@ def segment(
         mask,
         tuple(text or ()),
         file,
+        examples,
     )
     entries = gather(said, picture, slice_, order=order, world=world)
     with limner.open_session(
@@ -129,8 +140,8 @@ def segment(
         zoom=file.zoom if zoom is None else zoom,
         window=file.window if window is None else options.parse_window(window),
     ) as session:
-        _say(session, entries, file.names, name or ())
-        _compare(session, file, prompts)
+        say(session, entries, file.names, name or ())
+        compare(session, file, prompts)
         finish(
             session,
             output,
@@ -141,7 +152,7 @@ def segment(
         )
 
 
-def _compare(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
+def compare(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
     """Warn where a manifest is repeated on another image or with other weights."""
     if file.pixel_sha256 not in (None, session.image.pixel_hash()):
         _log.warning(
@@ -152,7 +163,7 @@ def _compare(session: BaseSession, file: options.PromptFile, path: Path | None) 
         _log.warning("%s was made with other weights of %s.", path, card.name)
 
 
-def _say(
+def say(
     session: BaseSession,
     entries: Sequence[options.Placed],
     names: Mapping[int, str],
@@ -198,8 +209,9 @@ def gather(
 ) -> list[options.Placed]:
     """All prompts of the command line, in index order, with object and frame.
 
-    One box, one text and a mask with one label are about the same object, and so are clicks and
-    scribbles. Several boxes or texts are objects 1, 2, …; the labels of a mask are object ids.
+    One box, one text and a mask with one label are about the same object, and so are clicks,
+    scribbles and all examples. Several boxes or texts are objects 1, 2, …; the labels of a mask are
+    object ids.
 
     Args:
         said: the prompts.
@@ -221,7 +233,8 @@ def gather(
     clicks = [placed(Click(options.numbers(t, "--click"))) for t in said.clicks]
     clicks += [placed(Click(options.numbers(t, "--not"), positive=False)) for t in said.excluded]
     masks = {} if said.mask is None else options.read_masks(said.mask, image, frame)
-    shared = bool(clicks or said.scribble or (masks and (boxes or said.texts)))
+    marked = bool(clicks or said.scribble or said.examples)
+    shared = marked or bool(masks and (boxes or said.texts))
     if shared and max(len(boxes), len(said.texts), len(masks)) > 1:
         raise PromptError(
             "Several boxes, texts or labels of a mask are several objects; say with "
@@ -234,14 +247,15 @@ def gather(
     ]
     entries += [options.Placed(MaskPrompt(mask), k, frame) for k, mask in masks.items()]
     entries += [options.Placed(click, first, frame) for click in clicks]
+    entries += [options.Placed(e, first, frame) for e in read_examples(said.examples)]
     if said.scribble is not None:
         entries += options.read_scribbles(said.scribble, image, frame, object_id=first)
     if said.prompts is not None:
         entries += said.prompts.entries
     if not entries:
         raise PromptError(
-            "Nothing says what to delineate: give --box, --click, --scribble, --mask, --text "
-            "or --prompts."
+            "Nothing says what to delineate: give --box, --click, --scribble, --mask, --text, "
+            "--example or --prompts."
         )
     return entries
 

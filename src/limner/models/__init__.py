@@ -15,9 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from limner.checkpoints import store
 from limner.errors import CheckpointError
 from limner.models._family import (
     BatchModel,
+    CarryingModel,
+    CheckingModel,
     ModelCard,
     PromptableModel,
     Question,
@@ -28,6 +31,8 @@ from limner.models._family import (
 
 __all__ = [
     "BatchModel",
+    "CarryingModel",
+    "CheckingModel",
     "ModelCard",
     "PromptableModel",
     "Question",
@@ -37,7 +42,11 @@ __all__ = [
     "cards",
     "create_model",
     "default_model",
+    "how_to_get",
+    "kept_weights",
     "list_families",
+    "variant",
+    "variants",
 ]
 
 
@@ -62,9 +71,28 @@ def list_families() -> tuple[str, ...]:
 
 def cards() -> tuple[ModelCard, ...]:
     """The cards of all models, by family and variant."""
-    return tuple(
-        variant.card for family in list_families() for variant in _variants(family).values()
-    )
+    return tuple(chosen.card for chosen in variants())
+
+
+def variants() -> tuple[Variant, ...]:
+    """The cards of all models with their builders and weights, by family and variant."""
+    return tuple(v for family in list_families() for v in _variants(family).values())
+
+
+def kept_weights(chosen: Variant) -> Path | None:
+    """The weights file of a model that ``limner models fetch`` or ``add`` has put here, or None."""
+    found = (store.locate(file.name) for file in chosen.weights)
+    return next((path for path in found if path is not None), None)
+
+
+def how_to_get(chosen: Variant) -> str:
+    """What to do to get the weights of a model; no capital at the start, no stop at the end."""
+    name = chosen.card.name
+    add = f"limner models add {name} FILE"
+    if any(file.sources for file in chosen.weights):
+        return f"limner models fetch {name} gets it, {add} keeps one that you have"
+    note = next((file.note for file in chosen.weights if file.note), "").rstrip(".")
+    return note if "limner models add" in note else f"{note}; then {add}".removeprefix("; then ")
 
 
 def create_model(
@@ -78,23 +106,45 @@ def create_model(
 
     Args:
         name: ``"family/variant"``, or ``"family"`` where it has one variant; see ``limner models``.
-        weights: file with its weights; None for the ones shipped or none needed.
+        weights: file with its weights; None for the ones shipped, for those that ``limner models
+            fetch`` or ``add`` has put here, or where none are needed.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         exact: compute in float32 even where less was measured to give the same masks.
 
     Raises:
         ValueError: no such model or device; the message lists those that exist.
-        CheckpointError: the weights file does not exist or does not fit, or none is taken.
+        CheckpointError: the weights file does not exist or does not fit, or none is taken; or the
+            model needs one and there is none, and the message says how to get it.
     """
     chosen = variant(name)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:N.")
+    if weights is None and chosen.weights:
+        return _build_kept(chosen, device=device, exact=exact)
     path = None if weights is None else Path(weights)
     if path is not None and not path.exists():
         raise CheckpointError(f"There is no weights file {path}.")
     model = chosen.build(weights=path, device=device, exact=exact)
     if path is not None and model.card.weights_sha256 is None:
         raise CheckpointError(f"{name} takes no weights file, so {path} would be ignored.")
+    return model
+
+
+def _build_kept(chosen: Variant, *, device: str, exact: bool) -> PromptableModel:
+    """With the weights that are kept here."""
+    name, path = chosen.card.name, kept_weights(chosen)
+    if path is None:
+        raise CheckpointError(
+            f"{name} needs a weights file, which is not here: {how_to_get(chosen)}; "
+            "--weights FILE (weights=) uses one once."
+        )
+    model = chosen.build(weights=path, device=device, exact=exact)
+    record = store.record_of(path)
+    if record is not None and model.card.weights_sha256 not in (None, record.sha256):
+        raise CheckpointError(
+            f"{path} has changed since it was put there; remove it with "
+            f"limner models remove {name} and get it again."
+        )
     return model
 
 

@@ -170,6 +170,34 @@ class BatchModel(PromptableModel, Protocol):
         """Answers in the order of the questions, each as if it had been asked alone."""
 
 
+@runtime_checkable
+class CheckingModel(PromptableModel, Protocol):
+    """A model that understands only some prompts of a kind, such as the words of a list."""
+
+    def check(self, prompt: Prompt) -> None:
+        """Refuse a prompt before anything is computed.
+
+        Raises:
+            PromptError: the model knows nothing of the sort; the message says what it knows.
+        """
+
+
+@runtime_checkable
+class CarryingModel(PromptableModel, Protocol):
+    """A model that says itself how its answer on one slice or frame is carried to the next."""
+
+    def carry(
+        self, view: View, before: Segmentation, prompts: Sequence[Prompt]
+    ) -> Sequence[Prompt]:
+        """What to ask on the next slice or frame; nothing where the object has ended.
+
+        Args:
+            view: of the next one.
+            before: the answer on the last one, on a view of the same shape.
+            prompts: of the one that the user prompted.
+        """
+
+
 @dataclass(frozen=True)
 class Variant:
     """One model of a family file.

@@ -6,8 +6,9 @@ can be foretold in a test. It needs NumPy alone, always answers the same, and ta
 small images.
 
 To add a family, copy this file to ``models/<family>.py``, fill the card, write `embed` and
-`segment`, and list the variants; nothing is registered anywhere. ``pytest tests/test_models.py -k
-<family>`` then checks shapes, determinism, prompt kinds and obedience to clicks.
+`segment` (and `segment_batch`, where one pass can answer several questions), and list the variants;
+nothing is registered anywhere. ``pytest tests/test_models.py -k <family>`` then checks shapes,
+determinism, prompt kinds and obedience to clicks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models._family import ModelCard, Segmentation, Variant, View
+from limner.models._family import ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood, footprint
 from limner.prompts.types import Box, Click, Prompt, Scribble, TextPrompt
 
@@ -102,6 +103,12 @@ class Toy:
             logits = _nearest(embedding, marks)
         obeyed = _obey(np.asarray(logits, dtype=np.float32), prompts)
         return Segmentation(obeyed, _score(obeyed))
+
+    def segment_batch(
+        self, embedding: Embedding, questions: Sequence[Question]
+    ) -> list[Segmentation]:
+        """Several questions about one view; a network would answer them in one pass."""
+        return [self.segment(embedding, q.prompts, q.previous) for q in questions]
 
 
 def _read(prompts: Sequence[Prompt], shape: tuple[int, ...]) -> _Marks:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from limner import rle
 from limner.errors import PromptError
+from limner.prompts._packed import pack, unpack
 
 Position: TypeAlias = tuple[float, ...]
 
@@ -227,7 +228,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # of JSON: need
     "lasso": (("points",), ()),
     "mask": _MASK_FIELDS,
     "text": (("text",), ()),
-    "example": (("image", "dtype", "mask"), ()),
+    "example": (("image", "dtype", "mask"), ("shape",)),
 }
 
 
@@ -247,7 +248,7 @@ def num_axes(prompt: Prompt) -> int | None:
 
 def to_json(prompt: Prompt) -> dict[str, Any]:
     """The prompt as JSON values, with its kind under ``"kind"``; masks as row-major runs
-    (`limner.rle`).
+    (`limner.rle`), the pixels of examples whole, compressed without loss.
     """
     match prompt:
         case Click():
@@ -270,8 +271,9 @@ def to_json(prompt: Prompt) -> dict[str, Any]:
         case Example():
             return {
                 "kind": "example",
-                "image": prompt.image.tolist(),
+                "image": pack(prompt.image),
                 "dtype": prompt.image.dtype.str,
+                "shape": list(prompt.image.shape),
                 "mask": _mask_to_json(prompt.mask),
             }
 
@@ -329,12 +331,17 @@ def _mask_from_json(shape: Any, counts: Any) -> NDArray[np.bool_]:
     return np.asarray(rle.decode(counts, size), dtype=np.bool_)
 
 
-def _example_from_json(image: Any, dtype: str, mask: dict[str, Any]) -> Example:
+def _example_from_json(image: Any, dtype: str, mask: dict[str, Any], shape: Any = None) -> Example:
+    """`image`: packed, then with its shape; or written out as nested lists."""
     _check_fields(mask, "mask", *_MASK_FIELDS)
-    pixels = np.dtype(dtype)
-    if pixels.kind not in "biuf":
+    kind = np.dtype(dtype)
+    if kind.kind not in "biuf":
         raise ValueError(f"an example's pixels are numbers, not {dtype!r}")
-    return Example(np.asarray(image, dtype=pixels), _mask_from_json(**mask))
+    if isinstance(image, str):
+        pixels = unpack(image, kind, () if shape is None else shape)
+    else:
+        pixels = np.asarray(image, dtype=kind)
+    return Example(pixels, _mask_from_json(**mask))
 
 
 def _position(value: Any, what: str) -> Position:

@@ -1,7 +1,8 @@
 """Networks as plain functions from arrays to arrays, on whatever runs them best.
 
-An exported file runs in OpenVINO on the CPU, a PyTorch module in PyTorch. This package is the only
-place that imports OpenVINO; importing it costs NumPy and nothing else.
+An exported file runs in OpenVINO on the CPU, a PyTorch module in PyTorch or, converted once, in
+OpenVINO as well (`compile_module`). This package is the only place that imports OpenVINO; importing
+it costs NumPy and nothing else.
 
 On processors with bf16 instructions OpenVINO computes in bf16 unless told otherwise, and silently.
 Here the precision is always stated, and bf16 is taken only where somebody has measured that the
@@ -10,7 +11,9 @@ masks stay the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ctypes
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,7 +25,15 @@ from limner.runtime._cache import cache_folder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LEAST_AGREEMENT", "Network", "cache_folder", "choose_precision", "compile", "facts"]
+__all__ = [
+    "LEAST_AGREEMENT",
+    "Network",
+    "cache_folder",
+    "choose_precision",
+    "compile",
+    "compile_module",
+    "facts",
+]
 
 LEAST_AGREEMENT = 0.99  # mean Dice of masks against those of fp32, below which bf16 is not chosen
 
@@ -97,6 +108,68 @@ def compile(  # `runtime.compile(...)` is how it is called
     if example is not None:
         network(*(np.zeros(shape, np.float32) for shape in example))
     return network
+
+
+def compile_module(
+    build: Callable[[], torch.nn.Module],
+    *,
+    key: str,
+    inputs: Sequence[tuple[int | None, ...]],
+    device: str = "auto",
+    exact: bool = False,
+    precision: str = "auto",
+) -> Network:
+    """Make a published network ready to run, on the CPU by way of OpenVINO.
+
+    The first time, the module is built and converted, and the result kept (`cache_folder`); from
+    then on neither the module nor PyTorch nor the weights file are needed.
+
+    Args:
+        build: makes the module with its weights, on the CPU, in float32; float32 tensors in, a
+            tensor or a tuple of them out. Called only where there is nothing kept, possibly again
+            later. It should hold a path rather than weights.
+        key: names everything that the module depends on apart from limner's own code: the hash of
+            the weights file, which part of the network, options.
+        inputs: a shape per input, None for a size that may change. Branches of Python code are
+            taken as for the sizes (2, 3, 64, 64, …) in the places of None.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; auto means the GPU where there is
+            one that PyTorch can use.
+        exact: compute as the authors do: PyTorch, operation by operation, float32.
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the device has it. Only for
+            networks whose answers were measured to stay the same, such as image encoders.
+
+    Raises:
+        ValueError: unknown device or precision, one that this machine does not have, or bf16
+            together with `exact`.
+        MissingDependency: PyTorch is needed and not installed, or OpenVINO is not.
+        CheckpointError: from `build`.
+    """
+    if exact and precision == "bf16":
+        raise ValueError("bf16 and exact exclude each other; exact means float32.")
+    agreement = {} if exact else {"bf16": 1.0}
+    if not exact and device in ("auto", "cpu") and not (device == "auto" and _has_gpu()):
+        from limner.runtime import _modules, _openvino
+
+        chosen = choose_precision(precision, agreement, _openvino.has_bf16())
+        return _modules.load(build, key, inputs, chosen)
+    from limner.runtime import _torch
+
+    where = _torch.device_of(device)
+    chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
+    return _torch.load(build(), where, chosen, as_it_is=True)
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU for PyTorch, found out without PyTorch where there is none."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 def choose_precision(asked: str, agreement: Mapping[str, float] | None, has_bf16: bool) -> str:

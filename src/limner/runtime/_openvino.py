@@ -1,4 +1,4 @@
-"""Exported networks in OpenVINO on the CPU."""
+"""Networks in OpenVINO on the CPU: exported files, and what `_modules` converts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,15 @@ _PATIENCE_MS = 100  # a Ctrl-C is answered within it, also in the middle of a lo
 
 _TELEMETRY = "openvino_telemetry"
 
+# Every published model in both precisions is some 5 GB; with less room the large ones would push
+# one another out at every change of model.
+SHELF = _cache.Shelf("compiled", ".compiled", 6 * 2**30, "every start compiles networks again")
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class _Compiled:
+class Compiled:
     """A network of OpenVINO's, a request to run it, and the memory that it may point into."""
 
     network: Any
@@ -50,10 +54,10 @@ class OpenVinoNetwork:
         description: version and precision.
     """
 
-    def __init__(self, make: Callable[[], _Compiled], precision: str) -> None:
+    def __init__(self, make: Callable[[], Compiled], precision: str) -> None:
         self.description = f"OpenVINO {version()}, {precision}"
         self._make = make
-        self._compiled: _Compiled | None = make()
+        self._compiled: Compiled | None = make()
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
@@ -73,14 +77,14 @@ class OpenVinoNetwork:
             )
 
     @staticmethod
-    def _check(compiled: _Compiled, arrays: list[NDArray[Any]]) -> None:
+    def _check(compiled: Compiled, arrays: list[NDArray[Any]]) -> None:
         wanted = [port.partial_shape for port in compiled.network.inputs]
         if len(arrays) != len(wanted):
             raise ValueError(f"{len(arrays)} inputs given; the network takes {len(wanted)}.")
         for array, shape in zip(arrays, wanted, strict=True):
             if array.dtype != np.float32:
                 raise ValueError(f"An input is of type {array.dtype}; networks take float32.")
-            if not shape.compatible(_openvino().PartialShape(array.shape)):
+            if not shape.compatible(openvino().PartialShape(array.shape)):
                 raise ValueError(f"An input has shape {array.shape}; the network takes {shape}.")
 
 
@@ -97,23 +101,51 @@ def load(path: Path, precision: str) -> OpenVinoNetwork:
     return OpenVinoNetwork(partial(_compile, path, precision), precision)
 
 
-def _compile(path: Path, precision: str) -> _Compiled:
-    properties = _properties(precision)
+def _compile(path: Path, precision: str) -> Compiled:
     key = _key(path, precision)
-    found = _imported(key, properties)
+    found = imported(key, precision)
     if found is not None:
         return found
     try:
-        network = _core().compile_model(_read(path), "CPU", properties)
+        network = compiled(_read(path), precision)
     except Exception as error:  # its readers raise kinds of their own
         raise CheckpointError(
             f"{path} is damaged or no exported network: {_reason(error)}"
         ) from error
+    keep(key, network)
+    return network
+
+
+def compiled(model: Any, precision: str) -> Compiled:
+    """Compile a network that was read or converted."""
+    network = _core().compile_model(model, "CPU", _properties(precision))
+    return Compiled(network, network.create_infer_request())
+
+
+def keep(key: str, compiled: Compiled) -> bool:
+    """Put a compiled network into the cache; whether that was possible."""
     try:
-        _cache.write(key, network.export_model().getvalue())
+        return SHELF.write(key, compiled.network.export_model)
     except RuntimeError as error:  # a network that cannot be exported only starts more slowly
-        _log.info("%s is not kept: %s", path, _reason(error))
-    return _Compiled(network, network.create_infer_request())
+        _log.info("A compiled network is not kept: %s", _reason(error))
+        return False
+
+
+def imported(key: str, precision: str) -> Compiled | None:
+    """A network compiled before."""
+    array = SHELF.read(key)
+    if array is None:
+        return None
+    tensor = openvino().Tensor(array)
+    try:
+        network = _core().import_model(tensor, "CPU", _properties(precision))
+    except RuntimeError as error:
+        _log.info("A compiled network is of no use any more: %s", _reason(error))
+        del tensor, array
+        SHELF.forget(key)
+        return None
+    _cache.release(array)  # OpenVINO has its own form of the weights by now
+    return Compiled(network, network.create_infer_request(), (tensor, array))
 
 
 def has_bf16() -> bool:
@@ -123,7 +155,7 @@ def has_bf16() -> bool:
 
 def version() -> str:
     """Such as ``2026.4.1``."""
-    return str(_openvino().__version__).partition("-")[0]
+    return str(openvino().__version__).partition("-")[0]
 
 
 def facts() -> dict[str, str]:
@@ -137,7 +169,7 @@ def facts() -> dict[str, str]:
 
 
 @functools.cache
-def _openvino() -> Any:
+def openvino() -> Any:
     """The package, without what reports on its users.
 
     `import openvino` makes a file in the user's home and tells Google Analytics that it was
@@ -157,7 +189,7 @@ def _openvino() -> Any:
 
 @functools.cache
 def _core() -> Any:
-    return _openvino().Core()
+    return openvino().Core()
 
 
 def _read(path: Path) -> Any:
@@ -173,22 +205,6 @@ def _read(path: Path) -> Any:
     if not model.inputs or not model.outputs:  # as of an empty file
         raise ValueError("it has no inputs or no outputs")
     return model
-
-
-def _imported(key: str, properties: dict[str, Any]) -> _Compiled | None:
-    """A network compiled before."""
-    blob = _cache.read(key)
-    if blob is None:
-        return None
-    array = np.frombuffer(blob, np.uint8)
-    tensor = _openvino().Tensor(array)
-    try:
-        network = _core().import_model(tensor, "CPU", properties)
-    except RuntimeError as error:
-        _log.info("A compiled network is of no use any more: %s", _reason(error))
-        _cache.forget(key)
-        return None
-    return _Compiled(network, network.create_infer_request(), (tensor, array))
 
 
 def _properties(precision: str) -> dict[str, Any]:
@@ -234,7 +250,7 @@ def _quota(root: Path) -> int | None:
 
 
 def _key(path: Path, precision: str) -> str:
-    """What a compiled network depends on; homes may be shared between machines.
+    """What a compiled network depends on.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -246,9 +262,16 @@ def _key(path: Path, precision: str) -> str:
             digest.update(file.read_bytes())
     except OSError as error:
         raise CheckpointError(f"Cannot read the network {file}: {error.strerror}.") from error
+    return cache_key(digest.hexdigest(), path.suffix, precision)
+
+
+def cache_key(*parts: str) -> str:
+    """The name of an entry: of the parts, this version of OpenVINO and this processor, since homes
+    may be shared between machines.
+    """
     name = _core().get_property("CPU", "FULL_DEVICE_NAME")
-    digest.update("|".join((_openvino().__version__, str(name), precision, path.suffix)).encode())
-    return digest.hexdigest()[:32]
+    whole = "|".join((openvino().__version__, str(name), *parts))
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
 
 def _finish(request: Any, arrays: list[NDArray[np.float32]]) -> None:

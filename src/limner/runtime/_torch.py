@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 
 
 class TorchNetwork:
-    """A module in evaluation mode, channels last.
+    """A module in evaluation mode.
+
+    Args:
+        module: tensors in, a tensor or a tuple of them out.
+        device: it is moved there.
+        precision: ``"fp32"`` or ``"bf16"``, which is autocast.
+        as_it_is: leave tensors in their usual order in memory; else channels come last, which is
+            faster, but for networks that take views of tensors.
 
     Attributes:
         description: version, device and precision.
     """
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, module: torch.nn.Module, device: torch.device, precision: str, as_it_is: bool
+    ) -> None:
         torch = _torch()
         self.description = f"PyTorch {torch.__version__} on {device}, {precision}"
         self._module = module.eval().to(device)
+        self._arranged = _contiguous if as_it_is else _channels_last
         for parameter in self._module.parameters():
-            parameter.data = _channels_last(parameter.data)
+            parameter.data = self._arranged(parameter.data)
         self._device = device
         self._precision = precision
 
@@ -37,7 +47,7 @@ class TorchNetwork:
             if array.dtype != np.float32:
                 raise ValueError(f"An input is of type {array.dtype}; networks take float32.")
         tensors = [
-            _channels_last(torch.from_numpy(np.ascontiguousarray(array)).to(self._device))
+            self._arranged(torch.from_numpy(np.ascontiguousarray(array)).to(self._device))
             for array in inputs
         ]
         low = torch.autocast(self._device.type, torch.bfloat16)
@@ -48,15 +58,11 @@ class TorchNetwork:
         return tuple(np.ascontiguousarray(output.float().cpu().numpy()) for output in outputs)
 
 
-def load(module: torch.nn.Module, device: torch.device, precision: str) -> TorchNetwork:
-    """Put a module to use; it is moved to the device.
-
-    Args:
-        module: tensors in, a tensor or a tuple of them out.
-        device: of `device_of`.
-        precision: ``"fp32"`` or ``"bf16"``, which is autocast.
-    """
-    return TorchNetwork(module, device, precision)
+def load(
+    module: torch.nn.Module, device: torch.device, precision: str, *, as_it_is: bool = False
+) -> TorchNetwork:
+    """Put a module to use; see `TorchNetwork`."""
+    return TorchNetwork(module, device, precision, as_it_is)
 
 
 def device_of(name: str) -> torch.device:
@@ -91,6 +97,10 @@ def has_bf16(device: torch.device) -> bool:
 
 def _torch() -> Any:
     return errors.require("torch", extra="torch", purpose="run this network")
+
+
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous()
 
 
 def _channels_last(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
-from limner.models import PromptableModel, cards
+from limner.models import CheckingModel, PromptableModel, cards
 from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
+from limner.sessions._answer import Answer
 from limner.sessions._cache import AnswerCache
+from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._interrupt import uninterrupted
 from limner.sessions._journal import Journal
 from limner.sessions._log import (
@@ -31,17 +33,15 @@ from limner.sessions._log import (
     Redone,
     Undone,
     event_to_json,
-    numbers,
 )
 from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
+from limner.sessions._rounds import Rounds
 from limner.sessions._shown import Shown
-from limner.sessions._zoom import Scene, answer
+from limner.sessions._zoom import Scene, answers, together
 
 _log = logging.getLogger(__name__)
-
-LARGEST_ID = 2**31 - 1
 
 Part: TypeAlias = tuple[tuple[slice, ...], NDArray[np.bool_]]  # where in the image, mask there
 
@@ -185,15 +185,36 @@ class BaseSession:
         self._check_open()
         object_id = check_object_id(object_id)
         frame = self._answered_frame(object_id, None if frame is None else check_frame(frame))
-        actions = self._log.prompts(object_id, frame)
-        event = Predicted(object_id, frame)
-        if not actions or not self._log.is_round(actions):
-            self._log.check(event)
-            region, score = self._answer(object_id, frame, actions)
-            self._record(event)  # after the answer: a model's failure leaves no round behind
-        else:
-            region, score = self._answer(object_id, frame, actions)
-        return self._prediction(region, score, object_id, frame)
+        self._log.check(Predicted(object_id, frame))
+        return self._predicted((object_id,), frame)[0]
+
+    def predict_all(self, *, frame: int | None = None) -> tuple[Prediction, ...]:
+        """Answer all objects, wherever they have prompts; the same as `predict` for each.
+
+        A model that answers several questions together is asked so where no zoom gives every object
+        a view of its own; it then sees an image once for all of them.
+
+        Args:
+            frame: only the prompts on this frame or slice; None for all.
+
+        Returns:
+            One per object and frame, grouped by frame, in the order they were first mentioned.
+            Empty where nothing was said.
+        """
+        self._check_open()
+        wanted = None if frame is None else self._answered_frame(0, check_frame(frame))
+        places: dict[int | None, dict[int, None]] = {}
+        for action in self._log.all_prompts():
+            if wanted in (None, action.frame):
+                places.setdefault(action.frame, {})[action.object_id] = None
+        found: list[Prediction] = []
+        for where, objects in places.items():
+            shape = self.image.geometry.shape if where is None else self.image.geometry.shape[1:]
+            size = together(self.model, shape, zoom=self.options.zoom)
+            ids = tuple(objects)
+            for start in range(0, len(ids), size):
+                found += self._predicted(ids[start : start + size], where)
+        return tuple(found)
 
     def propagate(
         self,
@@ -202,6 +223,7 @@ class BaseSession:
         stop: int | None = None,
         direction: str = "both",
         object_id: int | None = None,
+        how: str = "carry",
     ) -> Iterator[Prediction]:
         """Carry masks to other frames or slices; only videos and volumes have any."""
         raise SessionError("A 2D image has no other frames to propagate to.")
@@ -224,7 +246,7 @@ class BaseSession:
             self.options,
             self.entries,
             self.names,
-            {i: sorted(self._log.committed(i)) for i in self.object_ids},
+            {i: self._log.ways(i) for i in self.object_ids},
         )
         return Labels(
             self.image.geometry,
@@ -276,37 +298,42 @@ class BaseSession:
 
     def _composed(self, object_id: int) -> Part:
         """The object's mask as it is exported: a window of the whole image, and the mask there."""
-        region, _ = self._answer(object_id, None, self._log.prompts(object_id, None))
+        region = self._answer(object_id, None, self._log.prompts(object_id, None)).region
         return region.slices, region.inside
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _answer(
-        self, object_id: int, frame: int | None, actions: Sequence[Action]
-    ) -> tuple[Region, float]:
-        """The answer to these prompts, each round fed the logits of the round before."""
-        rounds = [
-            actions[:n]
-            for n in range(1, len(actions) + 1)
-            if n == len(actions) or self._log.is_round(actions[:n])
-        ]
-        todo = []
-        found = None
-        for said in reversed(rounds):
-            found = self._answers.get((object_id, frame, numbers(said)))
-            if found is not None:
-                break
-            todo.append(said)
-        previous = found[0] if found else self._base(object_id, frame, actions[0])
-        for said in reversed(todo):
-            prompts = [a.prompt for a in said if a.prompt is not None]
-            found = answer(
-                self.model, self._scene(frame), prompts, previous, zoom=self.options.zoom
-            )
-            self._answers.put((object_id, frame, numbers(said)), *found)
-            previous = found[0]
-        assert found is not None
-        return found
+    def _predicted(self, object_ids: Sequence[int], frame: int | None) -> list[Prediction]:
+        """The answers about objects with prompts on a frame, each a round from now on."""
+        said = {i: self._log.prompts(i, frame) for i in object_ids}
+        found = self._answered(frame, said)
+        result = []
+        for object_id, actions in said.items():
+            if not self._log.is_round(actions):
+                self._record(Predicted(object_id, frame))  # after the answer: a model's failure
+            answer = found[object_id]  # leaves no round behind
+            result.append(self._prediction(answer.region, answer.score, object_id, frame))
+        return result
+
+    def _answer(self, object_id: int, frame: int | None, actions: Sequence[Action]) -> Answer:
+        return self._answered(frame, {object_id: actions})[object_id]
+
+    def _answered(
+        self, frame: int | None, said: Mapping[int, Sequence[Action]]
+    ) -> dict[int, Answer]:
+        """The answers to prompts by object, each round fed what the round before left."""
+        held = {
+            i: Rounds((i, frame), actions, self._log, self._answers) for i, actions in said.items()
+        }
+        for object_id, rounds in held.items():
+            if rounds.answer is None:
+                rounds.base = self._base(object_id, frame, said[object_id][0])
+        while waiting := [rounds for rounds in held.values() if rounds.waiting]:
+            asks = [rounds.ask() for rounds in waiting]
+            found = answers(self.model, self._scene(frame), asks, zoom=self.options.zoom)
+            for rounds, answer in zip(waiting, found, strict=True):
+                rounds.take(answer)
+        return {i: rounds.answer for i, rounds in held.items() if rounds.answer is not None}
 
     def _prediction(
         self, region: Region, score: float, object_id: int, frame: int | None
@@ -356,30 +383,8 @@ class BaseSession:
                 f"{card.name} understands {', '.join(sorted(card.prompts))}, not {prompt.kind}. "
                 + (f"Models that do: {', '.join(others)}." if others else "No model here does.")
             )
-
-
-def check_object_id(object_id: int) -> int:
-    """An object id as a plain integer.
-
-    Raises:
-        ValueError: not an integer from 1 to 2³¹ − 1.
-    """
-    if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)):
-        raise ValueError(f"An object id is an integer, not {object_id!r}.")
-    if not 1 <= object_id <= LARGEST_ID:
-        raise ValueError(f"An object id is 1…{LARGEST_ID} (0 is background), not {object_id}.")
-    return int(object_id)
-
-
-def check_frame(frame: int) -> int:
-    """The number of a frame or slice as a plain integer.
-
-    Raises:
-        PromptError: not an integer.
-    """
-    if isinstance(frame, bool) or not isinstance(frame, (int, np.integer)):
-        raise PromptError(f"A frame or slice is a whole number, not {frame!r}.")
-    return int(frame)
+        if isinstance(self.model, CheckingModel):
+            self.model.check(prompt)
 
 
 def _any_object(object_id: int | None) -> int | None:

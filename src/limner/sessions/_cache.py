@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TypeAlias
 
-from limner.sessions._region import Region
+from limner.sessions._answer import Answer
 
 Key: TypeAlias = tuple[int, int | None, tuple[int, ...]]  # object, frame, prompts by number
 
-BUDGET = 256 << 20  # bytes of logits; what is dropped is computed again when needed
+BUDGET = 256 << 20  # bytes of logits and memories; what is dropped is computed again when needed
 
 
 class AnswerCache:
@@ -18,21 +18,21 @@ class AnswerCache:
     def __init__(self, budget: int = BUDGET) -> None:
         self._budget = budget
         self._size = 0
-        self._answers: OrderedDict[Key, tuple[Region, float]] = OrderedDict()
+        self._answers: OrderedDict[Key, Answer] = OrderedDict()
 
-    def get(self, key: Key) -> tuple[Region, float] | None:
+    def get(self, key: Key) -> Answer | None:
         """The answer, if it is still there."""
         found = self._answers.get(key)
         if found is not None:
             self._answers.move_to_end(key)
         return found
 
-    def put(self, key: Key, region: Region, score: float) -> None:
+    def put(self, key: Key, answer: Answer) -> None:
         """Keep an answer."""
         if key in self._answers:
-            self._size -= self._answers.pop(key)[0].steps.nbytes
-        self._answers[key] = (region, score)
-        self._size += region.steps.nbytes
+            self._size -= self._answers.pop(key).nbytes
+        self._answers[key] = answer
+        self._size += answer.nbytes
         while self._size > self._budget and len(self._answers) > 1:
-            _, (dropped, _) = self._answers.popitem(last=False)
-            self._size -= dropped.steps.nbytes
+            _, dropped = self._answers.popitem(last=False)
+            self._size -= dropped.nbytes

@@ -71,9 +71,10 @@ class Named:
 
 @dataclass(frozen=True)
 class Propagated:
-    """A propagation of objects began; the frames it commits follow."""
+    """A propagation of objects began; the frames it commits follow. `how`: see `propagate`."""
 
     object_ids: tuple[int, ...]
+    how: str = "carry"
     op: ClassVar[str] = "propagate"
 
 
@@ -140,6 +141,7 @@ class Action:
         frame: of a prompt on one frame or slice, else None.
         prompt: for an added prompt.
         clears: True for a reset.
+        how: of a propagation, else None.
         frames: runs and score of each frame that a propagation committed; an array of runs takes
             a tenth of the memory of a tuple, and a video has many frames.
     """
@@ -150,6 +152,7 @@ class Action:
     frame: int | None = None
     prompt: Prompt | None = None
     clears: bool = False
+    how: str | None = None
     frames: dict[int, tuple[Runs, float]] = field(default_factory=dict)
 
 
@@ -209,7 +212,7 @@ class Log:
                 self.names[event.object_id] = event.name
             case Propagated():
                 for object_id in event.object_ids:
-                    self._do(object_id)
+                    self._do(object_id, how=event.how)
                 self._group += 1
             case Committed():
                 action = self._propagation(event.object_id)
@@ -257,6 +260,14 @@ class Log:
         for action in self._counting():
             if action.object_id == object_id and (before is None or action.number < before):
                 result.update(action.frames)
+        return result
+
+    def ways(self, object_id: int) -> dict[int, str]:
+        """How each propagated frame of an object came to be."""
+        result: dict[int, str] = {}
+        for action in self._counting():
+            if action.object_id == object_id and action.how is not None:
+                result.update(dict.fromkeys(action.frames, action.how))
         return result
 
     def is_round(self, actions: Sequence[Action]) -> bool:
@@ -334,5 +345,6 @@ def _facts(action: Action) -> tuple[Any, ...]:
         action.frame,
         action.prompt,
         action.clears,
+        action.how,
         tuple(sorted(action.frames.items())),
     )

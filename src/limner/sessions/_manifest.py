@@ -81,7 +81,7 @@ def manifest(
     options: Options,
     entries: Sequence[Entry],
     names: dict[int, str],
-    propagated: Mapping[int, Sequence[int]],
+    propagated: Mapping[int, Mapping[int, str]],
 ) -> dict[str, Any]:
     """The answer to "how was this mask made?"; who made it is not recorded.
 
@@ -91,7 +91,7 @@ def manifest(
         options: the session's.
         entries: the prompts.
         names: of the objects.
-        propagated: frames that each object was carried to.
+        propagated: frames that each object was carried to, and how.
     """
     objects: dict[str, Any] = {}
     for entry in entries:
@@ -103,7 +103,8 @@ def manifest(
         )
     for object_id, frames in propagated.items():
         if frames:
-            objects[str(object_id)]["propagated_frames"] = list(frames)
+            objects[str(object_id)]["propagated_frames"] = sorted(frames)
+            objects[str(object_id)]["propagated_how"] = sorted(set(frames.values()))
     return {
         **header(image, card, options),
         "objects": objects,

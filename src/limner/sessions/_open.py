@@ -49,7 +49,7 @@ def open_session(
         ValueError: unknown model, device or window.
         TypeError: neither an image nor an array of numbers, or no model.
     """
-    picture = _as_image(image)
+    picture = as_image(image)
     if isinstance(model, str) or model is None:
         asked: Any = create_model(
             model or default_model(picture.kind), weights=weights, device=device, exact=exact
@@ -105,7 +105,12 @@ def resume(
         raise
 
 
-def _as_image(image: Image | ArrayLike | str | Path) -> Image:
+def as_image(image: Image | ArrayLike | str | Path) -> Image:
+    """An image from itself, a path or an array: 2D, 3D, or 2D with 3 channels in uint8.
+
+    Raises:
+        TypeError: neither.
+    """
     if isinstance(image, Image):
         return image
     if isinstance(image, (str, Path)):
@@ -139,7 +144,7 @@ def _same_image(
     facts: dict[str, Any], given: Image | ArrayLike | str | Path | None, journal: Path
 ) -> Image:
     if given is not None and not isinstance(given, (str, Path)):
-        image = _as_image(given)
+        image = as_image(given)
     else:
         place = facts["path"] if given is None else given
         if place is None:

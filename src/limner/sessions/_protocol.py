@@ -21,6 +21,9 @@ class Session(Protocol):
     def predict(self, *, object_id: int = 1, frame: int | None = None) -> Prediction:
         """Answer all prompts about an object; runs only what is stale."""
 
+    def predict_all(self, *, frame: int | None = None) -> tuple[Prediction, ...]:
+        """Answer all objects, wherever they have prompts; the same as `predict` for each."""
+
     def propagate(
         self,
         *,
@@ -28,6 +31,7 @@ class Session(Protocol):
         stop: int | None = None,
         direction: str = "both",
         object_id: int | None = None,
+        how: str = "carry",
     ) -> Iterator[Prediction]:
         """Carry masks to other frames or slices, one answer at a time."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,28 +13,29 @@ from numpy.typing import NDArray
 
 from limner import rle
 from limner.errors import PromptError, SessionError
+from limner.models import CarryingModel, Segmentation
 from limner.prompts.convert import check_inside
-from limner.prompts.types import Box, MaskPrompt, Prompt
-from limner.sessions._base import BaseSession, Part, check_frame, check_object_id
+from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
+from limner.sessions._answer import Answer, Ask
+from limner.sessions._base import BaseSession, Part
+from limner.sessions._carry import Leg, box_around, box_between, braked, legs
 from limner.sessions._finite import finite
+from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._log import Action, Committed, Propagated, Runs
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
-from limner.sessions._zoom import Scene, answer
+from limner.sessions._zoom import Scene, answers
 
 _CACHED_SCENES = 4
-_MOST_GROWTH = 1.05  # of a carried mask's area from one frame to the next
-_REACH = 0.05  # of the square root of the area: how far a mask that leaked may go beyond the last
-_BOX_MARGIN = 0.1  # of the object's size, around the last mask for models that take no mask
+WAYS = ("carry", "interpolate")
 
 
-@dataclass(frozen=True)
-class Leg:
-    """Part of a propagation: carry from an annotated frame over a run of frames, in order."""
+@dataclass(frozen=True, eq=False)
+class _Carried:
+    """Where a leg has got to: the last answer, and what the user said on the frame it began at."""
 
-    object_id: int
-    source: int
-    frames: range
+    answer: Answer
+    said: Sequence[Prompt]
 
 
 class StackSession(BaseSession):
@@ -59,82 +60,190 @@ class StackSession(BaseSession):
         stop: int | None = None,
         direction: str = "both",
         object_id: int | None = None,
+        how: str = "carry",
     ) -> Iterator[Prediction]:
         """Carry masks from the frames with prompts to the others, one answer at a time.
 
-        Frames with prompts stay as they are. With several of them, each carries to the frames
-        nearest to it. An object that vanishes is not carried further. Every frame is in the journal
-        before it is yielded; stop by leaving the loop, and what was yielded stays.
+        Frames with prompts stay as they are. Every frame is in the journal before it is yielded;
+        stop by leaving the loop, and what was yielded stays. All objects are carried together,
+        frame by frame, so that a model sees each frame once.
+
+        ``how="carry"``: the answer on one frame becomes the prompt on the next: its mask, or a box
+        around it. With several frames with prompts, each carries to the frames nearest to it. An
+        object that vanishes is not carried further. A model with a method ``carry(view, before,
+        prompts)`` says itself what to ask next, from the answer before and the user's prompts; one
+        that takes neither masks nor boxes is asked with the same texts and examples everywhere.
+
+        ``how="interpolate"``: between frames with prompts the model is asked with a box that moves
+        evenly from one to the other, as from the long and short axes that a reader draws. The box
+        is the one that was given, or the one around the answer. Needs two such frames at least;
+        nothing is said beyond the outermost ones.
 
         Args:
             start: first frame to write, default 0.
             stop: first frame not to write, default the number of frames.
             direction: ``"forward"``, ``"backward"`` or ``"both"`` (forward first).
             object_id: one object, default all that have prompts on a frame.
+            how: ``"carry"`` or ``"interpolate"``.
 
         Yields:
             A `Prediction` per object and frame, with `frame` set.
 
         Raises:
-            SessionError: no frame has prompts, or the conversation went on in between.
-            ValueError: an unknown direction, an empty range of frames, or no object id.
+            SessionError: too few frames have prompts, the model understands neither masks nor boxes
+                (to interpolate: no boxes), or the conversation went on in between.
+            ValueError: an unknown way or direction, an empty range of frames, or no object id.
         """
         low, high = self._range(start, stop)
         if direction not in ("forward", "backward", "both"):
             raise ValueError(f"Direction is forward, backward or both, not {direction!r}.")
+        if how not in WAYS:
+            raise ValueError(f"Propagate how: {' or '.join(WAYS)}, not {how!r}.")
         objects = self.object_ids if object_id is None else (check_object_id(object_id),)
         sources = {i: self._log.frames(i) for i in objects if self._log.frames(i)}
         if not sources:
             raise SessionError(
                 f"No {self.plane_name} has prompts to start from; add one with frame=K first."
             )
-        legs = [
+        if how == "interpolate":
+            self._check_interpolation(sources, direction)
+            spans = [(range(f[0], f[-1]), f) for f in sources.values()]
+            wanted = [k for k in range(low, high) if any(k in r and k not in f for r, f in spans)]
+            return self._interpolated(sources, wanted) if wanted else iter(())
+        found = [
             leg
             for i, frames in sources.items()
-            for leg in _legs(i, frames, low, high, direction)
+            for leg in legs(i, frames, low, high, direction)
             if leg.frames
         ]
-        return self._carried(legs) if legs else iter(())
+        return self._carried(found) if found else iter(())
 
-    def _carried(self, legs: Sequence[Leg]) -> Iterator[Prediction]:
-        for leg in legs:
-            self._check_source(leg)
-        self._record(Propagated(tuple(sorted({leg.object_id for leg in legs}))))
-        for leg in legs:
-            self._check_source(leg)
-            region = self._frame_answer(leg.object_id, leg.source)
-            for frame in leg.frames:
-                if region.mask_bounds is None:
-                    break
-                region, score = self._step(frame, region)
-                counts = tuple(rle.encode(region.mask()))
-                self._record(Committed(leg.object_id, frame, counts, score))
-                yield self._prediction(region, score, leg.object_id, frame)
+    def _carried(self, found: Sequence[Leg]) -> Iterator[Prediction]:
+        for leg in found:
+            self._check_source(leg.object_id, leg.source)
+        self._record(Propagated(tuple(sorted({leg.object_id for leg in found}))))
+        for step in (1, -1):
+            yield from self._walk([leg for leg in found if leg.frames.step == step], step)
 
-    def _check_source(self, leg: Leg) -> None:
-        """Refuse to carry from a frame whose prompts were taken back in between."""
-        if not self._log.prompts(leg.object_id, leg.source):
+    def _walk(self, found: Sequence[Leg], step: int) -> Iterator[Prediction]:
+        """Carry in one direction, all objects together."""
+        state: dict[Leg, _Carried] = {}
+        vanished: set[Leg] = set()
+        for frame in sorted({k for leg in found for k in leg.frames})[::step]:
+            asks: dict[Leg, Ask] = {}
+            for leg in (leg for leg in found if frame in leg.frames and leg not in vanished):
+                self._check_source(leg.object_id, leg.source)
+                if leg not in state:
+                    state[leg] = self._begun(leg)
+                prompts = self._next_prompts(frame, state[leg])
+                if prompts:
+                    asks[leg] = Ask(prompts)
+                else:
+                    vanished.add(leg)
+            for leg, found_here in zip(asks, self._asked(frame, asks), strict=True):
+                before = state[leg]
+                if self._follows_masks:
+                    found_here = braked(found_here, before.answer.region)
+                state[leg] = _Carried(found_here, before.said)
+                self._check_source(leg.object_id, leg.source)
+                yield self._committed(leg.object_id, frame, found_here)
+
+    def _interpolated(
+        self, sources: Mapping[int, Sequence[int]], frames: Sequence[int]
+    ) -> Iterator[Prediction]:
+        for object_id, marked in sources.items():
+            for source in marked:
+                self._check_source(object_id, source)
+        self._record(Propagated(tuple(sorted(sources)), "interpolate"))
+        marks = {i: self._marks(i, marked) for i, marked in sources.items()}
+        for frame in frames:
+            boxes = {i: box_between(marks[i], frame) for i in marks}
+            asks = {i: Ask([box]) for i, box in boxes.items() if box is not None}
+            for object_id, found in zip(asks, self._asked(frame, asks), strict=True):
+                for source in marks[object_id]:
+                    self._check_source(object_id, source)
+                yield self._committed(object_id, frame, found)
+
+    def _asked(self, frame: int, asks: Mapping[Any, Ask]) -> Iterator[Answer]:
+        if not asks:
+            return iter(())
+        scene = self._scene(frame)
+        return answers(self.model, scene, list(asks.values()), zoom=self.options.zoom)
+
+    def _committed(self, object_id: int, frame: int, answer: Answer) -> Prediction:
+        counts = tuple(rle.encode(answer.region.mask()))
+        self._record(Committed(object_id, frame, counts, answer.score))
+        return self._prediction(answer.region, answer.score, object_id, frame)
+
+    def _begun(self, leg: Leg) -> _Carried:
+        said = self._log.prompts(leg.object_id, leg.source)
+        prompts = [a.prompt for a in said if a.prompt is not None]
+        return _Carried(self._answer(leg.object_id, leg.source, said), prompts)
+
+    def _next_prompts(self, frame: int, before: _Carried) -> Sequence[Prompt]:
+        """What is asked on the next frame; nothing where the object has vanished."""
+        region, understood = before.answer.region, self.model.card.prompts
+        if isinstance(self.model, CarryingModel):  # it also decides when an object has vanished
+            scene, memory = self._scene(frame), before.answer.memory
+            kept = None if memory is None else memory.on(scene.whole, scene.shape)
+            shown = Segmentation(region.full(), before.answer.score, kept)
+            view = scene.view(scene.whole, scene.shape)
+            return tuple(self.model.carry(view, shown, before.said))
+        if not self._follows_masks:
+            repeated = tuple(p for p in before.said if num_axes(p) is None)
+            if not repeated:
+                raise SessionError(
+                    f"{self.model.card.name} takes neither masks nor boxes to carry on."
+                )
+            return repeated
+        if region.mask_bounds is None:
+            return ()
+        return (MaskPrompt(region.mask()),) if "mask" in understood else (box_around(region),)
+
+    @property
+    def _follows_masks(self) -> bool:
+        """Whether a mask is carried from frame to frame by us, as a mask or as a box."""
+        return not isinstance(self.model, CarryingModel) and bool(
+            self.model.card.prompts & {"mask", "box"}
+        )
+
+    def _marks(self, object_id: int, frames: Sequence[int]) -> dict[int, Box]:
+        """The object's box on each frame with prompts: the last one given, or around the answer."""
+        marks = {}
+        for frame in frames:
+            said = self._log.prompts(object_id, frame)
+            given = [a.prompt for a in said if isinstance(a.prompt, Box)]
+            bounds = self._answer(object_id, frame, said).region.mask_bounds
+            if given:
+                marks[frame] = given[-1]
+            elif bounds is not None:
+                marks[frame] = Box(*bounds)
+        return marks
+
+    def _check_interpolation(self, sources: Mapping[int, Sequence[int]], direction: str) -> None:
+        if "box" not in self.model.card.prompts:
             raise SessionError(
-                f"The prompts of object {leg.object_id} on {self.plane_name} {leg.source} were "
+                f"{self.model.card.name} takes no boxes to interpolate; carry the mask instead."
+            )
+        if direction != "both":
+            raise ValueError("Boxes are interpolated between frames, so direction is both.")
+        lone = [str(i) for i, frames in sources.items() if len(frames) < 2]
+        if lone:
+            raise SessionError(
+                f"Object {', '.join(lone)} has prompts on one {self.plane_name} only; to "
+                "interpolate, mark two at least."
+            )
+
+    def _check_source(self, object_id: int, source: int) -> None:
+        """Refuse to go on from a frame whose prompts were taken back in between."""
+        if not self._log.prompts(object_id, source):
+            raise SessionError(
+                f"The prompts of object {object_id} on {self.plane_name} {source} were "
                 "taken back; call propagate() again."
             )
 
-    def _step(self, frame: int, before: Region) -> tuple[Region, float]:
-        """One frame further: the last mask becomes the prompt."""
-        understood = self.model.card.prompts
-        if "mask" in understood:
-            prompt: Prompt = MaskPrompt(before.mask())
-        elif "box" in understood:
-            prompt = _box_around(before)
-        else:
-            raise SessionError(f"{self.model.card.name} takes neither masks nor boxes to carry on.")
-        region, score = answer(
-            self.model, self._scene(frame), [prompt], None, zoom=self.options.zoom
-        )
-        return _braked(region, score, before)
-
     def _frame_answer(self, object_id: int, frame: int) -> Region:
-        return self._answer(object_id, frame, self._log.prompts(object_id, frame))[0]
+        return self._answer(object_id, frame, self._log.prompts(object_id, frame)).region
 
     def _base(self, object_id: int, frame: int | None, first: Action) -> Region | None:
         """What earlier actions left on this frame, so that a first correction starts from it."""
@@ -144,7 +253,7 @@ class StackSession(BaseSession):
         if committed is not None:
             return Region.of_mask(self._decoded(committed[0]))
         earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]
-        return self._answer(object_id, None, earlier)[0].plane(frame) if earlier else None
+        return self._answer(object_id, None, earlier).region.plane(frame) if earlier else None
 
     def _composed(self, object_id: int) -> Part:
         """Answers on frames, over propagated frames, over the answer on the whole."""
@@ -207,47 +316,3 @@ class StackSession(BaseSession):
 
     def _decoded(self, runs: Runs) -> NDArray[np.bool_]:
         return np.asarray(rle.decode(runs, self.image.geometry.shape[1:]), dtype=np.bool_)
-
-
-def _legs(
-    object_id: int, sources: Sequence[int], low: int, high: int, direction: str
-) -> Iterator[Leg]:
-    """Which annotated frame is carried where: to the nearest frames if both ways, forward first."""
-    both = direction == "both"
-    if direction != "backward":
-        for k, source in enumerate(sources):
-            end = high if k + 1 == len(sources) else sources[k + 1]
-            if both and k + 1 < len(sources):
-                end = (source + end) // 2 + 1
-            yield Leg(object_id, source, range(max(source + 1, low), min(end, high)))
-    if direction != "forward":
-        for k, source in reversed(list(enumerate(sources))):
-            end = low - 1 if k == 0 else sources[k - 1]
-            if both and k > 0:
-                end = (source + end) // 2
-            yield Leg(object_id, source, range(min(source, high) - 1, max(end, low - 1), -1))
-
-
-def _braked(region: Region, score: float, before: Region) -> tuple[Region, float]:
-    """A carried mask that did not leak: one that jumps in size is held near the one before.
-
-    Wherever it moves, an object grows little from one frame to the next; a mask that does not may
-    have run into something else, and a leak carried on only gets larger. The score falls with the
-    jump, so that the frame is among those to look at.
-    """
-    old, new = before.mask(), region.mask()
-    growth = new.sum() / max(1, old.sum())
-    if growth <= _MOST_GROWTH:
-        return region, score
-    from scipy import ndimage
-
-    reach = max(1.0, _REACH * float(np.sqrt(old.sum())))
-    near = ndimage.distance_transform_edt(~old) <= reach
-    return Region.of_mask(new & near), score / float(growth)
-
-
-def _box_around(region: Region) -> Box:
-    assert region.mask_bounds is not None
-    low, high = (np.asarray(b, dtype=float) for b in region.mask_bounds)
-    margin = np.ceil(_BOX_MARGIN * (high - low))
-    return Box(tuple(np.maximum(low - margin, 0)), tuple(np.minimum(high + margin, region.shape)))

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models import PromptableModel, View
+from limner.models import BatchModel, PromptableModel, Question, Segmentation, View
 from limner.prompts.convert import extent, map_positions
 from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
+from limner.sessions._answer import Answer, Ask, Memory
 from limner.sessions._region import STEP, Bounds, Region, in_steps, true_bounds
 from limner.sessions._resize import bin_edges, enlarge, shrink
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
-Look = tuple[NDArray[np.float32], Bounds, float]  # logits on a view's grid, its bounds, the score
 
 MARGIN = 0.3  # of the object's size, around it on each side
 LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
@@ -32,6 +33,40 @@ MOST_GROWTHS = 4
 CLOSE = 4.0  # times as large as the window that was wanted, a window does as well
 LEAST_WINDOW = 0.5  # of the model's window: smaller windows are not looked at
 _CACHED_VIEWS = 6
+MOST_TOGETHER = 64  # questions at once
+_TOGETHER_BYTES = 256 << 20  # of logits, asked and answered, at once
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """An answer on a view's own grid.
+
+    Attributes:
+        logits: float32 of the view's shape.
+        bounds: of the view in the scene.
+        score: predicted quality, 0…1.
+        memory: what the model wants to see again.
+    """
+
+    logits: NDArray[np.float32]
+    bounds: Bounds
+    score: float
+    memory: Memory | None
+
+    @property
+    def found(self) -> Bounds | None:
+        """Bounding box of the mask at full resolution, None if it is empty."""
+        positive = self.logits > 0
+        if not positive.any():
+            return None
+        low, high = true_bounds(positive)
+        edges = [
+            a + bin_edges(b - a, n) for a, b, n in zip(*self.bounds, positive.shape, strict=True)
+        ]
+        return (
+            tuple(int(e[a]) for e, a in zip(edges, low, strict=True)),
+            tuple(int(e[b]) for e, b in zip(edges, high, strict=True)),
+        )
 
 
 class Scene:
@@ -73,62 +108,85 @@ class Scene:
         if key in self._embeddings:
             self._embeddings.move_to_end(key)
             return self._embeddings[key]
-        low, high = bounds
-        window = self.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-        steps = (np.subtract(high, low) / shape * self.spacing).tolist()
-        view = View(
-            shrink(window, shape), tuple(steps), self.intensity, self.modality, self.windowed
-        )
-        embedding = model.embed(view)
+        embedding = model.embed(self.view(bounds, shape))
         self._embeddings[key] = embedding
         while len(self._embeddings) > _CACHED_VIEWS:
             self._embeddings.popitem(last=False)
         return embedding
 
+    def view(self, bounds: Bounds, shape: Shape) -> View:
+        """A window shrunk to `shape`, as a model is shown it."""
+        low, high = bounds
+        window = self.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+        steps = (np.subtract(high, low) / shape * self.spacing).tolist()
+        return View(
+            shrink(window, shape), tuple(steps), self.intensity, self.modality, self.windowed
+        )
 
-def answer(
-    model: PromptableModel,
-    scene: Scene,
-    prompts: Sequence[Prompt],
-    previous: Region | None,
-    *,
-    zoom: bool,
-) -> tuple[Region, float]:
-    """The model's answer to prompts on a scene: logits of a window, and a score 0…1.
+
+def answers(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
+) -> Iterator[Answer]:
+    """The model's answers to questions about a scene, in their order.
 
     Args:
         model: what to ask.
         scene: what it sees.
-        prompts: in the scene's index order, oldest first.
-        previous: the answer of the round before.
+        asks: one per object; a model that can is asked about many together.
         zoom: look twice; otherwise the model sees the whole scene at full resolution.
     """
+    for look in looks(model, scene, asks, zoom=zoom):
+        yield Answer(region_of(scene, look), look.score, look.memory)
+
+
+def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
+    """How many questions about a scene of `shape` go to the model at once; 1 where each has a view
+    of its own.
+    """
+    if not isinstance(model, BatchModel) or (zoom and len(shape) in model.card.window):
+        return 1
+    return int(np.clip(_TOGETHER_BYTES // (8 * math.prod(shape)), 1, MOST_TOGETHER))
+
+
+def looks(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
+) -> Iterator[Look]:
+    """As `answers`, each on the grid of the view that it was given on."""
     limit = model.card.window.get(len(scene.shape))
-    if not zoom or limit is None:
-        return _region(scene, *_look(model, scene, prompts, previous, scene.whole, scene.shape))
-    found = None if previous is None else previous.mask_bounds
+    if zoom and limit is not None:
+        for ask in asks:
+            yield _closer(model, scene, ask, limit)
+        return
+    size = together(model, scene.shape, zoom=zoom)
+    for start in range(0, len(asks), size):
+        part = asks[start : start + size]
+        yield from _looks(model, scene, part, scene.whole, scene.shape)
+
+
+def _closer(model: PromptableModel, scene: Scene, ask: Ask, limit: int) -> Look:
+    """The answer after looking twice, on the last view."""
+    prompts = ask.prompts
+    found = None if ask.previous is None else ask.previous.mask_bounds
     if found is None:  # an answer of nothing, as to a lone negative click, says nothing
-        previous = None
-    if previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
-        look = _first_look(model, scene, prompts, limit)
-        found = _found(look[0], look[1])
-        if look[0].shape == scene.shape or (
-            model.card.judges and _is_close(look[1], _around(scene, prompts, found, limit))
+        ask = Ask(prompts)
+    if ask.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
+        look = _first_look(model, scene, ask, limit)
+        found = look.found
+        if look.logits.shape == scene.shape or (
+            model.card.judges and _is_close(look.bounds, _around(scene, prompts, found, limit))
         ):
-            return _region(scene, *look)
+            return look
     bounds = _around(scene, prompts, found, limit)
     for _ in range(MOST_GROWTHS + 1):
-        look = _look(model, scene, prompts, previous, bounds, _view_shape(scene, bounds, limit))
-        grown = _grown(look[0], bounds, scene.shape)
+        look = _look(model, scene, ask, bounds, _view_shape(scene, bounds, limit))
+        grown = _grown(look.logits, bounds, scene.shape)
         if grown == bounds:
             break
         bounds = grown
-    return _region(scene, *look)
+    return look
 
 
-def _first_look(
-    model: PromptableModel, scene: Scene, prompts: Sequence[Prompt], limit: int
-) -> Look:
+def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limit: int) -> Look:
     """The look that tells how large the object is, where only marks were given.
 
     A model that judges its answers sees ever larger windows around the marks, up to the whole, and
@@ -137,12 +195,14 @@ def _first_look(
     """
     windows = [scene.whole]
     if model.card.judges:
-        windows = _ever_larger(scene, prompts, limit)
+        windows = _ever_larger(scene, ask.prompts, limit)
     best: tuple[tuple[bool, float], Look] | None = None
     for bounds in windows:
-        look = _look(model, scene, prompts, None, bounds, _view_shape(scene, bounds, limit))
-        whole = bool((look[0] > 0).any()) and _grown(look[0], bounds, scene.shape) == bounds
-        rank = (whole, look[2])
+        look = _look(model, scene, ask, bounds, _view_shape(scene, bounds, limit))
+        whole = bool((look.logits > 0).any()) and (
+            _grown(look.logits, bounds, scene.shape) == bounds
+        )
+        rank = (whole, look.score)
         if best is None or rank > best[0]:
             best = rank, look
     assert best is not None
@@ -201,60 +261,71 @@ def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
     return moved
 
 
-def _look(
-    model: PromptableModel,
-    scene: Scene,
-    prompts: Sequence[Prompt],
-    previous: Region | None,
-    bounds: Bounds,
-    shape: Shape,
-) -> Look:
-    """One question to the model: logits on the view's own grid, the view's bounds, the score."""
+def _look(model: PromptableModel, scene: Scene, ask: Ask, bounds: Bounds, shape: Shape) -> Look:
+    """One question to the model."""
+    return _looks(model, scene, [ask], bounds, shape)[0]
+
+
+def _looks(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], bounds: Bounds, shape: Shape
+) -> list[Look]:
+    """Questions about one view: together where the model can, else one by one."""
     embedding = scene.embedding(model, bounds, shape)
-    shown = [v for p in prompts if (v := to_view(p, bounds, shape)) is not None]
+    whole = (bounds, shape) == (scene.whole, scene.shape)
+    questions = [_question(ask, bounds, shape, whole=whole) for ask in asks]
+    results: Sequence[Segmentation]
+    if isinstance(model, BatchModel):
+        results = model.segment_batch(embedding, questions)
+        if len(results) != len(questions):
+            raise ValueError(
+                f"{model.card.name} answered {len(results)} of {len(questions)} questions."
+            )
+    else:
+        results = [model.segment(embedding, q.prompts, q.previous) for q in questions]
+    return [_checked(model, result, bounds, shape) for result in results]
+
+
+def _question(ask: Ask, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
+    """A question in the index order of a view of `bounds` shrunk to `shape`.
+
+    On a view that is the whole scene boxes stay as they were said, also where they reach over it: a
+    box that a model carries on does, and its numbers are the published ones.
+    """
+    placed = (p if whole and isinstance(p, Box) else to_view(p, bounds, shape) for p in ask.prompts)
+    shown = [p for p in placed if p is not None]
     before = None
-    if previous is not None:
-        steps = shrink(previous.window(*bounds), shape)
+    if ask.previous is not None:
+        steps = shrink(ask.previous.window(*bounds), shape)
         before = np.asarray(steps, dtype=np.float32) * np.float32(STEP)
-    result = model.segment(embedding, shown, before)
+    return Question(shown, before, None if ask.memory is None else ask.memory.on(bounds, shape))
+
+
+def _checked(model: PromptableModel, result: Segmentation, bounds: Bounds, shape: Shape) -> Look:
     logits = np.asarray(result.logits, dtype=np.float32)
     if logits.shape != shape:
         raise ValueError(
             f"{model.card.name} answered logits of shape {logits.shape} to a view of {shape}."
         )
-    return logits, bounds, float(np.nan_to_num(result.score))
+    kept = None if result.memory is None else Memory(bounds, shape, result.memory)
+    return Look(logits, bounds, float(np.nan_to_num(result.score)), kept)
 
 
-def _region(
-    scene: Scene, logits: NDArray[np.float32], bounds: Bounds, score: float
-) -> tuple[Region, float]:
-    """The answer at full resolution, cut to the object and a rim of background around it."""
+def region_of(scene: Scene, look: Look) -> Region:
+    """An answer at full resolution, cut to the object and a rim of background around it."""
+    logits = look.logits
     positive = logits > 0
     if not positive.any():
-        return Region.empty(scene.shape), score
+        return Region.empty(scene.shape)
     rim = 2
     low, high = true_bounds(positive)
     low = tuple(max(0, a - rim) for a in low)
     high = tuple(min(n, b + rim) for b, n in zip(high, logits.shape, strict=True))
     edges = [
         a + bin_edges(b - a, n)[c : d + 1]
-        for a, b, n, c, d in zip(*bounds, logits.shape, low, high, strict=True)
+        for a, b, n, c, d in zip(*look.bounds, logits.shape, low, high, strict=True)
     ]
     kept = in_steps(logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
-    return Region(scene.shape, tuple(int(e[0]) for e in edges), enlarge(kept, edges)), score
-
-
-def _found(logits: NDArray[np.float32], bounds: Bounds) -> Bounds | None:
-    """Bounding box at full resolution of a coarse mask, None if it is empty."""
-    positive = logits > 0
-    if not positive.any():
-        return None
-    low, high = true_bounds(positive)
-    edges = [a + bin_edges(b - a, n) for a, b, n in zip(*bounds, logits.shape, strict=True)]
-    return (
-        tuple(int(e[a]) for e, a in zip(edges, low, strict=True)),
-        tuple(int(e[b]) for e, b in zip(edges, high, strict=True)),
-    )
+    return Region(scene.shape, tuple(int(e[0]) for e in edges), enlarge(kept, edges))
 
 
 def _view_shape(scene: Scene, bounds: Bounds, limit: int) -> Shape:

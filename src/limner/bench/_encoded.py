@@ -1,0 +1,73 @@
+"""A model that encodes a picture once for all its objects, though each has a session of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.models import BatchModel, ModelCard, PromptableModel, Question, Segmentation, View
+from limner.prompts.types import Prompt
+
+_KEPT = 4  # pictures; an embedding of a ViT-B has 4 to 12 MB
+
+
+class EncodedOnce:
+    """A model with an expensive `embed`, around which nothing else changes.
+
+    The first prompt about a picture bears the time of encoding it, those about its other objects do
+    not.
+
+    Args:
+        model: the one that is asked.
+    """
+
+    def __init__(self, model: BatchModel) -> None:
+        self._model = model
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    @property
+    def card(self) -> ModelCard:
+        """The model's own."""
+        return self._model.card
+
+    def embed(self, view: View) -> Any:
+        """What the model says of the view, or said of its like."""
+        key = _key(view)
+        if key not in self._kept:
+            self._kept[key] = self._model.embed(view)
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def segment(
+        self,
+        embedding: Any,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """As the model does."""
+        return self._model.segment(embedding, prompts, previous)
+
+    def segment_batch(
+        self, embedding: Any, questions: Sequence[Question]
+    ) -> Sequence[Segmentation]:
+        """As the model does."""
+        return self._model.segment_batch(embedding, questions)
+
+
+def encoded_once(model: PromptableModel) -> PromptableModel:
+    """The model, encoding each picture once if it is one whose encoding is worth keeping."""
+    return EncodedOnce(model) if isinstance(model, BatchModel) else model
+
+
+def _key(view: View) -> str:
+    facts = (view.array.shape, view.array.dtype.str, view.spacing, view.intensity, view.windowed)
+    digest = hashlib.sha256(repr((*facts, view.modality)).encode())
+    digest.update(np.ascontiguousarray(view.array).data)
+    return digest.hexdigest()

@@ -1,0 +1,88 @@
+"""What network a set of weights is of, told by a few names and shapes, for complaints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_POSITIONS = "image_encoder.pos_embed"
+_FIRST = "image_encoder.patch_embed.seq.0.c.weight"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of network: how to tell it, what it is called, which model takes its weights."""
+
+    told_by: Callable[[Shapes], bool]
+    what: str
+    model: str | None
+
+
+def _has(*names: str) -> Callable[[Shapes], bool]:
+    return lambda shapes: all(name in shapes for name in names)
+
+
+def _of(name: str, *shape: int) -> Callable[[Shapes], bool]:
+    return lambda shapes: shapes.get(name) == shape
+
+
+# The more particular ones first.
+_KINDS = (
+    _Kind(
+        _has("image_encoder.blocks.0.Adapter.channel.0.weight"),
+        "SAM-Med2D with adapters",
+        "sam_med2d/vit_b",
+    ),
+    _Kind(_has("image_encoder.sam_encoder.pos_embed"), "IMIS-Net", "imis/vit_b"),
+    _Kind(_of(_POSITIONS, 1, 64, 64, 768), "SAM or MedSAM with ViT-B at 1024", "medsam/vit_b"),
+    _Kind(_of(_POSITIONS, 1, 16, 16, 768), "SAM with ViT-B at 256, without adapters", None),
+    _Kind(_of(_POSITIONS, 1, 64, 64, 1024), "SAM with ViT-L", None),
+    _Kind(_of(_POSITIONS, 1, 64, 64, 1280), "SAM with ViT-H", None),
+    _Kind(lambda shapes: len(shapes.get(_POSITIONS, ())) == 5, "SAM-Med3D", None),
+    _Kind(_of(_FIRST, 32, 3, 1, 1), "LiteMedSAM", "medsam/lite"),
+    _Kind(_of(_FIRST, 32, 3, 3, 3), "MobileSAM", None),
+    _Kind(
+        _of("vision_encoder.pos_embed", 1, 64, 64, 768),
+        "SAM or MedSAM with ViT-B as Hugging Face transformers lays it out",
+        "medsam/vit_b",
+    ),
+    _Kind(
+        _has("vision_encoder.patch_embed.projection.weight"),
+        "SAM as Hugging Face transformers lays it out",
+        None,
+    ),
+    _Kind(
+        _has("image_encoder.trunk.patch_embed.proj.weight"),
+        "SAM 2 or a descendant such as MedSAM2",
+        None,
+    ),
+    _Kind(
+        _has("downs.0.conv.0.weight", "final_conv.conv.0.weight"),
+        "ScribblePrompt's UNet",
+        "scribbleprompt/unet",
+    ),
+    _Kind(_has("enc_blocks.0.cross.cross_conv.weight"), "UniverSeg", "universeg/v1"),
+    _Kind(_has("image_encoder.patch_embedding.position_embeddings"), "SegVol", None),
+    _Kind(_has("key_encoder.conv1.weight", "value_encoder.conv1.weight"), "XMem", None),
+    _Kind(
+        lambda shapes: any(".convs.0.all_modules." in name for name in shapes),
+        "a network of nnU-Net",
+        None,
+    ),
+)
+
+
+def recognise(shapes: Shapes) -> str:
+    """A sentence on what the weights are of and what to do.
+
+    Args:
+        shapes: of the weights by name.
+    """
+    for kind in _KINDS:
+        if kind.told_by(shapes):
+            if kind.model is not None:
+                return f"It looks like {kind.what}, which --model {kind.model} takes."
+            return f"It looks like {kind.what}; give the file of the model that you named."
+    return "Give the file of the model that you named; a recipe has to have its widths and depths."

@@ -1,0 +1,168 @@
+"""``limner everything``: masks of all that can be told apart in a picture, without prompts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limner.cli import _options as options
+
+if TYPE_CHECKING:
+    from limner.io.image import Image
+    from limner.sessions._proposal import Proposal
+
+
+def everything(
+    image: options.ImagePath,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help=".json: every mask as COCO runs; .png .tif .nii.gz .npz …: a label map, where "
+            "masks overlap the one with the higher score.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Any that takes clicks; see limner models.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="Clicks per side of the picture.")] = 32,
+    crops: Annotated[int, typer.Option(help="Layers of crops beside the whole picture.")] = 0,
+    min_score: Annotated[
+        float | None, typer.Option(help="Predicted quality, 0 to 1; default: the model's.")
+    ] = None,
+    min_stability: Annotated[
+        float | None, typer.Option(help="IoU at two thresholds, 0 to 1; default: the model's.")
+    ] = None,
+    box_iou: Annotated[
+        float, typer.Option(help="Of boxes that overlap more, the best mask stays.")
+    ] = 0.7,
+    min_area: Annotated[int, typer.Option(help="Pixels of the smallest mask.")] = 1,
+    max_share: Annotated[float, typer.Option(help="Of the picture, in the largest mask.")] = 0.8,
+    most: Annotated[int | None, typer.Option(help="So many of the best.")] = None,
+    slice_: Annotated[
+        int | None, typer.Option("--slice", help="Of a volume or video: which slice or frame.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The model's weights file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    window: Annotated[
+        str | None, typer.Option(help="CT window: a name such as lung, or low,high.")
+    ] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")
+    ] = False,
+    zoom: Annotated[
+        bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
+    ] = None,
+    series: options.Series = None,
+    channel: options.Channel = None,
+    lenient: options.Lenient = False,
+    preview: options.Preview = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Propose masks for everything in a picture; nothing is written before all is done."""
+    import limner
+    from limner.cli._bar import bar
+    from limner.cli._finish import check_output
+    from limner.models import default_model
+    from limner.sessions import everything as mode
+
+    began = time.perf_counter()
+    picture = limner.read(image, series=series, channel=channel, strict=not lenient)
+    check_output(output, preview, picture, inputs=(weights,))
+    with limner.open_session(
+        picture,
+        model or default_model(picture.kind, flat=True),
+        weights=weights,
+        device=device,
+        exact=exact,
+        zoom=zoom,
+        window=None if window is None else options.parse_window(window),
+    ) as session:
+        chosen: dict[str, Any] = {
+            "points": points,
+            "crops": crops,
+            "least_score": min_score,
+            "least_stability": min_stability,
+            "box_iou": box_iou,
+            "least_area": min_area,
+            "largest_share": max_share,
+            "most": most,
+        }
+        given = {key: value for key, value in chosen.items() if value is not None}
+        settings = mode.Settings.of(session.model, **given)
+        with bar("asking") as tell:
+            found = mode.proposed(session, settings, frame=slice_, progress=tell)
+        facts = mode.manifest_of(session, found, settings, slice_)
+    _write(output, picture, found, slice_, facts)
+    if preview is not None:
+        _draw(preview, picture, found, slice_, session.options.window)
+    seconds = time.perf_counter() - began
+    report = {
+        "image": str(image),
+        "model": session.model.card.name,
+        "masks": [{"id": k, **p.to_json()} for k, p in enumerate(found, start=1)],
+        "output": str(output),
+        "seconds": round(seconds, 3),
+        "notice": "Research use only; not a medical device.",
+    }
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    print(
+        f"{session.model.card.name}: {len(found)} masks → {output} in {seconds:.1f} s "
+        f"({len(found) / seconds:.1f} a second; research use only, not a medical device)"
+    )
+
+
+def _write(
+    path: Path,
+    image: Image,
+    found: Sequence[Proposal],
+    frame: int | None,
+    facts: dict[str, Any],
+) -> None:
+    """The masks by suffix, and the manifest beside them."""
+    import limner
+    from limner.io import manifest_path
+    from limner.io._atomic import atomic_bytes
+    from limner.io.labels import Labels
+    from limner.sessions.everything import to_coco
+
+    if path.suffix.lower() == ".json":
+        atomic_bytes(path, json.dumps(to_coco(found, image, frame)).encode())
+        atomic_bytes(manifest_path(path), json.dumps(facts, indent=2).encode())
+        return
+    labels = Labels(image.geometry, array=_labels(found, image, frame), manifest=facts)
+    limner.write(path, labels, like=image)
+
+
+def _labels(found: Sequence[Proposal], image: Image, frame: int | None) -> Any:
+    """A label map of the image's shape."""
+    import numpy as np
+
+    from limner.sessions.everything import label_map
+
+    plane = label_map(found, image.geometry.shape[-2:])
+    if frame is None:
+        return plane
+    labels = np.zeros(image.geometry.shape, dtype=plane.dtype)
+    labels[frame] = plane
+    return labels
+
+
+def _draw(
+    path: Path,
+    image: Image,
+    found: Sequence[Proposal],
+    frame: int | None,
+    window: tuple[float, float] | None,
+) -> None:
+    from limner.cli.overlay import write_preview
+
+    write_preview(path, image, _labels(found, image, frame), frame=frame, window=window)

@@ -1,0 +1,229 @@
+"""scribbleprompt: ScribblePrompt's U-Net, which takes clicks, boxes and scribbles together on 2D
+pictures (https://arxiv.org/abs/2312.07381, https://github.com/halleewong/ScribblePrompt).
+
+Image and prompts are fused in the first layer, so there is nothing to embed but the picture. The
+network is squashed to 128x128 by the authors' helper: bilinear without antialiasing, positions cut
+to whole numbers. Each round it is shown the logits of its own last answer, not probabilities, in a
+channel that it was taught with nothing else; so rough masks and lassos are not understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.checkpoints.cards import WeightsCard
+from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._files import hash_of
+from limner.models._grey import confidence, grey
+from limner.models._reading import check_understood, footprint
+from limner.models._sam import bilinear, log_odds, sigmoid
+from limner.prompts.types import Box, Click, Prompt, Scribble
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.runtime import Network
+
+Picture = NDArray[np.float32]
+Indices = NDArray[np.int64]
+
+SIZE = 128  # pixels per side of what the network sees
+IMAGE, REGION, POSITIVE, NEGATIVE, PREVIOUS = range(5)  # channels of its input
+MOST_AT_ONCE = 8  # questions in one pass: about 0.5 GB
+
+CARD = ModelCard(
+    name="scribbleprompt/unet",
+    summary="ScribblePrompt: clicks, boxes and scribbles on grey pictures of any modality",
+    ndim=(2,),
+    prompts=frozenset({"click", "box", "scribble"}),
+    licence="Apache-2.0",
+    source="https://arxiv.org/abs/2312.07381, https://github.com/halleewong/ScribblePrompt",
+    zoom=False,
+    window={2: SIZE},
+)
+WEIGHTS = WeightsCard(
+    name="ScribblePrompt_unet_v1_nf192_res128.pt",
+    sources=(),
+    licence="Apache-2.0",
+    note="in a shared folder linked from https://github.com/halleewong/ScribblePrompt; after "
+    "downloading: limner models add scribbleprompt/unet ScribblePrompt_unet_v1_nf192_res128.pt",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A view as the network sees it, without prompts.
+
+    Attributes:
+        image: float32 (SIZE, SIZE), 0…1.
+        shape: of the view.
+    """
+
+    image: Picture
+    shape: tuple[int, ...]
+
+
+class ScribblePrompt:
+    """The network with everything around it.
+
+    Args:
+        network: (B, 5, SIZE, SIZE) to logits (B, 1, SIZE, SIZE).
+        card: its facts.
+    """
+
+    def __init__(self, network: Network, card: ModelCard) -> None:
+        self.card = replace(card, runtime=network.description)
+        self._network = network
+
+    def embed(self, view: View) -> Embedding:
+        """The picture in grey, squashed to the network's square."""
+        check_understood(self.card, (), view.shape)
+        return Embedding(bilinear(grey(view), (SIZE, SIZE)), view.shape)
+
+    def segment(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """One question; see `segment_batch`."""
+        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
+
+    def segment_batch(
+        self, embedding: Embedding, questions: Sequence[Question]
+    ) -> list[Segmentation]:
+        """Some questions a pass.
+
+        `Question.memory` is the network's own last answer; without it the logits of the round
+        before are squashed like the picture. `Segmentation.memory` is float32 (SIZE, SIZE).
+        """
+        inputs = [network_input(self.card, embedding, question) for question in questions]
+        answers: list[Segmentation] = []
+        for start in range(0, len(inputs), MOST_AT_ONCE):
+            (logits,) = self._network(np.stack(inputs[start : start + MOST_AT_ONCE]))
+            answers += [_answer(own[0], embedding.shape) for own in logits]
+        return answers
+
+
+def _answer(logits: Picture, shape: tuple[int, ...]) -> Segmentation:
+    """Logits on the view's grid: probabilities are resized, as the authors' demonstration does."""
+    shown = logits
+    if shape != logits.shape:
+        shown = log_odds(bilinear(sigmoid(logits), (shape[0], shape[1])))
+    return Segmentation(shown, confidence(shown), logits)
+
+
+def network_input(card: ModelCard, embedding: Embedding, question: Question) -> Picture:
+    """Picture, prompts and the answer before as channels.
+
+    Args:
+        card: of the model.
+        embedding: of the view.
+        question: about it.
+
+    Returns:
+        (5, SIZE, SIZE).
+
+    Raises:
+        PromptError: a kind of prompt that the card does not list.
+    """
+    shape = embedding.shape
+    check_understood(card, question.prompts, shape)
+    planes = np.zeros((5, SIZE, SIZE), np.float32)
+    planes[IMAGE] = embedding.image
+    strokes = []
+    for prompt in question.prompts:
+        if isinstance(prompt, Box):
+            _fill_box(planes[REGION], prompt, shape)
+        elif isinstance(prompt, Click):
+            # A click speaks for both channels of its pixel, so that the later of two counts.
+            row, column = _cells(np.clip(np.floor(np.add(prompt.at, 0.5)), 0, _last(shape)), shape)
+            planes[POSITIVE, row, column] = float(prompt.positive)
+            planes[NEGATIVE, row, column] = float(not prompt.positive)
+        elif isinstance(prompt, Scribble):
+            strokes.append(prompt)
+    for channel in (POSITIVE, NEGATIVE):
+        signed = [s for s in strokes if s.positive == (channel == POSITIVE)]
+        planes[channel] = np.minimum(planes[channel] + _drawn(signed, shape), 1.0)
+    before = question.memory
+    if before is None and question.previous is not None:
+        before = bilinear(question.previous, (SIZE, SIZE))
+    if before is not None:
+        planes[PREVIOUS] = before
+    return planes
+
+
+def _fill_box(plane: Picture, box: Box, shape: tuple[int, ...]) -> None:
+    """The box's pixels, in place; at least one, where the authors' helper may leave none."""
+    low = _cells(np.clip(box.low, 0, _last(shape)), shape)
+    high = _cells(np.clip(box.high, 0, shape), shape)
+    high = np.minimum(np.maximum(high, low + 1), SIZE)
+    plane[low[0] : high[0], low[1] : high[1]] = 1.0
+
+
+def _drawn(strokes: Sequence[Scribble], shape: tuple[int, ...]) -> Picture:
+    """Strokes as the authors' helper shrinks them, (SIZE, SIZE), 0…1.
+
+    It looks at some of the view's pixels only. Of a stroke that it would miss altogether, the
+    pixels that it passes are marked, as those of clicks are.
+    """
+    plane = np.zeros((SIZE, SIZE), np.float32)
+    prints = [footprint(stroke, shape) for stroke in strokes]
+    if prints:
+        drawn = np.logical_or.reduce(prints)
+        plane = bilinear(drawn.astype(np.float32), (SIZE, SIZE))
+    for mask in prints:
+        rows, columns = _cells(np.argwhere(mask), shape).T
+        if not plane[rows, columns].any():
+            plane[rows, columns] = 1.0
+    return plane
+
+
+def _cells(places: NDArray[np.floating] | NDArray[np.integer], shape: tuple[int, ...]) -> Indices:
+    """Index positions of the view, (..., 2), as whole numbers of the network's grid, cut off
+    towards 0 in float32, as published.
+    """
+    scale = np.asarray(SIZE / np.asarray(shape, dtype=np.float64), dtype=np.float32)
+    return np.asarray(np.asarray(places, dtype=np.float32) * scale, dtype=np.int64)
+
+
+def _last(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.asarray(shape, dtype=np.int64) - 1
+
+
+def _build(
+    *, weights: Path | None = None, device: str = "auto", exact: bool = False
+) -> ScribblePrompt:
+    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
+    assert weights is not None
+    from limner import runtime
+
+    network = runtime.compile_module(
+        partial(_filled, weights),
+        key=f"{digest}-scribbleprompt",
+        inputs=[(None, 5, SIZE, SIZE)],
+        device=device,
+        exact=exact,
+        precision="fp32",  # it is shown its own logits again, so errors would add up
+    )
+    return ScribblePrompt(network, replace(CARD, weights_sha256=digest))
+
+
+def _filled(path: Path) -> nn.Module:
+    """The network with the weights of a file; the names in it are the published ones."""
+    from limner.checkpoints.load import fill, read_checkpoint
+    from limner.layers.scribbleprompt import ScribblePromptUNet
+
+    network = ScribblePromptUNet()
+    fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)
+    return network
+
+
+VARIANTS = {"unet": Variant(CARD, _build, (WEIGHTS,))}

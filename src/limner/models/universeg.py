@@ -1,0 +1,220 @@
+"""universeg: UniverSeg, which is shown pictures with masks and does the same to another picture
+(https://arxiv.org/abs/2304.06131, https://github.com/JJGO/UniverSeg).
+
+No clicks, no boxes: the only prompts are examples, and the more the better, up to the 64 it was
+trained with. Each picture, asked about or shown, is squashed to 128x128 in grey of 0…1 by the same
+rule. Nothing is remembered between rounds: an answer depends on picture and examples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.checkpoints.cards import WeightsCard
+from limner.errors import PromptError
+from limner.models._family import ModelCard, Segmentation, Variant, View
+from limner.models._files import hash_of
+from limner.models._grey import confidence, grey
+from limner.models._intensity import robust_limits
+from limner.models._reading import check_understood
+from limner.models._sam import bilinear
+from limner.prompts.types import Example, Prompt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.runtime import Network
+
+Picture = NDArray[np.float32]
+
+SIZE = 128  # pixels per side of what the network sees
+WIDTH = 64  # features at every level
+AT_ONCE = 8  # pairs that the first level sees at a time
+MOST_EXAMPLES = 64  # as in training; with them an answer takes some 3 s and 0.6 GB
+NOTHING = -10.0  # logit everywhere where no example says what is meant
+
+CARD = ModelCard(
+    name="universeg/v1",
+    summary="UniverSeg: does to a picture what was done to the examples that it is shown",
+    ndim=(2,),
+    prompts=frozenset({"example"}),
+    licence="OpenRAIL++-M, research only",
+    source="https://arxiv.org/abs/2304.06131, https://github.com/JJGO/UniverSeg",
+    zoom=False,
+    window={2: SIZE},
+)
+WEIGHTS = WeightsCard(
+    name="universeg_v1_nf64_ss64_STA.pt",
+    sources=(
+        "https://github.com/JJGO/UniverSeg/releases/download/weights/universeg_v1_nf64_ss64_STA.pt",
+    ),
+    licence="OpenRAIL++-M, research only",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A view as the network sees it.
+
+    Attributes:
+        image: float32 (SIZE, SIZE), 0…1.
+        shape: of the view.
+        window: the intensities that the user asked to see as black and white; None for none.
+    """
+
+    image: Picture
+    shape: tuple[int, ...]
+    window: tuple[float, float] | None
+
+
+class UniverSegModel:
+    """The network with everything around it.
+
+    Args:
+        network: a picture (1, 1, SIZE, SIZE) and pairs (S, 2, SIZE, SIZE) to logits
+            (1, 1, SIZE, SIZE).
+        card: its facts.
+    """
+
+    def __init__(self, network: Network, card: ModelCard) -> None:
+        self.card = replace(card, runtime=network.description)
+        self._network = network
+
+    def embed(self, view: View) -> Embedding:
+        """The picture in grey, squashed to the network's square."""
+        check_understood(self.card, (), view.shape)
+        return Embedding(
+            _squashed(grey(view)), view.shape, view.intensity if view.windowed else None
+        )
+
+    def segment(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """One pass over all examples; `previous` says nothing to this network.
+
+        Raises:
+            PromptError: another kind of prompt, or more examples than `MOST_EXAMPLES`.
+        """
+        check_understood(self.card, prompts, embedding.shape)
+        examples = [p for p in prompts if isinstance(p, Example)]
+        if not examples:
+            return Segmentation(np.full(embedding.shape, NOTHING, np.float32), 0.0)
+        if len(examples) > MOST_EXAMPLES:
+            raise PromptError(
+                f"{self.card.name} takes up to {MOST_EXAMPLES} examples, not {len(examples)}; "
+                "leave some out."
+            )
+        pairs = np.stack([shown(example, embedding.window) for example in examples])
+        (logits,) = self._network(embedding.image[None, None], pairs)
+        rows, columns = embedding.shape
+        answer = bilinear(logits[0, 0], (rows, columns))
+        return Segmentation(answer, confidence(answer))
+
+
+class InParts:
+    """The network in two parts, the first of which sees some pairs at a time: much less memory.
+
+    Args:
+        first: `limner.layers.universeg.FirstLevel`.
+        further: `limner.layers.universeg.Further`.
+    """
+
+    def __init__(self, first: Network, further: Network) -> None:
+        self.description = first.description
+        self._first, self._further = first, further
+
+    def __call__(self, *inputs: Picture) -> tuple[Picture, ...]:
+        """A picture and pairs to logits; see `UniverSegModel`."""
+        image, pairs = inputs
+        groups = [pairs[k : k + AT_ONCE] for k in range(0, len(pairs), AT_ONCE)]
+        own, seen, small = zip(*(self._first(image, some) for some in groups), strict=True)
+        count = np.float32(len(pairs))
+        return self._further(image, sum(own) / count, sum(seen) / count, np.concatenate(small))
+
+
+def shown(example: Example, window: tuple[float, float] | None) -> Picture:
+    """An example as the network sees it.
+
+    Its picture is treated like the one that is asked about: bytes divided by 255; other numbers by
+    the window the user asked for, else by robust limits of that picture. Its mask is squashed by
+    taking the nearest pixel, so that it stays a mask: each of the network's pixels is in it if the
+    pixel under its centre is.
+
+    Args:
+        example: any size.
+        window: of the picture that is asked about. Pictures in bytes have been windowed already.
+
+    Returns:
+        (2, SIZE, SIZE): picture 0…1, and mask 0 or 1.
+    """
+    pixels = example.image
+    if window is None or pixels.dtype == np.uint8:
+        view = View(pixels, (1.0, 1.0), robust_limits(pixels))
+    else:
+        view = View(pixels, (1.0, 1.0), window, windowed=True)
+    rows, columns = (((np.arange(SIZE) + 0.5) * n / SIZE).astype(int) for n in example.mask.shape)
+    mask = example.mask[np.ix_(rows, columns)]
+    return np.stack([_squashed(grey(view)), mask.astype(np.float32)])
+
+
+def _squashed(picture: Picture) -> Picture:
+    """To (SIZE, SIZE), bilinear over all pixels (antialiased), as the authors' examples do it."""
+    if picture.shape == (SIZE, SIZE):
+        return picture
+    from PIL import Image
+
+    whole: Any = Image.fromarray(np.ascontiguousarray(picture))
+    small = whole.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(small, dtype=np.float32), 0.0, 1.0)
+
+
+def _build(
+    *, weights: Path | None = None, device: str = "auto", exact: bool = False
+) -> UniverSegModel:
+    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: limner models fetch {CARD.name}")
+    assert weights is not None
+    from limner import runtime
+
+    card = replace(CARD, weights_sha256=digest)
+
+    def compiled(what: str, *shapes: tuple[int | None, ...]) -> Network:
+        return runtime.compile_module(
+            partial(_filled, weights, what),
+            key=f"{digest}-universeg-{what}",
+            inputs=shapes,
+            device=device,
+            exact=exact,
+            precision="fp32",
+        )
+
+    picture, pairs = (1, 1, SIZE, SIZE), (None, 2, SIZE, SIZE)
+    if exact:
+        return UniverSegModel(compiled("whole", picture, pairs), card)
+    maps, small = (1, WIDTH, SIZE, SIZE), (None, WIDTH, SIZE // 2, SIZE // 2)
+    first = compiled("first", picture, pairs)
+    return UniverSegModel(InParts(first, compiled("further", picture, maps, maps, small)), card)
+
+
+def _filled(path: Path, what: str) -> nn.Module:
+    """The network, or part of it, with the weights of a file; its names are the published ones."""
+    from limner.checkpoints.load import fill, read_checkpoint
+    from limner.layers.universeg import FirstLevel, Further, UniverSeg
+
+    network = UniverSeg(WIDTH)
+    fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)
+    if what == "whole":
+        return network
+    return FirstLevel(network) if what == "first" else Further(network)
+
+
+VARIANTS = {"v1": Variant(CARD, _build, (WEIGHTS,))}

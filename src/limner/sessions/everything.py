@@ -1,0 +1,360 @@
+"""Everything in a picture without being told where: a grid of clicks, and the answers that hold.
+
+The mode of Segment Anything (https://arxiv.org/abs/2304.02643, appendix B) for any model that takes
+clicks; the default numbers are those by which the masks of IMed-361M
+(https://arxiv.org/abs/2411.12814) were made, as far as they are known.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limner.errors import PromptError, SessionError
+from limner.io.image import Image
+from limner.models import PromptableModel, cards, default_model
+from limner.prompts.types import Click
+from limner.sessions._answer import Ask
+from limner.sessions._base import BaseSession
+from limner.sessions._ids import check_frame
+from limner.sessions._manifest import header
+from limner.sessions._open import as_image, open_session
+from limner.sessions._proposal import Candidate, Proposal, distinct, runs_of
+from limner.sessions._region import Bounds, true_bounds
+from limner.sessions._zoom import Look, Scene, answers, looks, region_of, together
+
+Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
+
+OVERLAP = 0.34  # of a crop's side that it shares with its neighbours
+MOST_CROPS = 4  # layers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to click, and which answers to keep.
+
+    Attributes:
+        points: clicks per side of the picture.
+        rounds: how often each click is asked about; from the second time on with the answer before.
+        crops: layers of crops beside the whole picture: layer k has 2ᵏ × 2ᵏ overlapping ones, with
+            ``points / 2ᵏ`` clicks per side each.
+        least_score: predicted quality at least.
+        least_stability: IoU of the masks at the thresholds ± `offset`, at least.
+        offset: logits on either side of 0.
+        box_iou: of two answers whose boxes have a larger IoU the better one stays; 1 for all.
+        same_mask: likewise for masks.
+        least_area: pixels of the smallest mask.
+        largest_share: of the picture, covered by the largest mask: more is background.
+        most: so many of the best, None for all.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    points: int = 32
+    rounds: int = 1
+    crops: int = 0
+    least_score: float = 0.85
+    least_stability: float = 0.85
+    offset: float = 1.0
+    box_iou: float = 0.7
+    same_mask: float = 0.8
+    least_area: int = 1
+    largest_share: float = 0.8
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("points", "rounds", "least_area"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}.")
+        for name in ("least_score", "least_stability", "box_iou", "same_mask", "largest_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, 0…1, not {getattr(self, name)}.")
+        if not 0 <= self.crops <= MOST_CROPS or self.points < 2**self.crops:
+            raise ValueError(
+                f"crops is 0…{MOST_CROPS} layers, with a click in each; not {self.crops} of "
+                f"{self.points} points."
+            )
+        if not 0 <= self.offset < math.inf:
+            raise ValueError(f"offset is in logits, 0 or more, not {self.offset}.")
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"most is 1 or more, or None for all, not {self.most}.")
+
+    @classmethod
+    def of(cls, model: PromptableModel, **chosen: Any) -> Settings:
+        """The defaults for a model, and what is chosen otherwise.
+
+        A model that judges its answers on any view (`ModelCard.judges`) doubts most answers to a
+        lone click, and rightly: it is asked twice, and less is expected of it. (For limner-2d on
+        validation pictures the median score on objects is 0.42 after one round and 0.75 after two.)
+        """
+        defaults = {"rounds": 2, "least_score": 0.75, "least_stability": 0.8}
+        return cls(**({**defaults, **chosen} if model.card.judges else chosen))
+
+
+def everything(
+    image: Image | ArrayLike | str | Path,
+    model: str | PromptableModel | None = None,
+    *,
+    settings: Settings | None = None,
+    frame: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Proposal, ...]:
+    """Propose masks for all that can be told apart in a picture.
+
+    Memory is that of a few answers, however many clicks there are: of each only the runs are kept.
+    The same picture, model and settings give the same proposals.
+
+    Args:
+        image: a picture, or a volume or video and `frame`.
+        model: a name or an object; it must understand clicks.
+        settings: where to click, and which answers to keep; default: ``Settings.of(model)``.
+        frame: the slice or frame.
+        progress: called now and then with the number of clicks done and of all; where it returns
+            False, no more is asked, and what was found so far is screened and returned.
+        options: as for `limner.open_session`: ``weights``, ``device``, ``exact``, ``zoom``,
+            ``window``.
+
+    Returns:
+        Proposals, the highest score first.
+
+    Raises:
+        PromptError: the model does not understand clicks, or `frame` does not fit the image.
+        SessionError: the model does not work on pictures.
+    """
+    picture = as_image(image)
+    asked = model or default_model(picture.kind, flat=True)
+    with open_session(picture, asked, **options) as session:
+        chosen = settings or Settings.of(session.model)
+        return proposed(session, chosen, frame=frame, progress=progress)
+
+
+def proposed(
+    session: BaseSession,
+    settings: Settings,
+    *,
+    frame: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Proposal, ...]:
+    """As `everything`, in a session that is open; its conversation is left alone."""
+    check_model(session.model)
+    scene = _scene(session, frame)
+    crops = list(_crops(scene.shape, settings))
+    total = sum(len(points) for _, _, points in crops)
+    found: list[Candidate] = []
+    for done, candidates in _asked(session, scene, crops, settings):
+        found += candidates
+        if progress is not None and progress(done, total) is False:
+            break
+    kept = distinct(found, box_iou=settings.box_iou, same_mask=settings.same_mask)
+    kept.sort(key=lambda c: -c.score)
+    _log.info("%d good answers to %d clicks, %d of them distinct", len(found), total, len(kept))
+    return tuple(c.proposal() for c in kept[: settings.most])
+
+
+def check_model(model: PromptableModel) -> None:
+    """Refuse a model that cannot be asked with clicks on pictures.
+
+    Raises:
+        PromptError: it does not understand clicks; the message names models that do.
+        SessionError: it works on volumes only.
+    """
+    card = model.card
+    if 2 not in card.ndim:
+        raise SessionError(f"{card.name} works on volumes; everything is looked for in pictures.")
+    if "click" not in card.prompts:
+        others = [c.name for c in cards() if "click" in c.prompts and 2 in c.ndim]
+        raise PromptError(
+            f"{card.name} understands {', '.join(sorted(card.prompts))}, and everything is asked "
+            f"for with clicks. Models that take them: {', '.join(others)}."
+        )
+
+
+def label_map(proposals: Sequence[Proposal], shape: Sequence[int]) -> NDArray[np.unsignedinteger]:
+    """Proposals as labels 1, 2, …; where they overlap the one with the higher score is seen.
+
+    Args:
+        proposals: in the order of their ids, the highest score first.
+        shape: of the picture.
+    """
+    labels = np.zeros(tuple(shape), dtype=np.min_scalar_type(len(proposals)))
+    for number in range(len(proposals), 0, -1):
+        labels[proposals[number - 1].mask] = number
+    return labels
+
+
+def to_coco(
+    proposals: Sequence[Proposal], image: Image, frame: int | None = None
+) -> dict[str, Any]:
+    """A COCO file of one picture, overlaps kept; `limner.read_labels` reads it.
+
+    Args:
+        proposals: the highest score first; their places from 1 are the ids.
+        image: that they were found in.
+        frame: slice or frame of it.
+    """
+    geometry = image.geometry if frame is None else image.geometry.plane(frame)
+    rows, columns = geometry.shape
+    name = "picture" if image.path is None else image.path.name
+    picture: dict[str, Any] = {"id": 1, "width": columns, "height": rows, "file_name": name}
+    if frame is not None:
+        picture["slice"] = frame
+    ids = list(range(1, len(proposals) + 1))
+    return {
+        "info": {"description": "Everything that limner found", "version": "1.0"},
+        "limner": {"geometry": geometry.to_json(), "object_ids": ids, "names": {}},
+        "licenses": [],
+        "images": [picture],
+        "categories": [{"id": 1, "name": "object", "supercategory": ""}],
+        "annotations": [p.to_coco(k) for k, p in zip(ids, proposals, strict=True)],
+    }
+
+
+def manifest_of(
+    session: BaseSession, proposals: Sequence[Proposal], settings: Settings, frame: int | None
+) -> dict[str, Any]:
+    """How the masks were made: image, model, settings, and the facts of each proposal by id.
+
+    Args:
+        session: on the same image with the same model and options.
+        proposals: the result.
+        settings: that led to it.
+        frame: slice or frame.
+    """
+    return {
+        **header(session.image, session.model.card, session.options),
+        "everything": {**asdict(settings), "frame": frame},
+        "proposals": {str(k): p.to_json() for k, p in enumerate(proposals, start=1)},
+        "overlap": "where proposals overlap, a label map holds the one with the higher score",
+        "notice": "Research use only; not a medical device.",
+    }
+
+
+def _scene(session: BaseSession, frame: int | None) -> Scene:
+    """The picture, or the frame."""
+    if session.image.kind == "image":
+        if frame is not None:
+            raise PromptError(f"A 2D image has no frames, so frame={frame} means nothing here.")
+        return session._scene(None)
+    last = session.image.geometry.shape[0] - 1
+    if frame is None or not 0 <= check_frame(frame) <= last:
+        what = "slice" if session.image.kind == "volume" else "frame"
+        raise PromptError(
+            f"Everything is looked for in one {what} of a {session.image.kind}: frame=K (--slice "
+            f"K), 0…{last}" + ("." if frame is None else f", not {frame}.")
+        )
+    return session._scene(frame)
+
+
+def _asked(
+    session: BaseSession,
+    scene: Scene,
+    crops: Sequence[tuple[int, Bounds, list[tuple[float, float]]]],
+    settings: Settings,
+) -> Iterator[tuple[int, list[Candidate]]]:
+    """The answers that are good enough by themselves, with the number of clicks done so far."""
+    done, model, zoom = 0, session.model, session.options.zoom
+    for layer, bounds, points in crops:
+        part = _part(scene, bounds)
+        size = together(model, part.shape, zoom=zoom)
+        for start in range(0, len(points), size):
+            clicks = points[start : start + size]
+            asks = [Ask([Click(at)]) for at in clicks]
+            for _ in range(settings.rounds - 1):
+                before = answers(model, part, asks, zoom=zoom)
+                asks = [
+                    Ask(ask.prompts, answer.region, answer.memory)
+                    for ask, answer in zip(asks, before, strict=True)
+                ]
+            found: list[Candidate] = []
+            for at, look in zip(clicks, looks(model, part, asks, zoom=zoom), strict=True):
+                found += _screened(part, look, at, bounds[0], layer, scene.shape, settings)
+            done += len(clicks)
+            yield done, found
+
+
+def _crops(
+    shape: tuple[int, ...], settings: Settings
+) -> Iterator[tuple[int, Bounds, list[tuple[float, float]]]]:
+    """Layer, bounds and clicks (from its corner) of the whole picture and of every crop."""
+    for layer in range(settings.crops + 1):
+        count = 2**layer
+        sides = [_crop_sides(n, count) for n in shape]
+        for top, bottom in sides[0]:
+            for left, right in sides[1]:
+                spans = (bottom - top, right - left)
+                if min(spans) < 1:
+                    continue
+                rows, columns = (_evenly(n, settings.points // count) for n in spans)
+                points = [(row, column) for row in rows for column in columns]
+                yield layer, ((top, left), (bottom, right)), points
+
+
+def _crop_sides(size: int, count: int) -> list[tuple[int, int]]:
+    """Where `count` overlapping crops along a side of `size` begin and end."""
+    length = size if count == 1 else min(size, math.ceil(size / count * (1 + OVERLAP)))
+    steps = [round(k * (size - length) / max(1, count - 1)) for k in range(count)]
+    return sorted({(start, start + length) for start in steps})
+
+
+def _evenly(size: int, count: int) -> list[float]:
+    """Positions of `count` clicks along a side, each in the middle of its share."""
+    return sorted({float(min(size - 1, int((k + 0.5) * size / count))) for k in range(count)})
+
+
+def _part(scene: Scene, bounds: Bounds) -> Scene:
+    if bounds == scene.whole:
+        return scene
+    (top, left), (bottom, right) = bounds
+    return Scene(
+        scene.array[top:bottom, left:right],
+        scene.spacing,
+        scene.intensity,
+        scene.modality,
+        windowed=scene.windowed,
+    )
+
+
+def _screened(
+    part: Scene,
+    look: Look,
+    at: tuple[float, float],
+    corner: Sequence[int],
+    layer: int,
+    shape: tuple[int, ...],
+    settings: Settings,
+) -> list[Candidate]:
+    """An answer as a candidate, if it is good enough by itself; else nothing."""
+    if look.score < settings.least_score:
+        return []
+    sure, possible = (
+        int(np.count_nonzero(look.logits > t)) for t in (settings.offset, -settings.offset)
+    )
+    stability = sure / max(1, possible)
+    if stability < settings.least_stability:
+        return []
+    region = region_of(part, look)
+    mask = region.inside
+    area = np.count_nonzero(mask)
+    if not max(1, settings.least_area) <= area <= settings.largest_share * math.prod(shape):
+        return []
+    low, high = (np.add(edge, np.add(region.low, corner)) for edge in true_bounds(mask))
+    ends = np.add(corner, part.shape)
+    cut = ((low == corner) & (low > 0)) | ((high == ends) & (high < shape))
+    if cut.any():  # by its crop: another one shows it whole
+        return []
+    rows, columns = shape
+    starts, stops = runs_of(region, corner, (rows, columns))
+    bounds = tuple(int(a) for a in low), tuple(int(b) for b in high)
+    point = at[0] + corner[0], at[1] + corner[1]
+    return [Candidate(starts, stops, (rows, columns), bounds, look.score, stability, point, layer)]

@@ -1,0 +1,101 @@
+"""The folded decoder is the published one, in another order of arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from limner import runtime
+from limner.layers import folded
+from limner.layers.folded import FoldedDecode
+from limner.layers.mask_decoder import MaskDecoder, SamDecode
+from limner.layers.prompt_encoder import PromptEncoder
+from limner.models._imis_network import DIM, FoldedImisDecode, ImisDecode, ImisMaskDecoder
+
+GRID = 8
+
+
+def parts(dim: int = 64) -> tuple[PromptEncoder, MaskDecoder]:
+    """Both halves with random weights, none of them zero."""
+    torch.manual_seed(0)
+    made = PromptEncoder(dim, GRID, 16 * GRID), MaskDecoder(dim)
+    for part in made:
+        part.eval().requires_grad_(False)
+        for name, tensor in part.state_dict().items():
+            noise = torch.randn_like(tensor)
+            tensor.copy_(1 + 0.3 * noise if "norm" in name and "weight" in name else 0.3 * noise)
+    return made
+
+
+def questions(prompts: int, points: int, dim: int = 64) -> list[torch.Tensor]:
+    """Inputs of both decoders; every other prompt has a mask."""
+    generator = torch.Generator().manual_seed(prompts + points)
+    side = 4 * GRID
+    return [
+        torch.randn(1, dim, GRID, GRID, generator=generator),
+        torch.rand(prompts, points, 2, generator=generator) * 16 * GRID,
+        torch.randint(-1, 4, (prompts, points), generator=generator).float(),
+        torch.randn(prompts, 1, side, side, generator=generator) * 5,
+        (torch.arange(prompts) % 2).float(),
+    ]
+
+
+@pytest.mark.parametrize(("prompts", "points"), [(1, 2), (2, 1), (3, 7), (2, 0)])
+def test_folding_changes_nothing(prompts: int, points: int) -> None:
+    encoder, decoder = (part.double() for part in parts())
+    asked = [tensor.double() for tensor in questions(prompts, points)]
+    right = SamDecode(encoder, decoder)(*asked)
+    for ours, wanted in zip(FoldedDecode(encoder, decoder)(*asked), right, strict=True):
+        assert ours.shape == wanted.shape
+        assert torch.allclose(ours, wanted, rtol=0, atol=1e-11 * float(wanted.std()))
+
+
+def test_more_filters_are_added_to_all_masks() -> None:
+    _, decoder = parts()
+    tokens, features = torch.randn(2, 7, 64), torch.randn(2, 16 * GRID * GRID, 8)
+    more = torch.randn(2, 8)
+    apart, _ = folded.masks(decoder, tokens, features, GRID)
+    added = folded.planes(more[:, None], features, GRID)
+    together, _ = folded.masks(decoder, tokens, features, GRID, more)
+    assert torch.allclose(apart + added, together, atol=1e-4)
+
+
+def test_openvino_agrees_at_all_sizes(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    side = 4 * GRID
+    network = runtime.compile_module(
+        lambda: FoldedDecode(*parts()),
+        key="folded",
+        inputs=[
+            (1, 64, GRID, GRID),
+            (None, None, 2),
+            (None, None),
+            (None, 1, side, side),
+            (None,),
+        ],
+        device="cpu",
+        precision="fp32",
+    )
+    exact = SamDecode(*parts())
+    for prompts, points in ((1, 2), (4, 3), (1, 12), (2, 0)):
+        asked = questions(prompts, points)
+        for ours, wanted in zip(network(*(t.numpy() for t in asked)), exact(*asked), strict=True):
+            assert ours.shape == wanted.shape
+            assert np.abs(ours - wanted.numpy()).max() < 2e-5 * float(wanted.std())
+
+
+@pytest.mark.parametrize("words", [0, 1])
+def test_folding_changes_nothing_with_words_either(words: int) -> None:
+    torch.manual_seed(1)
+    decoder = ImisMaskDecoder().eval().requires_grad_(False)
+    encoder = PromptEncoder(DIM, GRID, 16 * GRID).eval().requires_grad_(False)
+    for tensor in (*decoder.state_dict().values(), *encoder.state_dict().values()):
+        tensor.add_(0.05 * torch.randn_like(tensor))
+    asked = [*questions(2, 3, DIM), torch.randn(2, words, DIM)]
+    ours = FoldedImisDecode(encoder, decoder)(*asked)
+    for answer, wanted in zip(ours, ImisDecode(encoder, decoder)(*asked), strict=True):
+        assert answer.shape == wanted.shape
+        assert torch.allclose(answer, wanted, rtol=0, atol=3e-5 * float(wanted.std()))
