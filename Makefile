@@ -38,7 +38,7 @@ $(VENV)/.core: $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(PIP) install --constraint constraints.txt --editable '.[text,train,video]' --group test
+	$(PIP) install --constraint constraints.txt --editable '.[all]' --group test
 	@touch $@
 
 # The type checker looks into the packages of the extras, so they have to be there.

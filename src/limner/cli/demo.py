@@ -174,12 +174,12 @@ def _ultrasound() -> Case:
 
 
 def _retina() -> Case:
-    from limner.prompts import Box
+    from limner.prompts import Box, Click
 
     return Case(
         "retina",
         _installed("skimage", "data/retina.jpg"),
-        {"optic disc": [Box((555, 105), (745, 325))]},
+        {"optic disc": [Box((555, 105), (745, 325)), Click((648, 262))]},
     )
 
 
