@@ -433,7 +433,7 @@ def _networks(
             (None, 1, LOW_RES, LOW_RES),
             (None,),
         ],
-        precision="fp32",  # bf16 was measured to be wrong by a third
+        precision="fp32",  # bf16 would add 2 % of error to the encoder's 1 %
     )
     return replace(card, weights_sha256=sha256), encoder, decoder
 

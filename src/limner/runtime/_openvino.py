@@ -27,7 +27,7 @@ _PATIENCE_MS = 100  # a Ctrl-C is answered within it, also in the middle of a lo
 
 _TELEMETRY = "openvino_telemetry"
 
-# Every published model in both precisions is some 5 GB; with less room the large ones would push
+# The published models in both precisions are some 4 GB; with less room the large ones would push
 # one another out at every change of model.
 SHELF = _cache.Shelf("compiled", ".compiled", 6 * 2**30, "every start compiles networks again")
 
