@@ -170,6 +170,25 @@ class BatchModel(PromptableModel, Protocol):
         """Answers in the order of the questions, each as if it had been asked alone."""
 
 
+class AsBatch:
+    """`segment` for models that answer in batches."""
+
+    def segment_batch(
+        self, embedding: Any, questions: Sequence[Question]
+    ) -> Sequence[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone."""
+        raise NotImplementedError
+
+    def segment(
+        self,
+        embedding: Any,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """One question; see `segment_batch`."""
+        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
+
+
 @runtime_checkable
 class CheckingModel(PromptableModel, Protocol):
     """A model that understands only some prompts of a kind, such as the words of a list."""

@@ -9,7 +9,7 @@ done slice by slice: the box of a slice follows from the mask on the one before,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.models._area import resize_area
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._files import hash_of
 from limner.models._reading import check_understood
 from limner.models._sam import (
     HIGH_CORNER,
     LOW_CORNER,
     Asked,
+    Embedding,
     Frame,
     Planes,
     bilinear,
@@ -68,20 +69,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """A picture as the network sees it.
-
-    Attributes:
-        features: float32 (1, 256, GRID, GRID).
-        frame: where the view lies in the network's input.
-    """
-
-    features: Planes
-    frame: Frame
-
-
-class LiteMedSam:
+class LiteMedSam(AsBatch):
     """The network with everything around it: one box, one answer.
 
     Args:
@@ -100,15 +88,6 @@ class LiteMedSam:
         frame = Frame.longest(view.shape, SIZE)
         (features,) = self._encoder(network_input(view, frame))
         return Embedding(features, frame)
-
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]

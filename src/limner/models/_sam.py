@@ -180,6 +180,19 @@ class Frame:
         return np.asarray(whole.reshape(side, step, side, step).mean(axis=(1, 3)), np.float32)
 
 
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A picture as a network of the family sees it.
+
+    Attributes:
+        features: float32 (1, channels, grid, grid).
+        frame: where the view lies in the network's input.
+    """
+
+    features: Planes
+    frame: Frame
+
+
 def one_box(card: ModelCard, prompts: Sequence[Prompt]) -> Box | None:
     """The box among the prompts about one object, None if there is none.
 

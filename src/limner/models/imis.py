@@ -11,7 +11,7 @@ shown again together with the last answer, where the authors' training forgot th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +23,11 @@ from limner import errors
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
 from limner.models import _imis_labels as labels
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
     MASK_LOGIT,
+    Embedding,
     Frame,
     Planes,
     ask,
@@ -70,20 +71,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """A picture as the network sees it.
-
-    Attributes:
-        features: float32 (1, DIM, SIZE / 16, SIZE / 16).
-        frame: where the view lies in the network's input.
-    """
-
-    features: Planes
-    frame: Frame
-
-
-class Imis:
+class Imis(AsBatch):
     """The network with everything around it.
 
     Args:
@@ -117,15 +105,6 @@ class Imis:
         check_understood(self.card, (), view.shape)
         (features,) = self._encoder(network_input(eight_bit(view)))
         return Embedding(features, Frame.squashed(view.shape, SIZE))
-
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]

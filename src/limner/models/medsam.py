@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -28,10 +28,11 @@ from scipy import ndimage, sparse
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError
 from limner.models import _litemedsam
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
     MASK_LOGIT,
+    Embedding,
     Frame,
     Planes,
     ask,
@@ -44,7 +45,6 @@ from limner.models._sam import (
     score,
     sigmoid,
 )
-from limner.prompts.types import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,20 +113,7 @@ POINTS_WEIGHTS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """A picture as the network sees it.
-
-    Attributes:
-        features: float32 (1, 256, 64, 64).
-        frame: where the view lies in the network's input.
-    """
-
-    features: Planes
-    frame: Frame
-
-
-class MedSam:
+class MedSam(AsBatch):
     """MedSAM: one box, one answer; what was answered before is not looked at.
 
     Args:
@@ -151,15 +138,6 @@ class MedSam:
         (features,) = self._encoder(_channels_first(spread))
         return Embedding(features, Frame.squashed(view.shape, SIZE))
 
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
-
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
@@ -179,7 +157,7 @@ class MedSam:
         return answers
 
 
-class SamPredictor:
+class SamPredictor(AsBatch):
     """Segment Anything's predictor.
 
     Clicks alone may mean several things: of three answers the one that the network trusts most
@@ -208,15 +186,6 @@ class SamPredictor:
         padded[:rows, :columns] = colours / np.array(STD, np.float32)
         (features,) = self._encoder(_channels_first(padded))
         return Embedding(features, frame)
-
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]

@@ -10,7 +10,7 @@ other way round.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
     MASK_LOGIT,
+    Embedding,
     Frame,
     Planes,
     ask,
@@ -33,7 +34,6 @@ from limner.models._sam import (
     score,
     sigmoid,
 )
-from limner.prompts.types import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,20 +68,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """A picture as the network sees it.
-
-    Attributes:
-        features: float32 (1, 256, SIZE / 16, SIZE / 16).
-        frame: where the view lies in the network's input.
-    """
-
-    features: Planes
-    frame: Frame
-
-
-class SamMed2d:
+class SamMed2d(AsBatch):
     """The network with everything around it.
 
     Args:
@@ -99,15 +86,6 @@ class SamMed2d:
         check_understood(self.card, (), view.shape)
         (features,) = self._encoder(network_input(eight_bit(view)))
         return Embedding(features, Frame.squashed(view.shape, SIZE))
-
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]

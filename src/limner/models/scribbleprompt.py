@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.checkpoints.cards import WeightsCard
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
+from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._files import hash_of
 from limner.models._grey import confidence, grey
 from limner.models._reading import check_understood, footprint
 from limner.models._sam import bilinear, log_odds, sigmoid
-from limner.prompts.types import Box, Click, Prompt, Scribble
+from limner.prompts.types import Box, Click, Scribble
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +70,7 @@ class Embedding:
     shape: tuple[int, ...]
 
 
-class ScribblePrompt:
+class ScribblePrompt(AsBatch):
     """The network with everything around it.
 
     Args:
@@ -86,15 +86,6 @@ class ScribblePrompt:
         """The picture in grey, squashed to the network's square."""
         check_understood(self.card, (), view.shape)
         return Embedding(bilinear(grey(view), (SIZE, SIZE)), view.shape)
-
-    def segment(
-        self,
-        embedding: Embedding,
-        prompts: Sequence[Prompt],
-        previous: NDArray[np.float32] | None = None,
-    ) -> Segmentation:
-        """One question; see `segment_batch`."""
-        return self.segment_batch(embedding, [Question(prompts, previous)])[0]
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
