@@ -142,7 +142,7 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
         imis.CARD,
         prompts,
         golden.embedding.frame,
-        imis.mask_input(Question(prompts, memory=memory), golden.embedding.frame),
+        imis.mask_input(Question(prompts, memory=memory), golden.embedding.frame, imis.LOW_RES),
     )
     inputs = [torch.from_numpy(array) for array in imis.stack([asked], imis.LOW_RES)]
     word = labels.find(prompts[-1].text) if isinstance(prompts[-1], TextPrompt) else None
@@ -328,7 +328,7 @@ def test_the_newest_word_counts() -> None:
 
 def test_the_mask_shown_is_the_newest() -> None:
     frame = Frame.squashed((30, 40), imis.SIZE)
-    shown = partial(imis.mask_input, frame=frame)
+    shown = partial(imis.mask_input, frame=frame, side=imis.LOW_RES)
     drawn = MaskPrompt(np.ones((30, 40), bool))
     memory = np.full((256, 256), 3.0, np.float32)
     before = np.full((30, 40), -40.0, np.float32)

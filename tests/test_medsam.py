@@ -318,8 +318,10 @@ def test_rough_masks_and_answers_on_other_views(
     for other in (resized, drawn):
         same = (other.logits > 0) == (again.logits > 0)
         assert same.mean() > 0.8
-    shown = medsam._mask_input(
-        Question([MaskPrompt(before.logits > 0)], before.logits, before.memory), seen.frame
+    shown = medsam.mask_input(
+        Question([MaskPrompt(before.logits > 0)], before.logits, before.memory),
+        seen.frame,
+        medsam.LOW_RES,
     )
     assert shown is not None
     assert set(np.unique(shown[:-1, :180])) >= {-10.0, 10.0}

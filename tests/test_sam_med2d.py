@@ -122,7 +122,7 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
     """Tokens, all masks and their quality; with a single output it is the first mask."""
     prompts, case = said(golden.case, name), golden.case
     memory = golden.answers["box"].memory if name == "points_prev" else None
-    mask = sam_med2d.mask_input(Question(prompts, memory=memory), golden.embedding.frame)
+    mask = sam_med2d.shown(Question(prompts, memory=memory), golden.embedding.frame)
     asked = ask(sam_med2d.CARD, prompts, golden.embedding.frame, mask)
     inputs = [torch.from_numpy(array) for array in stack([asked], sam_med2d.LOW_RES)]
     with torch.inference_mode():
@@ -231,7 +231,7 @@ def test_the_most_trusted_of_three_masks_counts_and_is_remembered() -> None:
 
 def test_masks_are_shown_as_probabilities() -> None:
     frame = Frame.squashed((30, 40), sam_med2d.SIZE)
-    shown = partial(sam_med2d.mask_input, frame=frame)
+    shown = partial(sam_med2d.shown, frame=frame)
     drawn = MaskPrompt(np.ones((30, 40), bool))
     memory = np.full((64, 64), 3.0, np.float32)
     before = np.full((30, 40), -40.0, np.float32)

@@ -74,6 +74,24 @@ Excluded = Annotated[
 Slice = Annotated[
     int | None, typer.Option("--slice", help="2D prompts are about this slice or frame.")
 ]
+Order = Annotated[
+    str | None, typer.Option(help="xyz: clicks and boxes are given as x,y or x,y,z pixels.")
+]
+World = Annotated[
+    str | None, typer.Option(help="lps or ras: clicks and boxes are in patient millimetres.")
+]
+Model = Annotated[str | None, typer.Option(help="See limner models.")]
+Weights = Annotated[Path | None, typer.Option(help="The model's weights file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Window = Annotated[str | None, typer.Option(help="CT window: a name such as lung, or low,high.")]
+Exact = Annotated[bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")]
+Zoom = Annotated[
+    bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
+]
+Names = Annotated[list[str] | None, typer.Option(help="The objects' names, in order.")]
+KeepJournal = Annotated[
+    Path | None, typer.Option(help="Keep the conversation here; see limner resume.")
+]
 Preview = Annotated[Path | None, typer.Option(help="Also write a picture: .png or .gif.")]
 ImagePath = Annotated[Path, typer.Argument(help="Picture, volume, video, DICOM file or folder.")]
 Series = Annotated[

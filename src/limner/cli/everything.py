@@ -48,17 +48,11 @@ def everything(
     slice_: Annotated[
         int | None, typer.Option("--slice", help="Of a volume or video: which slice or frame.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The model's weights file.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    window: Annotated[
-        str | None, typer.Option(help="CT window: a name such as lung, or low,high.")
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")
-    ] = False,
-    zoom: Annotated[
-        bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
-    ] = None,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    window: options.Window = None,
+    exact: options.Exact = False,
+    zoom: options.Zoom = None,
     series: options.Series = None,
     channel: options.Channel = None,
     lenient: options.Lenient = False,

@@ -76,28 +76,16 @@ def segment(
         ),
     ] = None,
     slice_: options.Slice = None,
-    order: Annotated[
-        str | None, typer.Option(help="xyz: clicks and boxes are given as x,y or x,y,z pixels.")
-    ] = None,
-    world: Annotated[
-        str | None, typer.Option(help="lps or ras: clicks and boxes are in patient millimetres.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="See limner models.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="The model's weights file.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    window: Annotated[
-        str | None, typer.Option(help="CT window: a name such as lung, or low,high.")
-    ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")
-    ] = False,
-    zoom: Annotated[
-        bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
-    ] = None,
-    name: Annotated[list[str] | None, typer.Option(help="The objects' names, in order.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(help="Keep the conversation here; see limner resume.")
-    ] = None,
+    order: options.Order = None,
+    world: options.World = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    window: options.Window = None,
+    exact: options.Exact = False,
+    zoom: options.Zoom = None,
+    name: options.Names = None,
+    journal: options.KeepJournal = None,
     series: options.Series = None,
     channel: options.Channel = None,
     lenient: options.Lenient = False,

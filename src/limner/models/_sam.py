@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import PromptError
-from limner.models._family import ModelCard, Segmentation, View
+from limner.models._family import ModelCard, Question, Segmentation, View
 from limner.models._reading import check_understood
 from limner.prompts.types import Box, Click, MaskPrompt, Prompt
 
@@ -220,6 +220,36 @@ def rough_mask(prompts: Sequence[Prompt], answered: bool) -> MaskPrompt | None:
     if not masks or (answered and prompts[-1] is not masks[-1]):
         return None
     return masks[-1]
+
+
+def mask_input(
+    question: Question, frame: Frame, side: int, *, most: float = MASK_LOGIT
+) -> Planes | None:
+    """The mask that a network is shown with the prompts: one drawn since the last answer, or that
+    answer.
+
+    Args:
+        question: about one object; `memory` is (side, side) logits of the round before.
+        frame: of the view.
+        side: of the network's low resolution.
+        most: an answer on another view is clipped to ± this.
+
+    Returns:
+        Logits (side, side); None where there is nothing to show, as for an empty mask.
+    """
+    answered = question.memory is not None or question.previous is not None
+    drawn = rough_mask(question.prompts, answered)
+    if drawn is not None:
+        if not drawn.mask.any():
+            return None
+        plane = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
+    elif question.memory is not None:
+        return np.asarray(question.memory, dtype=np.float32)
+    elif question.previous is not None:  # an answer on another view
+        plane = np.clip(question.previous, -most, most)
+    else:
+        return None
+    return frame.to_low_res(plane, side, outside=-MASK_LOGIT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,14 +26,13 @@ from limner.models import _imis_labels as labels
 from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
-    MASK_LOGIT,
     Embedding,
     Frame,
     Planes,
     ask,
     eight_bit,
     in_groups,
-    rough_mask,
+    mask_input,
     score,
     stack,
 )
@@ -122,7 +121,7 @@ class Imis(AsBatch):
             MissingDependency: a word, and transformers is not installed.
         """
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame)) for q in questions]
+        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES)) for q in questions]
         words = [_word(q.prompts) for q in questions]
         for question, word in zip(asked, words, strict=True):
             if not len(question.labels) and question.mask is None and word is None:
@@ -155,21 +154,6 @@ def network_input(pixels: NDArray[np.uint8]) -> Planes:
     squashed = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.NEAREST)
     values = (np.asarray(squashed) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
-
-
-def mask_input(question: Question, frame: Frame) -> Planes | None:
-    """The mask that is shown with the prompts: logits (LOW_RES, LOW_RES), or None."""
-    answered = question.memory is not None or question.previous is not None
-    drawn = rough_mask(question.prompts, answered)
-    if drawn is not None:
-        plane = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
-    elif question.memory is not None:
-        return np.asarray(question.memory, dtype=np.float32)
-    elif question.previous is not None:  # an answer on another view
-        plane = np.clip(question.previous, -MASK_LOGIT, MASK_LOGIT)
-    else:
-        return None
-    return frame.to_low_res(plane, LOW_RES, outside=-MASK_LOGIT)
 
 
 def _word(prompts: Sequence[Prompt]) -> str | None:

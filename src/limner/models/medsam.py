@@ -31,7 +31,6 @@ from limner.models import _litemedsam
 from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
-    MASK_LOGIT,
     Embedding,
     Frame,
     Planes,
@@ -41,7 +40,7 @@ from limner.models._sam import (
     eight_bit,
     empty,
     log_odds,
-    rough_mask,
+    mask_input,
     score,
     sigmoid,
 )
@@ -197,7 +196,7 @@ class SamPredictor(AsBatch):
                 list.
         """
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, _mask_input(q, frame)) for q in questions]
+        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES)) for q in questions]
         answers = [empty(frame.shape) for _ in asked]
         meant = [k for k, q in enumerate(asked) if len(q.labels) or q.mask is not None]
         decoded = decode(self._decoder, embedding.features, [asked[k] for k in meant])
@@ -208,23 +207,6 @@ class SamPredictor(AsBatch):
             low_res = logits[best].copy()  # not the batch that it is part of
             answers[k] = Segmentation(frame.to_view(low_res), score(quality[best]), low_res)
         return answers
-
-
-def _mask_input(question: Question, frame: Frame) -> Planes | None:
-    """The rough mask that the network is shown: one drawn since the last answer, or that answer."""
-    answered = question.memory is not None or question.previous is not None
-    drawn = rough_mask(question.prompts, answered)
-    if drawn is not None and not drawn.mask.any():
-        return None
-    if drawn is not None:
-        plane = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
-        return frame.to_low_res(plane, LOW_RES, outside=-MASK_LOGIT)
-    if question.memory is not None:
-        return np.asarray(question.memory, dtype=np.float32)
-    if question.previous is not None:  # an answer on another view
-        plane = np.clip(question.previous, -MASK_LOGIT, MASK_LOGIT)
-        return frame.to_low_res(plane, LOW_RES, outside=-MASK_LOGIT)
-    return None
 
 
 def _channels_first(picture: NDArray[np.floating]) -> Planes:

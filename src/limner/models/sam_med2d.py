@@ -9,6 +9,7 @@ other way round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,14 +24,13 @@ from limner.errors import CheckpointError, PromptError
 from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
-    MASK_LOGIT,
     Embedding,
     Frame,
     Planes,
     ask,
     decode,
     eight_bit,
-    rough_mask,
+    mask_input,
     score,
     sigmoid,
 )
@@ -99,7 +99,7 @@ class SamMed2d(AsBatch):
                 the card does not list.
         """
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame)) for q in questions]
+        asked = [ask(self.card, q.prompts, frame, shown(q, frame)) for q in questions]
         if not all(len(question.labels) or question.mask is not None for question in asked):
             raise PromptError(f"{self.card.name} needs a click, a box or a mask. Give one.")
         answers = []
@@ -124,19 +124,10 @@ def network_input(pixels: NDArray[np.uint8]) -> Planes:
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
 
-def mask_input(question: Question, frame: Frame) -> Planes | None:
+def shown(question: Question, frame: Frame) -> Planes | None:
     """The mask that is shown with the prompts: probabilities (LOW_RES, LOW_RES), or None."""
-    answered = question.memory is not None or question.previous is not None
-    drawn = rough_mask(question.prompts, answered)
-    if drawn is not None:
-        plane = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
-    elif question.memory is not None:
-        return sigmoid(np.asarray(question.memory, dtype=np.float32))
-    elif question.previous is not None:  # an answer on another view
-        plane = question.previous
-    else:
-        return None
-    return frame.to_low_res(sigmoid(plane), LOW_RES, outside=0.0)
+    logits = mask_input(question, frame, LOW_RES, most=math.inf)  # bounded by the sigmoid
+    return None if logits is None else sigmoid(logits)
 
 
 def _network(path: Path) -> Sam:
