@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.bench.cases import Case, cases, find_sets, open_picture, spread
+from limner.bench.cases import Case, cases
+from limner.bench.sets import find_sets, open_picture, spread
 from limner.models import PromptableModel
 from limner.prompts import simulate
 from limner.runtime import Network

@@ -190,7 +190,8 @@ def weights_of(system: System, parity: Path, folder: Path) -> Path:
 
 def tasks(data: Path, count: int, objects: int) -> list[dict[str, Any]]:
     """Test pictures, one each of as many sets, with boxes around objects."""
-    from limner.bench.cases import cases, find_sets, open_picture, spread
+    from limner.bench.cases import cases
+    from limner.bench.sets import find_sets, open_picture, spread
 
     found = []
     for data_set in spread(find_sets(data, "test", ["2d/*"]), count):

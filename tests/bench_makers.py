@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from limner.models import Segmentation, View, create_model
-from limner.prompts.types import Prompt
+from limner.prompts.types import Click, Example, Prompt
 
 SIDE = 64
 
@@ -85,3 +85,42 @@ class Fussy:
         if len(prompts) >= self._refused:
             raise RuntimeError("no more prompts, please")
         return self._inner.segment(embedding, prompts, previous)
+
+
+class MeanMask:
+    """The mean of the masks that it is shown, stretched over the picture; clicks change a pixel.
+
+    Args:
+        name: on its card.
+        prompts: that it understands.
+    """
+
+    def __init__(self, name: str = "mean", prompts: Sequence[str] = ("example",)) -> None:
+        card = create_model("toy").card
+        self.card = replace(card, name=name, prompts=frozenset(prompts), zoom=False)
+        self.shown: list[list[Example]] = []  # of every question
+
+    def embed(self, view: View) -> Any:
+        """The picture's shape."""
+        return view.shape
+
+    def segment(
+        self,
+        embedding: Any,
+        prompts: Sequence[Prompt],
+        previous: NDArray[np.float32] | None = None,
+    ) -> Segmentation:
+        """Above 0 where most of the masks are."""
+        examples = [p for p in prompts if isinstance(p, Example)]
+        self.shown.append(examples)
+        logits = np.zeros(embedding, dtype=np.float32)
+        for example in examples:
+            rows, columns = (
+                (np.arange(n) * m // n) for n, m in zip(embedding, example.mask.shape, strict=True)
+            )
+            logits += np.where(example.mask[np.ix_(rows, columns)], 1, -1)
+        for prompt in prompts:
+            if isinstance(prompt, Click):
+                row, column = (int(x) for x in prompt.at)
+                logits[row, column] = 9 if prompt.positive else -9
+        return Segmentation(logits, 0.5)

@@ -10,10 +10,11 @@ import pytest
 
 import limner
 from bench_makers import SIDE, make_root, make_set, picture, write_png
-from limner.bench.cases import DataSet, cases, find_sets, open_picture, read_objects, spread
+from limner.bench.cases import cases, read_objects
 from limner.bench.config import DISTURBANCES, BenchConfig, config_from_json, parse_weights
 from limner.bench.disturb import click_beside, disturb_image, disturb_prompt
 from limner.bench.run import seed_of
+from limner.bench.sets import DataSet, find_sets, open_picture, spread
 from limner.errors import FormatError, GeometryError
 from limner.prompts import Box, Click, Lasso
 
@@ -166,6 +167,8 @@ def test_seeds_are_the_same_everywhere() -> None:
         ({"disturb": "noise"}, "disturb='noise' is unknown"),
         ({"rounds": 0}, "rounds=0"),
         ({"limit": 0}, "limit=0"),
+        ({"protocol": "examples", "examples": 65}, "examples=65; it is 1 to 64"),
+        ({"examples": 8}, "examples=8 means nothing to the protocol box"),
         ({"protocol": "clicks", "disturb": "box_large_20"}, "needs boxes"),
         ({"weights": (("other", "x"),)}, "weights are given for other"),
     ],

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from limner.errors import FormatError
 
-Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles"]
+Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles", "examples"]
 Split: TypeAlias = Literal["train", "val", "test", "all"]
 
 PROTOCOLS: dict[str, str] = {
@@ -19,6 +19,7 @@ PROTOCOLS: dict[str, str] = {
     "clicks": "a click on the most inner pixel, then corrective clicks",
     "mixed": "click, box, scribble, lasso or rough mask, then corrective clicks or scribbles",
     "scribbles": "all strokes that a person drew, then corrective clicks",
+    "examples": "other pictures with all pixels of the same label, then corrective clicks",
 }
 SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
@@ -32,6 +33,7 @@ DISTURBANCES: dict[str, str] = {
     "grey": "a colour picture turned grey",
     "inverted": "black for white",
 }
+MOST_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class BenchConfig:
         models: names; all are asked about the same objects.
         protocol: what the simulated user does, a key of `PROTOCOLS`.
         rounds: prompts per conversation, the first included (with ``scribbles`` all strokes of a
-            person are the first).
+            person are the first, with ``examples`` all examples).
         split: which part of the data; a folder without ``splits.json`` is all test.
         sets: patterns of set names such as ``"scribble_*"``; all sets if empty.
         limit: images per set, spread evenly over it; None for all.
@@ -52,6 +54,7 @@ class BenchConfig:
         disturb: what is made harder, a key of `DISTURBANCES`.
         weights: ``(model, file)`` pairs; models not named take what they ship with.
         device: where models run.
+        examples: pictures that are shown, at most; of the protocol ``examples`` only.
     """
 
     data: str
@@ -66,6 +69,7 @@ class BenchConfig:
     disturb: str = "none"
     weights: tuple[tuple[str, str], ...] = ()
     device: str = "auto"
+    examples: int = 16
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -80,10 +84,7 @@ class BenchConfig:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}={value!r} is unknown; use {', '.join(known)}.")
-        for name, least in (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}; it is at least {least}.")
+        self._check_numbers()
         if self.disturb == "box_large_20" and self.protocol not in ("box", "mixed"):
             raise ValueError(
                 f"disturb=box_large_20 needs boxes, and the protocol {self.protocol} has none; "
@@ -92,6 +93,19 @@ class BenchConfig:
         strangers = sorted({name for name, _ in self.weights} - set(self.models))
         if strangers:
             raise ValueError(f"weights are given for {', '.join(strangers)}, not one of models.")
+
+    def _check_numbers(self) -> None:
+        for name, least in (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value}; it is at least {least}.")
+        if not 1 <= self.examples <= MOST_EXAMPLES:
+            raise ValueError(f"examples={self.examples}; it is 1 to {MOST_EXAMPLES}.")
+        if self.protocol != "examples" and self.examples != BenchConfig.examples:
+            raise ValueError(
+                f"examples={self.examples} means nothing to the protocol {self.protocol}; leave it "
+                "out or use protocol examples."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The run as JSON values."""

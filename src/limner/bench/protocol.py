@@ -23,7 +23,12 @@ Said: TypeAlias = tuple[Prompt, ...]
 
 FIRST_KINDS: tuple[simulate.Kind, ...] = ("click", "box", "scribble", "lasso", "mask")
 CORRECTIONS = ("click", "scribble")
-_NEEDED: dict[str, str] = {"box": "box", "clicks": "click", "scribbles": "scribble"}
+_NEEDED: dict[str, str] = {
+    "box": "box",
+    "clicks": "click",
+    "scribbles": "scribble",
+    "examples": "example",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class User:
     one.
 
     Args:
-        case: the object, and perhaps an annotator's strokes.
+        case: the object, and perhaps an annotator's strokes or pictures to show.
         protocol: what is said first and how it is corrected.
         understood: kinds of prompt that the model takes; others are never used.
         seed: integers that fix every choice.
@@ -90,6 +95,8 @@ class User:
                 prompt = simulate.first_prompt(target, self._rng, kind=self._drawn(FIRST_KINDS))
             case "scribbles":
                 return self.case.strokes
+            case "examples":
+                return tuple(reference.example for reference in self.case.references)
         return self._disturbed(prompt)
 
     def correct(self, answer: Mask) -> Said:
@@ -168,15 +175,19 @@ def check_speakable(card: ModelCard, protocol: Protocol, disturbance: str) -> No
     Raises:
         ValueError: says what the model understands.
     """
+    if 2 not in card.ndim:
+        raise ValueError(f"{card.name} works on volumes; pictures are scored here.")
     needed = {_NEEDED[protocol]} if protocol in _NEEDED else set()
     if disturbance == "negative_first":
         needed.add("click")
     lacking = sorted(needed - card.prompts)
-    if 2 not in card.ndim:
-        raise ValueError(f"{card.name} works on volumes; pictures are scored here.")
-    if lacking or not card.prompts & set(FIRST_KINDS):
-        what = protocol if disturbance != "negative_first" else f"{protocol} with {disturbance}"
-        raise ValueError(
-            f"{card.name} understands {', '.join(sorted(card.prompts))}; the protocol {what} "
-            f"needs {', '.join(lacking or FIRST_KINDS)}. Leave the model out or change protocol."
-        )
+    if not lacking and (protocol in _NEEDED or card.prompts & set(FIRST_KINDS)):
+        return
+    what = protocol if disturbance != "negative_first" else f"{protocol} with {disturbance}"
+    other = "change protocol"
+    if protocol != "examples" and "example" in card.prompts:
+        other = "use --protocol examples"
+    raise ValueError(
+        f"{card.name} understands {', '.join(sorted(card.prompts))}; the protocol {what} "
+        f"needs {', '.join(lacking or FIRST_KINDS)}. Leave the model out or {other}."
+    )

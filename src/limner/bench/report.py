@@ -11,15 +11,16 @@ from typing import TypeAlias
 from limner import errors, rle
 from limner.bench import _pictures, tables
 from limner.bench import statistics as stats
-from limner.bench.cases import DataSet, find_sets, open_picture, read_objects
+from limner.bench.cases import read_objects
 from limner.bench.config import DISTURBANCES, PROTOCOLS
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
+from limner.bench.sets import DataSet, by_label, find_sets, open_picture
 from limner.bench.tables import Table
 from limner.errors import FormatError, LimnerError
 from limner.io._atomic import atomic_bytes, atomic_path
 from limner.prompts.types import from_json
 
-Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # protocol, then model
+Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # `Row.task`, then model
 
 NUM_PICTURES = 6  # worst cases per model and protocol
 _MOST_LEFT_OUT = 12  # pictures that are named
@@ -159,12 +160,13 @@ def write_table(report: Report, path: Path) -> None:
 
 def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
     """One flat record per round of every row; `seconds` is None where no prompt was needed."""
-    left_out = {"dice", "nsd", "seconds", "prompts", "answer"}
+    left_out = {"dice", "nsd", "seconds", "prompts", "answer", "examples"}
     for row in rows:
         facts = {name: value for name, value in vars(row).items() if name not in left_out}
         for k, (dice, nsd) in enumerate(zip(row.dice, row.nsd, strict=True)):
             seconds = row.seconds[k] if k < len(row.seconds) else None
-            yield {**facts, "round": k + 1, "dice": dice, "nsd": nsd, "seconds": seconds}
+            scores = {"round": k + 1, "dice": dice, "nsd": nsd, "seconds": seconds}
+            yield {**facts, "num_examples": len(row.examples), **scores}
 
 
 def _tables(plain: Grouped) -> list[Table]:
@@ -208,7 +210,7 @@ def _merged(folders: Sequence[Path]) -> list[Row]:
     for folder in folders:
         read_run_config(folder)
         for row in read_rows(folder):
-            key = (row.key, row.protocol, row.disturbance, row.split, row.seed, len(row.dice))
+            key = (row.key, row.task, row.disturbance, row.split, row.seed, len(row.dice))
             found.setdefault(key, row)
     return list(found.values())
 
@@ -217,7 +219,7 @@ def _longest(rows: Iterable[Row]) -> list[Row]:
     """Of runs that differ in their number of rounds only, the rows with the most."""
     found: dict[tuple[object, ...], Row] = {}
     for row in rows:
-        key = (*_identity(row), row.protocol, *stats.case_key(row))
+        key = (*_identity(row), row.task, *stats.case_key(row))
         if key not in found or len(row.dice) > len(found[key].dice):
             found[key] = row
     return list(found.values())
@@ -240,10 +242,12 @@ def _labels(rows: Sequence[Row]) -> dict[tuple[str, str | None], str]:
 
 
 def _grouped(rows: Iterable[Row], labels: dict[tuple[str, str | None], str]) -> Grouped:
-    found: Grouped = {protocol: {} for protocol in PROTOCOLS}
-    for row in rows:
-        found[row.protocol].setdefault(labels[_identity(row)], []).append(row)
-    return {protocol: by_model for protocol, by_model in found.items() if by_model}
+    order = list(PROTOCOLS)
+    found: Grouped = {}
+    for row in sorted(rows, key=lambda r: (order.index(r.protocol), r.examples_asked or 0)):
+        by_model = found.setdefault(row.task, {})
+        by_model.setdefault(labels[_identity(row)], []).append(row)
+    return found
 
 
 def _compare_same(plain: Grouped) -> list[str]:
@@ -293,12 +297,34 @@ def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
     for name in sorted({row.disturbance for row in rows} - {"none"}):
         facts.append(f"Disturbance {name}: {DISTURBANCES[name]}.")
     facts += [f"Weights of {line}." for line in sorted(weights)]
-    left_out = [fact for folder in folders for fact in read_left_out(folder)]
-    told = dict.fromkeys(f"Left out: {f['set']} {f['stem']}: {f['reason']}" for f in left_out)
-    facts += list(told)[:_MOST_LEFT_OUT]
+    return list(dict.fromkeys([*facts, *_shown(rows), *_left_out(folders)]))
+
+
+def _shown(rows: Sequence[Row]) -> list[str]:
+    """Whether there were as many examples as asked for."""
+    facts = []
+    for task in sorted({r.task for r in rows if r.examples_asked}):
+        mine = [row for row in rows if row.task == task]
+        counts = [len(row.examples) for row in mine]
+        fewer = sum(len(row.examples) < (row.examples_asked or 0) for row in mine)
+        if fewer:
+            facts.append(
+                f"{task}: {fewer} of {len(counts)} conversations had fewer, {min(counts)} at "
+                "least: no more pictures hold the label."
+            )
+    return facts
+
+
+def _left_out(folders: Sequence[Path]) -> list[str]:
+    told: dict[str, None] = {}
+    for folder in folders:
+        for fact in read_left_out(folder):
+            one = f", object {fact['object']}" if "object" in fact else ""
+            told[f"Left out: {fact['set']} {fact['stem']}{one}: {fact['reason']}"] = None
+    facts = list(told)[:_MOST_LEFT_OUT]
     if len(told) > _MOST_LEFT_OUT:
         facts.append(f"Left out: {len(told) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
-    return list(dict.fromkeys(facts))
+    return facts
 
 
 def _worst(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
@@ -330,7 +356,8 @@ def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
         image = open_picture(data_set, row.stem)
         if image.pixel_hash() != row.image_sha256:
             raise FormatError("the picture has changed since")
-        target = read_objects(data_set, row.stem, image).mask(row.object_id)
+        asked = by_label(data_set) if row.protocol == "examples" else data_set
+        target = read_objects(asked, row.stem, image).mask(row.object_id)
     except (LimnerError, OSError, KeyError) as error:
         _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
         return None

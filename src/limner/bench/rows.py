@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import limner
-from limner.bench.cases import read_json
 from limner.bench.config import BenchConfig, config_from_json
+from limner.bench.sets import read_json
 from limner.errors import FormatError
 from limner.io._atomic import atomic_bytes
 
@@ -46,11 +46,14 @@ class Row:
             (all but the last of ``"shuffled"``); 0 from the round on in which the model failed.
         nsd: likewise, see `run.TOLERANCE`.
         seconds: wall clock of the rounds that were held.
-        prompts: of each round that was held, as JSON values.
+        prompts: of each round that was held, as JSON values; examples are named by `examples`.
         answer: the last mask as COCO RLE, None if there is none.
         image_sha256: `Image.pixel_hash` of the undisturbed picture.
         target_sha256: of the target's shape and pixels.
         error: what the model raised, None if nothing.
+        examples_asked: how many pictures were to be shown, None for other protocols.
+        examples: stems of those that were, in order; fewer where the set has no more.
+        examples_sha256: of their pixels and masks.
     """
 
     model: str
@@ -77,6 +80,9 @@ class Row:
     image_sha256: str
     target_sha256: str
     error: str | None = None
+    examples_asked: int | None = None
+    examples: list[str] = field(default_factory=list, repr=False)
+    examples_sha256: str | None = None
 
     @property
     def key(self) -> Key:
@@ -89,6 +95,13 @@ class Row:
             self.object_id,
             self.annotator,
         )
+
+    @property
+    def task(self) -> str:
+        """The protocol, or what there is of it in the plural: ``"16 examples"``."""
+        if self.examples_asked is None:
+            return self.protocol
+        return f"{self.examples_asked} example{'s' if self.examples_asked > 1 else ''}"
 
 
 class RowStore:
@@ -119,20 +132,25 @@ class RowStore:
         else:
             text = json.dumps({**wanted, "version": limner.__version__}, indent=1)
             atomic_bytes(folder / CONFIG, text.encode())
-        _drop_torn_line(folder / ROWS)
+        for name in (ROWS, LEFT_OUT):
+            _drop_torn_line(folder / name)
         self.done: set[Key] = {row.key for row in read_rows(folder)}
-        self._left_out = {(fact["set"], fact["stem"]) for fact in read_left_out(folder)}
+        self._left_out = {(f["set"], f["stem"], f.get("object")) for f in read_left_out(folder)}
 
     def append(self, row: Row) -> None:
         """Write a row and wait until it is on the disk."""
         _append(self._folder / ROWS, dataclasses.asdict(row))
         self.done.add(row.key)
 
-    def leave_out(self, set_name: str, stem: str, reason: str) -> None:
-        """Note a picture that cannot be asked about, once."""
-        if (set_name, stem) not in self._left_out:
-            self._left_out.add((set_name, stem))
-            _append(self._folder / LEFT_OUT, {"set": set_name, "stem": stem, "reason": reason})
+    def leave_out(
+        self, set_name: str, stem: str, reason: str, *, object_id: str | None = None
+    ) -> None:
+        """Note a picture, or one object of it, that cannot be asked about, once."""
+        if (set_name, stem, object_id) in self._left_out:
+            return
+        self._left_out.add((set_name, stem, object_id))
+        one = {} if object_id is None else {"object": object_id}
+        _append(self._folder / LEFT_OUT, {"set": set_name, "stem": stem, **one, "reason": reason})
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -141,10 +159,12 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         FormatError: a line is damaged; the message names it.
     """
-    names = {f.name for f in dataclasses.fields(Row)}
+    fields = dataclasses.fields(Row)
+    names = {f.name for f in fields}
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
     rows: dict[Key, Row] = {}
     for number, value in _lines(folder / ROWS):
-        if not isinstance(value, dict) or set(value) != names:
+        if not isinstance(value, dict) or not needed <= set(value) <= names:
             raise FormatError(f"{folder / ROWS}, line {number} is not a row of limner bench.")
         row = Row(**value)
         rows.setdefault(row.key, row)
@@ -152,7 +172,9 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def read_left_out(folder: Path) -> list[dict[str, str]]:
-    """Pictures that could not be asked about: ``set``, ``stem`` and ``reason`` each."""
+    """Pictures that could not be asked about: ``set``, ``stem`` and ``reason`` each, and ``object``
+    where it is only that one.
+    """
     return [value for _, value in _lines(folder / LEFT_OUT)]
 
 

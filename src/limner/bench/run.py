@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import numpy as np
 import limner
 from limner import metrics, rle
 from limner.bench._encoded import encoded_once
-from limner.bench.cases import Case, DataSet, cases, find_sets, open_picture, spread
+from limner.bench.cases import Case, cases
 from limner.bench.config import BenchConfig
 from limner.bench.disturb import disturb_image
 from limner.bench.protocol import Exchange, User, check_speakable, converse, repeat_shuffled
-from limner.bench.rows import Row, RowStore
+from limner.bench.references import References
+from limner.bench.rows import Key, Row, RowStore
+from limner.bench.sets import DataSet, by_label, find_sets, open_picture, spread
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
-from limner.models import PromptableModel, create_model
-from limner.prompts.types import to_json
+from limner.models import ModelCard, PromptableModel, create_model
+from limner.prompts.types import Example, to_json
 from limner.sessions import Session, open_session
 
 TOLERANCE = 2.0  # of NSD, in pixels: pictures mostly state no physical size
@@ -41,6 +43,7 @@ class Outcome:
         num_new: of these, held now.
         num_failed: of the new ones, those in which the model raised.
         num_left_out: pictures that could not be asked about.
+        num_objects_left_out: of other pictures, those of which there is no example.
         seconds: of wall clock, now.
     """
 
@@ -48,6 +51,7 @@ class Outcome:
     num_new: int
     num_failed: int
     num_left_out: int
+    num_objects_left_out: int
     seconds: float
 
 
@@ -68,17 +72,29 @@ def run(
         CheckpointError: weights are missing or do not fit.
         FormatError: there is nothing to score, or `out` holds another run.
     """
-    data = Path(config.data)
-    sets = find_sets(data, config.split, config.sets)
-    if config.protocol == "scribbles":
-        sets = [s for s in sets if (s.folder / "scribbles").is_dir()]
-        if not sets:
-            raise FormatError(f"No set of {data} has a folder scribbles/; use another protocol.")
+    sets = asked_sets(config)
     asked = list(models) if models is not None else _create(config)
     for model in asked:
         check_speakable(model.card, config.protocol, config.disturb)
     store = RowStore(out, config, {m.card.name: m.card.weights_sha256 for m in asked})
     return _Run(config, asked, store).over(sets)
+
+
+def asked_sets(config: BenchConfig) -> list[DataSet]:
+    """The sets of a run, objects being what its protocol asks about.
+
+    Raises:
+        FormatError: there is nothing to score.
+    """
+    data = Path(config.data)
+    sets = find_sets(data, config.split, config.sets)
+    if config.protocol == "examples":
+        return [by_label(s) for s in sets]
+    if config.protocol == "scribbles":
+        sets = [s for s in sets if (s.folder / "scribbles").is_dir()]
+        if not sets:
+            raise FormatError(f"No set of {data} has a folder scribbles/; use another protocol.")
+    return sets
 
 
 def seed_of(config_seed: int, set_name: str, stem: str, object_id: str) -> int:
@@ -96,8 +112,9 @@ class _Run:
         self._config = config
         self._models = models
         self._store = store
-        self._new = self._failed = self._left_out = 0
+        self._new = self._failed = self._left_out = self._objects_left_out = 0
         self._reason = ""
+        self._references: References | None = None  # of the set at hand
         self._began = self._told = time.monotonic()
 
     def over(self, sets: Sequence[DataSet]) -> Outcome:
@@ -114,7 +131,8 @@ class _Run:
             reason = f": {self._reason}" if self._reason else f" with {self._config.disturb}."
             raise FormatError(f"None of the {len(pictures)} pictures can be asked about{reason}")
         seconds = time.monotonic() - self._began
-        return Outcome(len(self._store.done), self._new, self._failed, self._left_out, seconds)
+        left_out = self._left_out, self._objects_left_out
+        return Outcome(len(self._store.done), self._new, self._failed, *left_out, seconds)
 
     def _picture(self, data_set: DataSet, stem: str) -> None:
         image = open_picture(data_set, stem)
@@ -125,31 +143,56 @@ class _Run:
         found = False
         for case in cases(data_set, stem, image, most=self._config.objects, drawn=drawn):
             found = True
-            for model in self._models:
-                facts = _facts(self._config, data_set, stem, case) | {
-                    "model": model.card.name,
-                    "weights_sha256": model.card.weights_sha256,
-                }
-                if _key(facts) in self._store.done:
-                    continue
-                row = Row(
-                    **facts,
-                    **hold(model, shown, case, self._config, seed=_seed(self._config, facts)),
-                    image_sha256=image.pixel_hash(),
-                    target_sha256=_hash(case),
-                )
-                self._store.append(row)
-                self._new += 1
-                self._failed += row.error is not None
+            self._object(data_set, stem, image, shown, case)
         if not found:
             reason = "nobody drew on an object" if drawn else "no object is large enough"
             self._leave_out(data_set.name, stem, f"{reason}.")
 
-    def _leave_out(self, set_name: str, stem: str, reason: str) -> None:
-        self._left_out += 1
+    def _object(self, data_set: DataSet, stem: str, image: Image, shown: Image, case: Case) -> None:
+        """Ask every model that has not been asked; `shown` is the picture as disturbed."""
+        done = self._store.done
+        models = [m for m in self._models if _key(m.card, data_set, stem, case) not in done]
+        if not models:
+            return
+        seed = seed_of(self._config.seed, data_set.name, stem, case.object_id)
+        if self._config.protocol == "examples":
+            case = self._with_references(data_set, stem, case, seed)
+            if not case.references:
+                return
+        facts = _facts(self._config, data_set, stem, case)
+        facts |= {"image_sha256": image.pixel_hash(), "target_sha256": _hash(case)}
+        for model in models:
+            row = Row(
+                model=model.card.name,
+                weights_sha256=model.card.weights_sha256,
+                **facts,
+                **hold(model, shown, case, self._config, seed=seed),
+            )
+            self._store.append(row)
+            self._new += 1
+            self._failed += row.error is not None
+
+    def _with_references(self, data_set: DataSet, stem: str, case: Case, seed: int) -> Case:
+        """The case with pictures to show; where there are none that is noted."""
+        if self._references is None or self._references.data_set is not data_set:
+            self._references = References(data_set, disturb=self._config.disturb)
+        rng = np.random.default_rng((seed, 3))
+        references = self._references.draw(stem, case.object_id, self._config.examples, rng)
+        if not references:
+            reason = f"no other picture that may be shown holds label {case.object_id}."
+            self._leave_out(data_set.name, stem, reason, object_id=case.object_id)
+        return replace(case, references=references)
+
+    def _leave_out(
+        self, set_name: str, stem: str, reason: str, *, object_id: str | None = None
+    ) -> None:
+        """Note and count a picture, or one object of it."""
+        self._left_out += object_id is None
+        self._objects_left_out += object_id is not None
         self._reason = self._reason or reason
-        self._store.leave_out(set_name, stem, reason)
-        _log.warning("%s %s is left out: %s", set_name, stem, reason)
+        self._store.leave_out(set_name, stem, reason, object_id=object_id)
+        what = stem if object_id is None else f"{stem}, object {object_id}"
+        _log.warning("%s %s is left out: %s", set_name, what, reason)
 
     def _tell(self, number: int, total: int, name: str) -> None:
         now = time.monotonic()
@@ -189,12 +232,10 @@ def hold(
     except Exception as problem:  # a model may raise anything, and the others go on
         error = f"{type(problem).__name__}: {problem}"
         _log.debug("a model failed", exc_info=True)
-    values: list[tuple[float | None, float | None]]
     if config.disturb == "shuffled":
-        values = [(None, None)] * (config.rounds - 1)
-        values.append((0.0, 0.0) if final is None else _scores(final.mask, case))
+        values = [*[(None, None)] * (config.rounds - 1), _scores(final, case)]
     else:
-        values = [_scores(exchange.mask, case) for exchange in held]
+        values = [_scores(exchange, case) for exchange in held]
         final = held[-1] if held else None
         last = (0.0, 0.0) if error or not values else values[-1]
         values += [last] * (config.rounds - len(values))
@@ -202,15 +243,19 @@ def hold(
         "dice": [dice for dice, _ in values],
         "nsd": [nsd for _, nsd in values],
         "seconds": [round(exchange.seconds, 5) for exchange in held],
-        "prompts": [[to_json(prompt) for prompt in exchange.said] for exchange in held],
+        "prompts": [[to_json(p) for p in e.said if not isinstance(p, Example)] for e in held],
         "answer": None if final is None else rle.coco_encode(final.mask),
         "error": error,
     }
 
 
-def _scores(mask: Any, case: Case) -> tuple[float, float]:
-    dice = metrics.dice(mask, case.target)
-    return round(dice, 6), round(metrics.nsd(mask, case.target, tolerance=TOLERANCE), 6)
+def _scores(exchange: Exchange | None, case: Case) -> tuple[float | None, float | None]:
+    """Dice and NSD of an answer; 0 where there is none."""
+    if exchange is None:
+        return 0.0, 0.0
+    dice = metrics.dice(exchange.mask, case.target)
+    nsd = metrics.nsd(exchange.mask, case.target, tolerance=TOLERANCE)
+    return round(dice, 6), round(nsd, 6)
 
 
 def _create(config: BenchConfig) -> list[PromptableModel]:
@@ -237,16 +282,23 @@ def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case) -> dic
         "protocol": config.protocol,
         "disturbance": config.disturb,
         "seed": config.seed,
+        **(_shown(config, case) if config.protocol == "examples" else {}),
     }
 
 
-def _key(facts: dict[str, Any]) -> Any:
-    names = ("model", "weights_sha256", "set_name", "stem", "object_id", "annotator")
-    return tuple(facts[name] for name in names)
+def _shown(config: BenchConfig, case: Case) -> dict[str, Any]:
+    hashes = "".join(reference.sha256 for reference in case.references)
+    return {
+        "examples_asked": config.examples,
+        "examples": [reference.stem for reference in case.references],
+        "examples_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+    }
 
 
-def _seed(config: BenchConfig, facts: dict[str, Any]) -> int:
-    return seed_of(config.seed, facts["set_name"], facts["stem"], facts["object_id"])
+def _key(card: ModelCard, data_set: DataSet, stem: str, case: Case) -> Key:
+    """As `Row.key` of the row to come."""
+    name, sha = card.name, card.weights_sha256
+    return (name, sha, data_set.name, stem, case.object_id, case.annotator)
 
 
 def _hash(case: Case) -> str:

@@ -14,7 +14,7 @@ from limner.bench.rows import Row
 from limner.bench.statistics import GROUPS, Mean, Measure
 
 Rows: TypeAlias = Sequence[Row]
-ByProtocol: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # protocol, then model
+ByProtocol: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # `Row.task`, then model
 
 TARGETS = (0.80, 0.85, 0.90)  # Dice that prompts are counted to
 _CORRECTIONS = (0, 1, 3, 5)  # after a first prompt that is no click
@@ -42,11 +42,11 @@ class Table:
 
 
 def milestones(protocol: str, num_rounds: int) -> dict[str, int]:
-    """Columns of a protocol: a name and the round, from 0, that it shows."""
+    """Columns of a protocol (`Row.task`): a name and the round, from 0, that it shows."""
     if protocol == "clicks":
         shown = sorted({n for n in _CLICKS if n <= num_rounds} | {num_rounds})
         return {f"{n} click{'s' if n > 1 else ''}": n - 1 for n in shown}
-    first = _FIRST_WORDS[protocol]
+    first = _FIRST_WORDS.get(protocol, protocol)
     shown = sorted({n for n in _CORRECTIONS if n < num_rounds} | {num_rounds - 1})
     return {f"{first} + {n}" if n else first: n for n in shown}
 
@@ -216,9 +216,9 @@ def robustness(plain: ByProtocol, disturbed: Mapping[str, ByProtocol]) -> Table:
 
 def failures(every: Rows, label: Callable[[Row], str]) -> Table:
     """Conversations in which a model raised, by message."""
-    told = Counter((label(r), r.protocol, r.disturbance) for r in every)
+    told = Counter((label(r), r.task, r.disturbance) for r in every)
     failed = Counter(
-        (label(r), r.protocol, r.disturbance, r.error) for r in every if r.error is not None
+        (label(r), r.task, r.disturbance, r.error) for r in every if r.error is not None
     )
     body = [
         [

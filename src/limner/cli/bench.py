@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limner.cli._messages import show_progress
+
+if TYPE_CHECKING:
+    from limner.bench.run import Outcome
 
 app = typer.Typer(
     help="Measure models with a simulated user: limner bench run, then limner bench report.",
@@ -26,8 +29,13 @@ def run(
     out: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run; unfinished ones go on.")
     ],
-    protocol: Annotated[str, typer.Option(help="box, clicks, mixed or scribbles.")] = "box",
+    protocol: Annotated[
+        str, typer.Option(help="box, clicks, mixed, scribbles or examples.")
+    ] = "box",
     rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6,
+    examples: Annotated[
+        int, typer.Option(help="With --protocol examples: pictures shown first, 1 to 64.")
+    ] = 16,
     split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
     sets: Annotated[
         list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
@@ -64,6 +72,7 @@ def run(
         disturb=disturb,
         weights=parse_weights(weights or (), model),
         device=device,
+        examples=examples,
     )
     show_progress("limner.bench")
     try:
@@ -71,11 +80,7 @@ def run(
     except KeyboardInterrupt:
         typer.echo(f"limner: {out} keeps what was held; the same command goes on.", err=True)
         raise
-    print(
-        f"{out}: {outcome.num_rows} conversations ({outcome.num_new} new in "
-        f"{outcome.seconds:.0f} s), {outcome.num_failed} failed, "
-        f"{outcome.num_left_out} pictures left out."
-    )
+    print(f"{out}: {_told(outcome)}")
 
 
 @app.command("report")
@@ -109,3 +114,12 @@ def report(
     for path in (output, table, markdown if str(markdown) != "-" else None):
         if path is not None:
             print(f"Wrote {path}", file=sys.stderr)
+
+
+def _told(outcome: Outcome) -> str:
+    lonely = outcome.num_objects_left_out
+    return (
+        f"{outcome.num_rows} conversations ({outcome.num_new} new in {outcome.seconds:.0f} s), "
+        f"{outcome.num_failed} failed, {outcome.num_left_out} pictures left out"
+        + (f", {lonely} objects that nothing else shows." if lonely else ".")
+    )
