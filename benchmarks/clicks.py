@@ -51,7 +51,7 @@ def measure(model: str, shape: tuple[int, int, int]) -> None:
             session.add(click)
             prediction = session.predict()
             cells.append(f"{time.perf_counter() - start:.2f}")
-    size = int((prediction.region.logits > 0).sum())
+    size = int(prediction.region.inside.sum())
     print(f"| {model} | {' | '.join(cells)} | {peak_mb() - before:.0f} | {size:,} |")
 
 

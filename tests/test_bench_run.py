@@ -15,8 +15,8 @@ import pytest
 import limner
 from bench_makers import SIDE, Fussy, make_root, make_set, write_png
 from limner import rle
-from limner.bench.config import PROTOCOLS, BenchConfig
-from limner.bench.protocol import check_speakable
+from limner.bench.config import IN_PICTURES, BenchConfig
+from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.rows import Row, read_left_out, read_rows
 from limner.bench.run import Outcome, run
 from limner.cli.__main__ import run as command
@@ -97,7 +97,7 @@ def test_what_each_protocol_says(tmp_path: Path) -> None:
     for person in ("annotator0", "annotator1"):
         write_png(data / f"scribbles/a__{person}.png", drawn)
     said = {}
-    for protocol in set(PROTOCOLS) - {"examples"}:
+    for protocol in set(IN_PICTURES) - {"examples"}:
         rows = held(data, tmp_path / protocol, protocol=protocol, rounds=4)
         said[protocol] = [[[from_json(p) for p in r] for r in row.prompts] for row in rows]
         assert all(len(row.dice) == 4 for row in rows)
@@ -260,7 +260,7 @@ def test_a_model_without_the_words_is_refused_before_anything_is_written(tmp_pat
             check_speakable(boxes, protocol, disturbance)  # type: ignore[arg-type]
     solid = type(card)(**{**vars(card), "ndim": (3,)})
     with pytest.raises(ValueError, match="works on volumes"):
-        check_speakable(solid, "box", "none")
+        check_dimensions(solid, 2)
 
 
 def test_a_model_that_cannot_be_corrected_keeps_its_answer(tmp_path: Path) -> None:

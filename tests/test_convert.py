@@ -14,7 +14,9 @@ from limner.prompts.convert import (
     extent,
     from_world,
     from_xyz,
+    lasso_from_world,
     on_slice,
+    plane_axis,
     scribbles_from_mask,
 )
 from limner.prompts.raster import rasterize
@@ -173,3 +175,109 @@ def test_scribbles_from_mask_cover_it_exactly(shape: tuple[int, ...], density: f
     painted = rasterize(strokes, shape).negative
     np.testing.assert_array_equal(painted, mask)
     assert scribbles_from_mask(np.zeros(shape, dtype=bool), positive=True) == []
+
+
+def _oblique(shape: tuple[int, ...] = (20, 30, 40)) -> Geometry:
+    angle = np.deg2rad(25)
+    turn = np.array(
+        [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    )
+    flat = Geometry.from_spacing(shape, (3.0, 0.8, 0.7))
+    return Geometry.from_spacing(
+        shape, (3.0, 0.8, 0.7), origin=(-9.0, 40.0, 7.5), direction=turn @ flat.direction
+    )
+
+
+@pytest.mark.parametrize("system", ["lps", "ras"])
+def test_a_world_box_holds_every_pixel_it_meets_however_oblique(system: str) -> None:
+    geometry = _oblique()
+    flip = np.array((1.0, 1.0, 1.0) if system == "lps" else (-1.0, -1.0, 1.0))
+    middle = geometry.index_to_world((10, 15, 20))
+    low, high = np.sort(
+        np.stack((np.subtract(middle, (4, 5, 9)), np.add(middle, (6, 3, 8)))) * flip, axis=0
+    )
+    box = from_world(Box(low, high), geometry, system=system)
+    assert isinstance(box, Box)
+    rng = np.random.default_rng(0)
+    inside = geometry.world_to_index((low + rng.random((4000, 3)) * (high - low)) * flip)
+    nearest = np.floor(inside + 0.5)
+    assert (nearest >= box.low).all()
+    assert (nearest < box.high).all()
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True)), axis=-1).reshape(-1, 3) * flip
+    touched = np.floor(geometry.world_to_index(corners) + 0.5)
+    assert tuple(touched.min(axis=0)) == box.low  # and no more than those
+    assert tuple(touched.max(axis=0) + 1) == box.high
+
+
+@pytest.mark.parametrize("system", ["lps", "ras"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_strokes_and_outlines_in_millimetres_keep_to_their_slice(system: str, axis: int) -> None:
+    geometry = _oblique()
+    flip = np.array((1.0, 1.0, 1.0) if system == "lps" else (-1.0, -1.0, 1.0))
+    index = np.array([(5, 5, 5), (9, 9, 6), (6, 12, 12)], dtype=float)
+    index[:, axis] = 7
+    world = geometry.index_to_world(index) * flip
+    stroke = from_world(Scribble(world, radius=1.0), geometry, system=system)
+    assert isinstance(stroke, Scribble)
+    assert np.array_equal(stroke.points, index)  # exactly: a viewer's brush stays in its slice
+    assert stroke.radius == 1.0
+    outline = lasso_from_world(world, geometry, system=system)
+    assert outline.plane_axis == axis
+    assert np.allclose(outline.points, index)
+    with pytest.raises(PromptError, match="no slice"):
+        lasso_from_world(np.add(world, np.eye(3) * 9), geometry, system=system)
+    with pytest.raises(PromptError, match="x, y, z"):
+        lasso_from_world(index[:, :2], geometry, system=system)
+
+
+def test_a_lasso_in_millimetres_on_an_upright_volume_is_a_lasso_there() -> None:
+    geometry = Geometry.from_spacing((20, 30, 40), (2.5, 0.7, 0.7), origin=(-100.3, 44.1, 12.7))
+    index = np.array([(7, 5, 5), (7, 9, 6), (7, 12, 12)], dtype=float)
+    world = geometry.index_to_world(index)
+    world[:, 2] = world[0, 2]
+    found = from_world(Lasso(world), geometry, system="lps")
+    assert isinstance(found, Lasso)
+    assert found.plane_axis == 0
+    assert np.allclose(found.points, index)
+
+
+def test_planes_have_names_where_the_patient_lies_known_and_straight() -> None:
+    geometry = Geometry.from_spacing((4, 5, 6), (3, 1, 1))
+    assert [plane_axis(geometry, n) for n in ("axial", "coronal", "sagittal")] == [0, 1, 2]
+    sagittal = Geometry.from_spacing(
+        (4, 5, 6), (3, 1, 1), direction=np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], float)
+    )
+    assert [plane_axis(sagittal, n) for n in ("axial", "coronal", "sagittal")] == [1, 2, 0]
+    assert plane_axis(_oblique(), "axial") == 0  # 25 degrees are called so
+    angle = np.deg2rad(44)
+    turn = [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    tilted = Geometry.from_spacing(
+        (4, 5, 6), (3, 1, 1), direction=np.array(turn) @ geometry.direction
+    )
+    assert plane_axis(tilted, "sagittal") == 2
+    for name in ("axial", "coronal"):
+        with pytest.raises(PromptError, match=r"44 degrees.*by its number"):
+            plane_axis(tilted, name)
+    with pytest.raises(PromptError, match="by its number"):
+        plane_axis(Geometry((4, 5, 6), has_spacing=False), "axial")
+    with pytest.raises(PromptError, match="axial"):
+        plane_axis(geometry, "frontal")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_prompts_are_lifted_onto_slices_of_any_axis(axis: int) -> None:
+    shape = (6, 7, 8)
+    mask = np.zeros(shape, dtype=bool)
+    flat = np.moveaxis(mask, axis, 0)[3]
+    flat[2:4, 1:5] = True
+    rest = [n for k, n in enumerate(shape) if k != axis]
+    assert np.array_equal(rasterize([Box((2, 1), (4, 5))], rest).box, flat)
+    lifted = on_slice(Box((2, 1), (4, 5)), 3, axis)
+    assert np.array_equal(rasterize([lifted], shape).box, mask)
+    point = on_slice(Click((2, 1)), 3, axis)
+    assert isinstance(point, Click)
+    assert mask[tuple(int(x) for x in point.at)]
+    geometry = _oblique(shape)
+    plane = geometry.plane(3, axis)
+    assert plane.shape == tuple(rest)
+    assert np.allclose(plane.index_to_world((2, 1)), geometry.index_to_world(point.at))

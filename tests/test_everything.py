@@ -185,6 +185,69 @@ def test_a_model_that_judges_is_asked_again_and_less_is_expected_of_it() -> None
     assert Settings.of(create_model("limner-2d"), rounds=1).rounds == 1
 
 
+class Halves(Blobs):
+    """Offers, besides the component under the click, its upper half and something bad."""
+
+    def __init__(self, slope: float = 9.0) -> None:
+        super().__init__(slope)
+        self.offered: list[int] = []
+
+    def propose(
+        self,
+        embedding: tuple[np.ndarray, np.ndarray],
+        questions: Sequence[Question],
+        least: float = 0.0,
+    ) -> list[list[Segmentation]]:
+        self.least = least
+        self.offered.append(len(questions))
+        made = []
+        for whole in self.segment_batch(embedding, questions):
+            half = whole.logits.copy()
+            rows = np.flatnonzero((half > 0).any(axis=1))
+            half[rows[len(rows) // 2] if len(rows) else 0 :] = -9.0
+            made.append(
+                [
+                    whole,
+                    Segmentation(half, 0.88 + (half > 0).sum() / 1e6),
+                    Segmentation(-whole.logits, 0.2),
+                ]
+            )
+        return made
+
+
+def test_all_that_a_click_may_mean_is_looked_at() -> None:
+    image, truth = picture()
+    model = Halves()
+    found = everything(image, model, settings=Settings(points=16))
+    assert [p.area for p in found] == [2500, 1200, 120, 1250, 600, 60]
+    assert sum(model.offered) == 256
+    assert model.least == Settings().least_score
+    assert np.array_equal(found[3].mask, (truth == 2) & (np.arange(120)[:, None] < 85))
+    assert found[3].score == pytest.approx(0.88, abs=0.01)
+    with_crops = everything(image, Halves(), settings=Settings(points=16, crops=1))
+    assert {p.area for p in with_crops} >= {2500, 1250}
+
+
+def test_one_answer_counts_in_later_rounds_and_in_windows() -> None:
+    image, _ = picture()
+    for settings, zoom in ((Settings(points=8, rounds=2), False), (Settings(points=8), True)):
+        model = Halves()
+        found = everything(image, model, settings=settings, zoom=zoom)
+        assert model.offered == []
+        assert 1250 not in [p.area for p in found]
+
+
+def test_answers_of_another_shape_are_refused() -> None:
+    class Cut(Halves):
+        def propose(
+            self, embedding: object, questions: Sequence[Question], least: float = 0.0
+        ) -> list[list[Segmentation]]:
+            return [[Segmentation(np.ones((3, 4), np.float32), 1.0)] for _ in questions]
+
+    with pytest.raises(ValueError, match=r"logits of shape \(3, 4\) to a view of \(120, 160\)"):
+        everything(picture()[0], Cut())
+
+
 def test_the_second_round_is_fed_the_first() -> None:
     shown: list[bool] = []
 

@@ -16,6 +16,7 @@ from limner.checkpoints.load import read_weights
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
 from limner.layers.unet2d import PromptableUNet2d
+from limner.layers.unet3d import PromptableUNet3d
 from limner.train import checkpoint
 from limner.train.export import export, export_onnx
 
@@ -62,6 +63,32 @@ def test_answers_are_those_of_pytorch(sizes: dict[str, tuple[int, ...]], tmp_pat
     unit = network.stride
     for batch, rows, columns in ((1, 2, 2), (1, 1, 5), (3, 4, 1), (1, 8, 8)):
         shape = (batch, 7, rows * unit, columns * unit)
+        fused = rng.standard_normal(shape).astype(np.float32)
+        with torch.inference_mode():
+            logits, quality = network(torch.from_numpy(fused))
+        answer = exported(fused)
+        assert logits.abs().max() > 0.5, "answers this small would agree by themselves"
+        assert np.abs(answer[0] - logits.numpy()).max() < 1e-3
+        assert np.abs(answer[1] - quality.numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [SHIPPED, {"widths": (8, 16), "depths": (1, 1)}, {"widths": (16, 8, 24), "depths": (2, 1, 3)}],
+)
+def test_answers_on_volumes_are_those_of_pytorch(
+    sizes: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = PromptableUNet3d(**sizes).eval()
+    for parameter in network.parameters():  # the convolutions across slices begin as zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    exported = runtime.compile(export_onnx(network, tmp_path / "n.onnx"), precision="fp32")
+    for parameter in network.parameters():
+        parameter.data = parameter.data.half().float()
+    rng = np.random.default_rng(0)
+    for batch, *counts in ((1, 1, 2, 2), (2, 2, 1, 3)):
+        shape = (batch, 7, *(n * s for n, s in zip(counts, network.stride, strict=True)))
         fused = rng.standard_normal(shape).astype(np.float32)
         with torch.inference_mode():
             logits, quality = network(torch.from_numpy(fused))

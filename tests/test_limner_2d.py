@@ -15,6 +15,7 @@ from limner.errors import CheckpointError, PromptError
 from limner.layers import fusion2d as fusion
 from limner.metrics import dice
 from limner.models import View, create_model, limner_2d
+from limner.models._fused import FusedModel
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.prompts.simulate import rounds
 from limner.sessions._base import BaseSession
@@ -48,7 +49,7 @@ def shown(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network sees, (7, row, column), and the model's logits."""
     spy = Spy()
-    model = limner_2d.Limner2d(spy, limner_2d.CARD)
+    model = FusedModel(spy, limner_2d.CARD, limner_2d.HABITS)
     result = model.segment(model.embed(picture), prompts, previous)
     return spy.seen[0][0], result.logits
 

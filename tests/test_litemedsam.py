@@ -75,6 +75,61 @@ def low_res(model: LiteMedSam, embedding: Embedding, box: Box) -> tuple[np.ndarr
     return logits[None, :1], quality[None, :1]
 
 
+# -- what is around the encoder ----------------------------------------------------------------
+
+
+def test_pictures_are_encoded_together_as_each_alone(
+    model: LiteMedSam, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = [view(picture), view(picture[::-1]), view(picture[:, :200])]
+    alone = [model.embed(one) for one in views]
+    assert model.views_at_once == 1  # on a CPU nothing is gained
+    monkeypatch.setattr(model._encoder, "at_once", 2)
+    together = model.embed_batch(views)
+    for ours, wanted in zip(together, alone, strict=True):
+        assert ours.frame == wanted.frame
+        assert ours.features.shape == wanted.features.shape
+        assert np.abs(ours.features - wanted.features).max() < 1e-4
+
+
+def test_pictures_that_were_encoded_once_are_kept(
+    system: parity.System, picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from limner.runtime._torch import TorchNetwork
+
+    passes: list[int] = []
+    inner = TorchNetwork.__call__
+
+    def counting(self: TorchNetwork, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        passes.append(len(inputs))
+        return inner(self, *inputs)
+
+    monkeypatch.setattr(TorchNetwork, "__call__", counting)
+    Picture.fromarray(picture).save(tmp_path / "picture.png")
+
+    def masks(*more: str) -> np.ndarray:
+        words = ["segment", tmp_path / "picture.png", "--model", "medsam/lite", "--exact"]
+        words += ["--weights", system.checkpoint(), "--box", "60,60,200,220"]
+        words += ["-o", tmp_path / "mask.png", *more]
+        assert run([str(word) for word in words]) == 0
+        return limner.read_labels(tmp_path / "mask.png").to_array()
+
+    encoder, decoder = 1, 5  # inputs
+    plain = masks()
+    assert passes == [encoder, decoder]
+    assert not list((tmp_path / "cache").rglob("*.embedding"))
+    journal = tmp_path / "talk.limner"
+    assert np.array_equal(masks("--keep-embeddings", "--journal", str(journal)), plain)
+    assert passes[2:] == [encoder, decoder]
+    assert len(list((tmp_path / "cache").rglob("*.embedding"))) == 1
+    assert np.array_equal(masks("--keep-embeddings"), plain)
+    assert passes[4:] == [decoder]
+    with limner.resume(journal) as session:
+        assert session.options.keep_embeddings
+        assert np.array_equal(session.labels, plain)
+    assert passes[5:] == [decoder]
+
+
 # -- the published numbers --------------------------------------------------------------------
 
 

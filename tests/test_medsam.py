@@ -289,6 +289,28 @@ def test_all_masks_of_clicks(
         assert np.abs(quality[1:] - points_case[f"{name}.iou"]).max() < 5e-6
 
 
+def test_three_masks_are_proposed_for_clicks_and_one_for_boxes(
+    predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
+) -> None:
+    click = question_of(points_case, "one_click", None)
+    box = Question([Box((60, 40), (220, 200))])
+    offered, sure, nothing = predictor.propose(seen, [click, box, Question([])])
+    assert (len(offered), len(sure), len(nothing)) == (3, 1, 1)
+    for index, (answer, quality) in enumerate(
+        zip(offered, points_case["one_click.iou"], strict=True)
+    ):
+        parity.check_mask(answer.logits, points_case, "one_click.masks", 10 * MARGIN, index)
+        assert answer.score == pytest.approx(float(np.clip(quality, 0, 1)), abs=1e-5)
+    (chosen, same) = predictor.segment_batch(seen, [click, box])
+    best = int(points_case["one_click.best"])
+    assert np.array_equal(chosen.logits, offered[best].logits)
+    assert np.allclose(same.logits, sure[0].logits, atol=1e-4)
+    (some,) = predictor.propose(seen, [click], least=offered[best].score)
+    assert {answer.score for answer in some} == {offered[best].score}
+    answered = Question(click.prompts, memory=chosen.memory)
+    assert [len(answers) for answers in predictor.propose(seen, [answered])] == [1]
+
+
 def test_a_session_shows_the_answer_before_again(
     predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
 ) -> None:

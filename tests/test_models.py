@@ -101,7 +101,7 @@ def test_card_is_complete(name: str) -> None:
     assert set(card.ndim) <= {2, 3}
     assert card.prompts <= set(KINDS)
     assert set(card.window) == set(card.ndim)
-    assert all(size > 0 for size in card.window.values())
+    assert all(min(card.limits(ndim)) > 0 and len(card.limits(ndim)) == ndim for ndim in card.ndim)
     assert card.to_json()["name"] == name
 
 

@@ -154,6 +154,71 @@ def test_every_side_of_a_box_moves_evenly(first: int, gap: int, data: st.DataObj
             assert np.allclose(getattr(box, side), a + share * (b - a), atol=1e-3)
 
 
+def numbered() -> tuple[limner.Image, np.ndarray]:
+    """The cone, each slice with its number in a corner."""
+    image, truth = cone()
+    array = image.array.copy()
+    array[:, 0, 0] = range(len(array))
+    return limner.Image(array, image.geometry), truth
+
+
+class Ahead(BoxFiller):
+    """Encodes several views together."""
+
+    views_at_once = 3
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__(*kinds)
+        self.together: list[list[int]] = []
+
+    def embed_batch(self, views: Sequence[View]) -> list[View]:
+        self.together.append([int(view.array[0, 0]) for view in views])
+        return list(views)
+
+
+@pytest.mark.parametrize(
+    ("how", "marks", "direction", "expected"),
+    [
+        ("carry", [2], "forward", [[3, 4, 5], [6, 7, 8], [9, 10, 11]]),
+        ("carry", [4], "both", [[5, 6, 7], [8, 9, 10], [11], [3, 2, 1], [0]]),
+        ("carry", [2, 9], "both", [[3, 4, 5], [10, 11], [8, 7, 6], [1, 0]]),
+        ("interpolate", [1, 7], "both", [[2, 3, 4], [5, 6]]),
+    ],
+)
+def test_slices_are_encoded_together_where_that_is_faster(
+    how: str, marks: list[int], direction: str, expected: list[list[int]]
+) -> None:
+    image, truth = numbered()
+    found = []
+    for model in (Ahead(), BoxFiller()):
+        with limner.open_session(image, model) as session:
+            for k in marks:
+                session.add(box_of(truth[k]), frame=k)
+            walk = session.propagate(how=how, direction=direction)
+            found.append([(p.frame, p.mask) for p in walk])
+            if isinstance(model, Ahead):
+                assert model.together == expected
+                assert [int(view.array[0, 0]) for view in model.embedded] == marks
+    for (frame, mask), (other, wanted) in zip(*found, strict=True):
+        assert frame == other
+        assert np.array_equal(mask, wanted)
+
+
+def test_nothing_is_encoded_ahead_for_windows_of_objects_or_beyond_their_end() -> None:
+    image, truth = numbered()
+    model = Ahead()
+    with limner.open_session(image, model, zoom=True) as session:
+        session.add(box_of(truth[2]), frame=2)
+        assert len(list(session.propagate())) == 11
+        assert model.together == []
+    with limner.open_session(image, model) as session:
+        session.add(box_of(truth[2]), frame=2)
+        walk = session.propagate(direction="forward")
+        next(walk)
+        walk.close()  # at most one pass was for nothing
+        assert model.together == [[3, 4, 5]]
+
+
 def test_a_model_may_know_its_own_way_to_the_next_slice() -> None:
     image, truth = cone()
     seen: list[tuple[View, Segmentation, Sequence[Prompt]]] = []

@@ -199,7 +199,7 @@ def test_another_key_or_shape_is_another_network(change: dict[str, Any]) -> None
 
 def test_changed_code_is_converted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     _compiled()
-    monkeypatch.setattr(_modules, "_code", lambda: "changed")
+    monkeypatch.setattr(_modules, "code", lambda: "changed")
     with pytest.raises(AssertionError, match="built again"):
         _compiled(_never)
 
@@ -347,11 +347,11 @@ def test_errors_of_the_module_are_its_own() -> None:
 # Embeddings on disk
 
 
-def test_an_embedding_comes_back_nearly_as_it_was_or_exactly(cache: Path) -> None:
+def test_an_embedding_comes_back_as_it_was(cache: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = [
         rng.standard_normal((1, 8, 4, 4)).astype(np.float32),
-        rng.standard_normal(5).astype(np.float32) * 1e6,  # float16 ends at 65504
+        rng.standard_normal(5).astype(np.float32) * 1e6,
     ]
     key = _embeddings.key_of(arrays, "weights", "runtime")
     assert _embeddings.load(key) is None
@@ -359,11 +359,6 @@ def test_an_embedding_comes_back_nearly_as_it_was_or_exactly(cache: Path) -> Non
     found = _embeddings.load(key)
     assert found is not None
     assert [a.dtype for a in found] == [np.float32, np.float32]
-    assert 0 < np.abs(found[0] - arrays[0]).max() < 2e-3
-    assert np.array_equal(found[1], arrays[1])
-    assert _embeddings.save(key, arrays, exact=True)
-    found = _embeddings.load(key)
-    assert found is not None
     assert all(np.array_equal(a, b) for a, b in zip(found, arrays, strict=True))
     found[0][:] = 0  # the caller's own
     assert {p.parent.name for p in cache.parent.rglob("*.embedding")} == {"embeddings"}
@@ -409,11 +404,53 @@ def test_a_remembering_encoder_encodes_once() -> None:
             calls.append(1)
             return (inputs[0] * 2,)
 
-    x = np.arange(6, dtype=np.float32)
+    x = np.arange(6, dtype=np.float32)[None]
     for _ in range(3):
-        encoder = _embeddings.Remembering(Encoder(), "weights", exact=True)
+        encoder = _embeddings.Remembering(Encoder(), "weights")
         assert np.array_equal(encoder(x)[0], x * 2)
     assert len(calls) == 1
     _embeddings.Remembering(Encoder(), "other weights")(x)
     encoder(x + 1)
     assert len(calls) == 3
+
+
+def test_of_several_pictures_only_new_ones_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Encoder:
+        description = "of the test"
+        at_once = 4
+
+        def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+            sizes.append(len(inputs[0]))
+            return inputs[0] * 2, inputs[0].sum(axis=1)
+
+    encoder = _embeddings.Remembering(Encoder(), "weights")
+    assert encoder.at_once == 4
+    pictures = np.arange(15, dtype=np.float32).reshape(5, 3)
+    encoder(pictures[1:2])
+    encoder(pictures[3:4])
+    double, total = encoder(pictures)
+    assert np.array_equal(double, pictures * 2)
+    assert np.array_equal(total, pictures.sum(axis=1))
+    encoder(pictures[[4, 2]])
+    assert sizes == [1, 1, 3]
+    monkeypatch.setattr(_modules, "code", lambda: "changed")
+    encoder(pictures[:1])
+    assert sizes == [1, 1, 3, 1]
+
+
+def test_what_is_remembered_needs_no_network(cache: Path) -> None:
+    asked = _asked(1, 2)  # one picture, one prompt: all begin with 1
+    right = _compiled(remember=True)(*asked)
+    assert len(list(cache.iterdir())) == 1
+    for entry in cache.iterdir():
+        entry.unlink()
+    again = _compiled(_never, remember=True)  # not built for being there
+    for ours, wanted in zip(again(*asked), right, strict=True):
+        assert np.array_equal(ours, wanted)
+    with pytest.raises(AssertionError, match="built again"):
+        again(asked[0] + 1, *asked[1:])
+    kept = runtime.facts()["kept"].split(", ")
+    assert kept == ["0 of 6,442 MB networks", "0 of 2,147 MB embeddings"]
+    assert _embeddings.SHELF.size() > 256

@@ -167,11 +167,14 @@ class Geometry:
         affine[:3, 3 - self.ndim : 3] *= ratio
         return Geometry(tuple(int(n) for n in shape), affine, self.has_spacing)
 
-    def plane(self, index: int) -> Geometry:
-        """The 2D grid of slice or frame `index` of a 3D grid."""
+    def plane(self, index: int, axis: int = 0) -> Geometry:
+        """The 2D grid of slice or frame `index` of a 3D grid, across an axis."""
         if self.ndim != 3:
             raise GeometryError(f"Only a 3D grid has slices; this one has shape {self.shape}.")
-        return Geometry(self.shape[1:], self._moved_to((index, 0, 0)), self.has_spacing)
+        rest = [k for k in range(3) if k != axis]
+        affine = self._moved_to([index if k == axis else 0 for k in range(3)])
+        shape = tuple(self.shape[k] for k in rest)
+        return Geometry(shape, affine[:, [axis, *rest, 3]], self.has_spacing)
 
     def is_close(self, other: Geometry, *, tolerance: float = 1e-3) -> bool:
         """Same shape, and every corner within `tolerance` times the smallest spacing."""

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models import BatchModel, ModelCard, PromptableModel, Question, Segmentation, View
+from limner.models import (
+    BatchModel,
+    CarryingModel,
+    ModelCard,
+    PromptableModel,
+    Question,
+    Segmentation,
+    View,
+)
 from limner.prompts.types import Prompt
 
 _KEPT = 4  # pictures; an embedding of a ViT-B has 4 to 12 MB
+_KEPT_SLICES = 64  # of a volume, all of whose slices are looked at again with every prompt
 
 
 class EncodedOnce:
@@ -24,10 +33,12 @@ class EncodedOnce:
 
     Args:
         model: the one that is asked.
+        kept: pictures whose encoding is kept.
     """
 
-    def __init__(self, model: BatchModel) -> None:
+    def __init__(self, model: BatchModel, *, kept: int = _KEPT) -> None:
         self._model = model
+        self._most = kept
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     @property
@@ -41,7 +52,7 @@ class EncodedOnce:
         if key not in self._kept:
             self._kept[key] = self._model.embed(view)
         self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT:
+        while len(self._kept) > self._most:
             self._kept.popitem(last=False)
         return self._kept[key]
 
@@ -61,9 +72,36 @@ class EncodedOnce:
         return self._model.segment_batch(embedding, questions)
 
 
-def encoded_once(model: PromptableModel) -> PromptableModel:
-    """The model, encoding each picture once if it is one whose encoding is worth keeping."""
-    return EncodedOnce(model) if isinstance(model, BatchModel) else model
+class CarryingEncodedOnce(EncodedOnce):
+    """Likewise, of a model that says itself how an answer is carried to the next slice."""
+
+    def carry(
+        self, view: View, before: Segmentation, prompts: Sequence[Prompt]
+    ) -> Sequence[Prompt]:
+        """As the model does."""
+        assert isinstance(self._model, CarryingModel)
+        return self._model.carry(view, before, prompts)
+
+
+def encoded_once(
+    model: PromptableModel, *, dimensions: int = 2, by_slices: bool = False
+) -> PromptableModel:
+    """The model, encoding each picture once if it is one whose encoding is worth keeping.
+
+    Args:
+        model: as made.
+        dimensions: of what it is asked about. A model that looks at a volume as a whole sees
+            another window of it for every object, and stays as it is.
+        by_slices: whether it is asked slice by slice although it could look at the whole.
+    """
+    if not isinstance(model, BatchModel):
+        return model
+    if dimensions == 2:
+        return EncodedOnce(model)
+    if 3 in model.card.ndim and not by_slices:
+        return model
+    kind = CarryingEncodedOnce if isinstance(model, CarryingModel) else EncodedOnce
+    return kind(model, kept=_KEPT_SLICES)
 
 
 def _key(view: View) -> str:

@@ -12,7 +12,8 @@ from limner.bench._figures import legend, line_chart, scale_of
 from limner.bench.tables import Table
 
 if TYPE_CHECKING:
-    from limner.bench.report import Picture, Report
+    from limner.bench._worst import Picture
+    from limner.bench.report import Report
 
 _LONG = 12  # rows from which on a table is folded up
 

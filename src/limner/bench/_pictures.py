@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from limner.io.image import Image
 from limner.models._intensity import robust_limits
 from limner.prompts.raster import rasterize
+from limner.prompts.simulate_volume import largest_slice
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt
+from limner.sessions._planar import onto_plane
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -62,6 +64,29 @@ def draw_case(
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def draw_slice(
+    image: Image, target: Mask, answer: Mask, rounds: Sequence[Sequence[Prompt]]
+) -> bytes:
+    """PNG of the slice of a volume on which a target is largest; arguments as for `draw_case`.
+
+    Of 3D boxes and masks the part on that slice is shown, of other prompts those that lie there.
+    """
+    frame = largest_slice(target)
+    plane = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
+    said = [[p for p in (_on_slice(prompt, frame) for prompt in ps) if p] for ps in rounds]
+    return draw_case(plane, target[frame], answer[frame], said)
+
+
+def _on_slice(prompt: Prompt, frame: int) -> Prompt | None:
+    if isinstance(prompt, Box):
+        inside = prompt.low[0] <= frame + 0.5 <= prompt.high[0]
+        return Box(prompt.low[1:], prompt.high[1:]) if inside else None
+    if isinstance(prompt, MaskPrompt):
+        return MaskPrompt(prompt.mask[frame]) if prompt.mask[frame].any() else None
+    found = onto_plane(prompt)
+    return found[0] if found is not None and found[1] == frame else None
 
 
 def _window(shown: Mask, prompts: Sequence[Prompt]) -> Window:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from limner.bench.sets import Dimensions
+from limner.bench.slices import Between
 from limner.errors import FormatError
 
-Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles", "examples"]
+Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles", "examples", "slices"]
 Split: TypeAlias = Literal["train", "val", "test", "all"]
 
 PROTOCOLS: dict[str, str] = {
@@ -20,7 +22,10 @@ PROTOCOLS: dict[str, str] = {
     "mixed": "click, box, scribble, lasso or rough mask, then corrective clicks or scribbles",
     "scribbles": "all strokes that a person drew, then corrective clicks",
     "examples": "other pictures with all pixels of the same label, then corrective clicks",
+    "slices": "a box (or click) on a few slices of a volume, then corrective clicks",
 }
+IN_PICTURES = ("box", "clicks", "mixed", "scribbles", "examples")
+IN_VOLUMES = ("box", "clicks", "mixed", "slices")
 SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
     "none": "as the user means it",
@@ -33,7 +38,10 @@ DISTURBANCES: dict[str, str] = {
     "grey": "a colour picture turned grey",
     "inverted": "black for white",
 }
+VOLUME_DISTURBANCES = ("none", "click_off_5", "box_large_20", "sixteen_bit", "inverted")
 MOST_EXAMPLES = 64
+MARKS = ("box", "click")
+BETWEEN = ("interpolate", "carry")
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,12 @@ class BenchConfig:
         weights: ``(model, file)`` pairs; models not named take what they ship with.
         device: where models run.
         examples: pictures that are shown, at most; of the protocol ``examples`` only.
+        dimensions: 2 for pictures, 3 for volumes.
+        by_slices: volumes are said slice by slice to models that work in 3D, too.
+        slices: that are marked; of the protocol ``slices`` only.
+        mark: what is said on each of these: ``"box"`` or ``"click"``.
+        between: how models that work in 2D get from one marked slice to the next:
+            ``"interpolate"`` boxes or ``"carry"`` masks.
     """
 
     data: str
@@ -70,6 +84,11 @@ class BenchConfig:
     weights: tuple[tuple[str, str], ...] = ()
     device: str = "auto"
     examples: int = 16
+    dimensions: Dimensions = 2
+    by_slices: bool = False
+    slices: int = 3
+    mark: str = "box"
+    between: Between = "interpolate"
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -80,12 +99,16 @@ class BenchConfig:
             ("protocol", PROTOCOLS),
             ("split", SPLITS),
             ("disturb", DISTURBANCES),
+            ("dimensions", (2, 3)),
+            ("mark", MARKS),
+            ("between", BETWEEN),
         ):
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"{name}={value!r} is unknown; use {', '.join(known)}.")
+                raise ValueError(f"{name}={value!r} is unknown; use {', '.join(map(str, known))}.")
         self._check_numbers()
-        if self.disturb == "box_large_20" and self.protocol not in ("box", "mixed"):
+        self._check_dimensions()
+        if self.disturb == "box_large_20" and self.protocol in ("clicks", "scribbles", "examples"):
             raise ValueError(
                 f"disturb=box_large_20 needs boxes, and the protocol {self.protocol} has none; "
                 "use protocol box or mixed."
@@ -95,7 +118,8 @@ class BenchConfig:
             raise ValueError(f"weights are given for {', '.join(strangers)}, not one of models.")
 
     def _check_numbers(self) -> None:
-        for name, least in (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0)):
+        leasts = (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0), ("slices", 1))
+        for name, least in leasts:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}; it is at least {least}.")
@@ -107,9 +131,34 @@ class BenchConfig:
                 "out or use protocol examples."
             )
 
+    def _check_dimensions(self) -> None:
+        """Refuse what pictures or volumes do not have."""
+        solid = self.dimensions == 3
+        what, protocols = ("volumes", IN_VOLUMES) if solid else ("pictures", IN_PICTURES)
+        if self.protocol not in protocols:
+            raise ValueError(
+                f"protocol={self.protocol} is not for {what}; there use {', '.join(protocols)}."
+            )
+        if solid and self.disturb not in VOLUME_DISTURBANCES:
+            raise ValueError(
+                f"disturb={self.disturb} is not for volumes; there use "
+                f"{', '.join(VOLUME_DISTURBANCES)}."
+            )
+        if self.by_slices and not solid:
+            raise ValueError("by_slices is about volumes; use it with --dimensions 3.")
+        ours = [n for n in ("slices", "mark", "between") if getattr(self, n) != _DEFAULTS[n]]
+        if ours and self.protocol != "slices":
+            raise ValueError(
+                f"{ours[0]}={getattr(self, ours[0])} means nothing to the protocol "
+                f"{self.protocol}; leave it out or use protocol slices."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """The run as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(BenchConfig)}
 
 
 def config_from_json(values: Any, source: Path) -> BenchConfig:

@@ -51,7 +51,7 @@ def disturb_prompt(
     """A prompt as `name` of `config.DISTURBANCES` leaves it: inside the image, in whole pixels.
 
     Args:
-        prompt: 2D, as the user meant it.
+        prompt: as the user meant it. In a volume a click moves within its slice.
         name: of the disturbance; those about something else return the prompt itself.
         rng: source of every random choice.
         shape: of the image.
@@ -59,7 +59,8 @@ def disturb_prompt(
     limit = np.asarray(shape)
     if name == "click_off_5" and isinstance(prompt, Click):
         angle = rng.uniform(0.0, 2 * np.pi)
-        move = CLICK_OFFSET * np.array((np.sin(angle), np.cos(angle)))
+        move = np.zeros(limit.size)
+        move[-2:] = CLICK_OFFSET * np.array((np.sin(angle), np.cos(angle)))
         at = np.clip(np.rint(np.asarray(prompt.at) + move), 0, limit - 1)
         return Click(tuple(at), prompt.positive)
     if name == "box_large_20" and isinstance(prompt, Box):

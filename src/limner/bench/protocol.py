@@ -15,6 +15,8 @@ from limner.bench.config import Protocol
 from limner.bench.disturb import click_beside, disturb_prompt
 from limner.models import ModelCard
 from limner.prompts import simulate
+from limner.prompts.convert import on_slice
+from limner.prompts.simulate_volume import spread_slices
 from limner.prompts.types import Prompt
 from limner.sessions import Session
 
@@ -36,14 +38,18 @@ class Exchange:
     """One round.
 
     Attributes:
-        said: the prompts of the round, as the session was given them.
-        mask: the answer, boolean ``(row, column)``.
+        said: the prompts of the round, as the session was given them (those on a slice of a volume
+            lifted into it).
+        mask: the answer, boolean, of the image's shape.
         seconds: of wall clock from the first `add` to the answer.
     """
 
     said: Said
     mask: Mask
     seconds: float
+
+
+Listener: TypeAlias = Callable[[Said], Exchange]  # is told the prompts of a round, and answers
 
 
 class User:
@@ -58,6 +64,8 @@ class User:
         understood: kinds of prompt that the model takes; others are never used.
         seed: integers that fix every choice.
         disturbance: of the prompts, a key of `config.DISTURBANCES`.
+        slices: how many are marked by the protocol ``"slices"``.
+        mark: what is said there, ``"box"`` or ``"click"``.
     """
 
     def __init__(
@@ -68,9 +76,14 @@ class User:
         *,
         seed: int,
         disturbance: str = "none",
+        slices: int = 3,
+        mark: str = "box",
     ) -> None:
         self.case = case
         self.protocol = protocol
+        self._rule: simulate.Rule = "separate" if case.target.ndim == 2 else "cvpr2025"
+        self._slices = slices
+        self._mark = mark
         self._understood = frozenset(understood)
         self._rng = np.random.default_rng((seed, 0))
         self._chance = np.random.default_rng((seed, 1))
@@ -89,6 +102,8 @@ class User:
         match self.protocol:
             case "box":
                 prompt: Prompt = simulate.box(target, self._rng)
+            case "clicks" if target.ndim == 3:
+                prompt = self._click(np.zeros_like(target)) or simulate.click(target, self._rng)
             case "clicks":
                 prompt = simulate.click(target, self._rng)
             case "mixed":
@@ -97,6 +112,8 @@ class User:
                 return self.case.strokes
             case "examples":
                 return tuple(reference.example for reference in self.case.references)
+            case "slices":
+                return self._marks()
         return self._disturbed(prompt)
 
     def correct(self, answer: Mask) -> Said:
@@ -107,10 +124,25 @@ class User:
             kind = self._drawn(CORRECTIONS)
         prompt: Prompt | None = None
         if kind == "click":
-            prompt = simulate.corrective_click(target, answer, self._rng)
+            prompt = self._click(answer)
         elif kind == "scribble":
             prompt = simulate.corrective_scribble(target, answer, self._rng)
         return () if prompt is None else self._disturbed(prompt)
+
+    def _click(self, answer: Mask) -> Prompt | None:
+        return simulate.corrective_click(self.case.target, answer, self._rng, rule=self._rule)
+
+    def _marks(self) -> Said:
+        """A box, or a click, on a few slices, in 3D."""
+        target = self.case.target
+        draw = simulate.box if self._mark == "box" else simulate.click
+        marks: list[Prompt] = []
+        for frame in spread_slices(target, self._slices):
+            plane = target[frame]
+            meant = draw(plane, self._rng)
+            said = disturb_prompt(meant, self._disturbance, self._chance, plane.shape)
+            marks.append(on_slice(said, frame))
+        return tuple(marks)
 
     def _drawn(self, kinds: Sequence[Any]) -> Any:
         """One of the kinds at random: the first of a random order that the model understands, so
@@ -124,11 +156,11 @@ class User:
         return (disturb_prompt(prompt, self._disturbance, self._chance, shape),)
 
 
-def converse(session: Session, user: User, num_rounds: int) -> Iterator[Exchange]:
+def converse(listener: Listener, user: User, num_rounds: int) -> Iterator[Exchange]:
     """Prompt, answer, correct, until nothing is wrong or the rounds are used up.
 
     Args:
-        session: on the picture, without prompts.
+        listener: who answers; nothing has been said yet.
         user: who speaks.
         num_rounds: at most so many.
 
@@ -137,12 +169,12 @@ def converse(session: Session, user: User, num_rounds: int) -> Iterator[Exchange
     """
     opening = user.before()
     if opening:
-        say(session, opening)
+        listener(opening)
     said = user.first()
     for _ in range(num_rounds):
         if not said:
             return
-        exchange = say(session, said)
+        exchange = listener(said)
         yield exchange
         said = user.correct(exchange.mask)
 
@@ -169,19 +201,19 @@ def say(session: Session, prompts: Said) -> Exchange:
     return Exchange(prompts, mask, time.perf_counter() - began)
 
 
-def check_speakable(card: ModelCard, protocol: Protocol, disturbance: str) -> None:
+def check_speakable(
+    card: ModelCard, protocol: Protocol, disturbance: str, *, mark: str = "box"
+) -> None:
     """Refuse a protocol whose first prompt a model does not understand.
 
     Raises:
         ValueError: says what the model understands.
     """
-    if 2 not in card.ndim:
-        raise ValueError(f"{card.name} works on volumes; pictures are scored here.")
-    needed = {_NEEDED[protocol]} if protocol in _NEEDED else set()
+    needed = {mark if protocol == "slices" else _NEEDED[protocol]} if protocol != "mixed" else set()
     if disturbance == "negative_first":
         needed.add("click")
     lacking = sorted(needed - card.prompts)
-    if not lacking and (protocol in _NEEDED or card.prompts & set(FIRST_KINDS)):
+    if not lacking and (protocol != "mixed" or card.prompts & set(FIRST_KINDS)):
         return
     what = protocol if disturbance != "negative_first" else f"{protocol} with {disturbance}"
     other = "change protocol"
@@ -191,3 +223,26 @@ def check_speakable(card: ModelCard, protocol: Protocol, disturbance: str) -> No
         f"{card.name} understands {', '.join(sorted(card.prompts))}; the protocol {what} "
         f"needs {', '.join(lacking or FIRST_KINDS)}. Leave the model out or {other}."
     )
+
+
+def check_dimensions(card: ModelCard, dimensions: int, *, by_slices: bool = False) -> None:
+    """Refuse to show a model what it cannot look at.
+
+    Raises:
+        ValueError: a model of volumes shall see pictures; one shall be asked slice by slice that
+            works in 3D only, or that takes neither masks nor boxes to carry from slice to slice.
+    """
+    if dimensions == 2 and 2 not in card.ndim:
+        raise ValueError(f"{card.name} works on volumes; pictures are scored here.")
+    if dimensions == 2 or (3 in card.ndim and not by_slices):
+        return
+    if 2 not in card.ndim:
+        raise ValueError(
+            f"{card.name} works in 3D only and cannot be asked slice by slice; leave it out or "
+            "leave out --by-slices."
+        )
+    if not card.prompts & {"mask", "box"}:
+        raise ValueError(
+            f"{card.name} understands {', '.join(sorted(card.prompts))}; a volume is answered "
+            "slice by slice, which needs masks or boxes to carry on. Leave the model out."
+        )

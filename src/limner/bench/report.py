@@ -8,23 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from limner import errors, rle
-from limner.bench import _pictures, tables
+from limner import errors
 from limner.bench import statistics as stats
-from limner.bench.cases import read_objects
+from limner.bench import tables, volume_tables
+from limner.bench._worst import Picture, worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
-from limner.bench.sets import DataSet, by_label, find_sets, open_picture
 from limner.bench.tables import Table
-from limner.errors import FormatError, LimnerError
+from limner.errors import FormatError
 from limner.io._atomic import atomic_bytes, atomic_path
-from limner.prompts.types import from_json
 
 Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # `Row.task`, then model
+Labels: TypeAlias = dict[tuple[str, str | None, str | None], str]
 
 NUM_PICTURES = 6  # worst cases per model and protocol
+BY_SLICES = (
+    "By slices: models that work in 2D are told the box on the slice where the object is largest "
+    "and the range of its slices, and every click on its slice; each time all that was said is "
+    "carried to the other slices."
+)
 _MOST_LEFT_OUT = 12  # pictures that are named
-_MOST_PICTURES = 36  # of a page: 5 MB
 
 _log = logging.getLogger(__name__)
 
@@ -42,19 +45,6 @@ class Chart:
     protocol: str
     title: str
     lines: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A case worth looking at.
-
-    Attributes:
-        caption: what it is and how it scored.
-        png: the picture.
-    """
-
-    caption: str
-    png: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,7 +105,7 @@ def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
             *_details(plain),
         ],
         _charts(plain),
-        _worst(folders, plain, pictures) if pictures else [],
+        worst_cases(folders, plain, pictures) if pictures else [],
         rows,
     )
 
@@ -160,12 +150,13 @@ def write_table(report: Report, path: Path) -> None:
 
 def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
     """One flat record per round of every row; `seconds` is None where no prompt was needed."""
-    left_out = {"dice", "nsd", "seconds", "prompts", "answer", "examples"}
+    left_out = {"dice", "nsd", "hd95", "seconds", "prompts", "answer", "examples"}
     for row in rows:
         facts = {name: value for name, value in vars(row).items() if name not in left_out}
         for k, (dice, nsd) in enumerate(zip(row.dice, row.nsd, strict=True)):
             seconds = row.seconds[k] if k < len(row.seconds) else None
-            scores = {"round": k + 1, "dice": dice, "nsd": nsd, "seconds": seconds}
+            hd95 = row.hd95[k] if k < len(row.hd95) else None
+            scores = {"round": k + 1, "dice": dice, "nsd": nsd, "hd95": hd95, "seconds": seconds}
             yield {**facts, "num_examples": len(row.examples), **scores}
 
 
@@ -173,6 +164,7 @@ def _tables(plain: Grouped) -> list[Table]:
     """What to read first."""
     if not plain:
         return []
+    solid = {t: by_model for t, by_model in plain.items() if volume_tables.is_solid(by_model)}
     return [
         tables.overall(plain, "dice", over="sets"),
         tables.overall(plain, "nsd", over="sets"),
@@ -180,13 +172,21 @@ def _tables(plain: Grouped) -> list[Table]:
         tables.curves(plain),
         tables.effort(plain),
         tables.speed(plain),
+        *([volume_tables.challenge(solid), volume_tables.memory(solid)] if solid else []),
     ]
 
 
 def _details(plain: Grouped) -> list[Table]:
     """Protocol by protocol."""
     makers = (tables.by_modality, tables.by_set, tables.steadiness)
-    return [make(protocol, by_model) for make in makers for protocol, by_model in plain.items()]
+    return [
+        *(make(protocol, by_model) for make in makers for protocol, by_model in plain.items()),
+        *(
+            volume_tables.by_set(protocol, by_model)
+            for protocol, by_model in plain.items()
+            if volume_tables.is_solid(by_model)
+        ),
+    ]
 
 
 def _charts(plain: Grouped) -> list[Chart]:
@@ -210,7 +210,7 @@ def _merged(folders: Sequence[Path]) -> list[Row]:
     for folder in folders:
         read_run_config(folder)
         for row in read_rows(folder):
-            key = (row.key, row.task, row.disturbance, row.split, row.seed, len(row.dice))
+            key = (row.key, row.way, row.task, row.disturbance, row.split, row.seed, len(row.dice))
             found.setdefault(key, row)
     return list(found.values())
 
@@ -225,26 +225,32 @@ def _longest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def _identity(row: Row) -> tuple[str, str | None]:
-    return row.model, row.weights_sha256
+def _identity(row: Row) -> tuple[str, str | None, str | None]:
+    return row.model, row.weights_sha256, row.way
 
 
-def _labels(rows: Sequence[Row]) -> dict[tuple[str, str | None], str]:
-    """Names of models; with the beginning of the hash where one name had several weights."""
+def _labels(rows: Sequence[Row]) -> Labels:
+    """Names of models; with the beginning of the hash where one name had several weights, and a
+    word where volumes were said to them slice by slice.
+    """
     hashes: dict[str, set[str | None]] = {}
     for row in rows:
         hashes.setdefault(row.model, set()).add(row.weights_sha256)
     return {
-        (model, sha): model if len(found) == 1 else f"{model} ({(sha or 'no weights')[:8]})"
-        for model, found in hashes.items()
-        for sha in found
+        (model, sha, way): (model if len(hashes[model]) == 1 else f"{model} ({_short(sha)})")
+        + (", by slices" if way == "slices" else "")
+        for model, sha, way in map(_identity, rows)
     }
 
 
-def _grouped(rows: Iterable[Row], labels: dict[tuple[str, str | None], str]) -> Grouped:
+def _short(sha: str | None) -> str:
+    return (sha or "no weights")[:8]
+
+
+def _grouped(rows: Iterable[Row], labels: Labels) -> Grouped:
     order = list(PROTOCOLS)
     found: Grouped = {}
-    for row in sorted(rows, key=lambda r: (order.index(r.protocol), r.examples_asked or 0)):
+    for row in sorted(rows, key=lambda r: (order.index(r.protocol), r.examples_asked or 0, r.task)):
         by_model = found.setdefault(row.task, {})
         by_model.setdefault(labels[_identity(row)], []).append(row)
     return found
@@ -275,15 +281,22 @@ def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
     sets, pictures = {r.set_name for r in rows}, {(r.set_name, r.stem) for r in rows}
     objects = {(r.set_name, r.stem, r.object_id) for r in rows}
     weights = {f"{r.model}: {r.weights_sha256}" for r in rows if r.weights_sha256}
+    dimensions = {r.dimensions for r in rows}
+    what = " and ".join({2: "pictures", 3: "volumes"}[n] for n in sorted(dimensions))
     facts = [
-        f"{len(rows)} conversations about {len(objects)} objects in {len(pictures)} pictures of "
+        f"{len(rows)} conversations about {len(objects)} objects in {len(pictures)} {what} of "
         f"{len(sets)} sets; split {', '.join(sorted({c.split for c in configs}))}; seed "
         f"{', '.join(sorted({str(c.seed) for c in configs}))}; limner "
         f"{', '.join(sorted({r.version for r in rows}))}.",
         "Sets are seen (models may be trained on other images of the set), unseen (on nothing "
         "like it) or other (neither is promised).",
-        "NSD: share of both outlines within 2 pixels of the other, by length.",
     ]
+    if 2 in dimensions:
+        facts.append("NSD: share of both outlines within 2 pixels of the other, by length.")
+    if 3 in dimensions:
+        facts.append("NSD in volumes: share of both surfaces within 2 mm of the other, by area.")
+    if any(row.way == "slices" for row in rows):
+        facts.append(BY_SLICES)
     caps = {(c.limit, c.objects) for c in configs}
     for limit, most in sorted(caps, key=str):
         if limit or most:
@@ -325,49 +338,6 @@ def _left_out(folders: Sequence[Path]) -> list[str]:
     if len(told) > _MOST_LEFT_OUT:
         facts.append(f"Left out: {len(told) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
     return facts
-
-
-def _worst(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
-    """Pictures of the lowest scores; baselines, which never look, are shown only if alone."""
-    sets: dict[str, DataSet] = {}
-    for folder in folders:
-        config = read_run_config(folder)
-        try:
-            sets |= {s.name: s for s in find_sets(Path(config.data), config.split, config.sets)}
-        except LimnerError as error:
-            _log.warning("No pictures of the cases in %s: %s", folder, error)
-    asked = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
-    looking = [entry for entry in asked if not entry[1].startswith("baseline/")] or asked
-    each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
-    pictures = []
-    for protocol, model, rows in looking:
-        for row in stats.worst(rows, each):
-            picture = _picture(row, f"{model}, {protocol}", sets)
-            pictures += [picture] if picture else []
-    return pictures
-
-
-def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
-    """The end of a conversation; None where the data are gone or have changed."""
-    if row.set_name not in sets or row.answer is None:
-        return None
-    data_set = sets[row.set_name]
-    try:
-        image = open_picture(data_set, row.stem)
-        if image.pixel_hash() != row.image_sha256:
-            raise FormatError("the picture has changed since")
-        asked = by_label(data_set) if row.protocol == "examples" else data_set
-        target = read_objects(asked, row.stem, image).mask(row.object_id)
-    except (LimnerError, OSError, KeyError) as error:
-        _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
-        return None
-    said = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
-    name = row.target_name or f"object {row.object_id}"
-    person = f", {row.annotator}" if row.annotator else ""
-    scores = " → ".join(f"{stats.score(row, 'dice', k):.2f}" for k in range(len(row.dice)))
-    caption = f"{title}: {row.set_name} {row.stem}, {name}{person}. Dice {scores}"
-    caption += f". Failed: {row.error}" if row.error else ""
-    return Picture(caption, _pictures.draw_case(image, target, rle.coco_decode(row.answer), said))
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 import limner
+from limner import rle
 from limner.bench.config import BenchConfig, config_from_json
 from limner.bench.sets import read_json
 from limner.errors import FormatError
@@ -44,16 +48,22 @@ class Row:
         seed: of the run.
         dice: one value 0…1 a round, as long as the run has rounds; None where it is not defined
             (all but the last of ``"shuffled"``); 0 from the round on in which the model failed.
-        nsd: likewise, see `run.TOLERANCE`.
+        nsd: likewise, see `conversation.TOLERANCE`.
         seconds: wall clock of the rounds that were held.
         prompts: of each round that was held, as JSON values; examples are named by `examples`.
-        answer: the last mask as COCO RLE, None if there is none.
+        answer: the last mask by `encode_answer`, None if there is none.
         image_sha256: `Image.pixel_hash` of the undisturbed picture.
         target_sha256: of the target's shape and pixels.
         error: what the model raised, None if nothing.
         examples_asked: how many pictures were to be shown, None for other protocols.
         examples: stems of those that were, in order; fewer where the set has no more.
         examples_sha256: of their pixels and masks.
+        dimensions: 2 of a picture, 3 of a volume.
+        way: of a volume, ``"whole"`` or ``"slices"``: how the model was asked.
+        marks: what was said first by the protocol ``"slices"``, such as ``"3 boxes, interpolate"``.
+        hd95: of a volume, 95th percentile of the Hausdorff distance in millimetres per round; None
+            where it is not defined or infinite.
+        peak_mb: of a volume, memory above that at the conversation's start; None if not known.
     """
 
     model: str
@@ -83,6 +93,11 @@ class Row:
     examples_asked: int | None = None
     examples: list[str] = field(default_factory=list, repr=False)
     examples_sha256: str | None = None
+    dimensions: int = 2
+    way: str | None = None
+    marks: str | None = None
+    hd95: list[float | None] = field(default_factory=list, repr=False)
+    peak_mb: float | None = None
 
     @property
     def key(self) -> Key:
@@ -98,10 +113,34 @@ class Row:
 
     @property
     def task(self) -> str:
-        """The protocol, or what there is of it in the plural: ``"16 examples"``."""
+        """The protocol, or what there is of it in the plural: ``"16 examples"``; in volumes
+        ``"box, 3D"``.
+        """
+        if self.dimensions == 3:
+            return f"{self.protocol if self.marks is None else self.marks}, 3D"
         if self.examples_asked is None:
             return self.protocol
         return f"{self.examples_asked} example{'s' if self.examples_asked > 1 else ''}"
+
+
+def encode_answer(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A mask as JSON values: COCO RLE of a picture; of a volume likewise ``size`` (slices, rows,
+    columns) and ``counts``, whose runs go along columns, then rows, then slices.
+    """
+    if mask.ndim == 2:
+        return rle.coco_encode(mask)
+    return {"size": list(mask.shape), "counts": rle.coco_compress(rle.encode(mask))}
+
+
+def decode_answer(value: dict[str, Any]) -> NDArray[np.bool_]:
+    """Inverse of `encode_answer`.
+
+    Raises:
+        ValueError: as for `rle.coco_decode`.
+    """
+    if len(value["size"]) == 2:
+        return np.asarray(rle.coco_decode(value), dtype=bool)
+    return np.asarray(rle.decode(rle.coco_decompress(value["counts"]), value["size"]), dtype=bool)
 
 
 class RowStore:

@@ -13,22 +13,19 @@ from typing import Any
 import numpy as np
 
 import limner
-from limner import metrics, rle
 from limner.bench._encoded import encoded_once
 from limner.bench.cases import Case, cases
 from limner.bench.config import BenchConfig
+from limner.bench.conversation import hold
 from limner.bench.disturb import disturb_image
-from limner.bench.protocol import Exchange, User, check_speakable, converse, repeat_shuffled
+from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
 from limner.bench.rows import Key, Row, RowStore
 from limner.bench.sets import DataSet, by_label, find_sets, open_picture, spread
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel, create_model
-from limner.prompts.types import Example, to_json
-from limner.sessions import Session, open_session
 
-TOLERANCE = 2.0  # of NSD, in pixels: pictures mostly state no physical size
 _REPORT_EVERY_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -75,7 +72,8 @@ def run(
     sets = asked_sets(config)
     asked = list(models) if models is not None else _create(config)
     for model in asked:
-        check_speakable(model.card, config.protocol, config.disturb)
+        check_dimensions(model.card, config.dimensions, by_slices=config.by_slices)
+        check_speakable(model.card, config.protocol, config.disturb, mark=config.mark)
     store = RowStore(out, config, {m.card.name: m.card.weights_sha256 for m in asked})
     return _Run(config, asked, store).over(sets)
 
@@ -87,7 +85,7 @@ def asked_sets(config: BenchConfig) -> list[DataSet]:
         FormatError: there is nothing to score.
     """
     data = Path(config.data)
-    sets = find_sets(data, config.split, config.sets)
+    sets = find_sets(data, config.split, config.sets, dimensions=config.dimensions)
     if config.protocol == "examples":
         return [by_label(s) for s in sets]
     if config.protocol == "scribbles":
@@ -120,7 +118,7 @@ class _Run:
     def over(self, sets: Sequence[DataSet]) -> Outcome:
         """Every picture of every set."""
         pictures = [(s, stem) for s in sets for stem in spread(list(s.images), self._config.limit)]
-        _log.info("%d pictures of %d sets, %d models", len(pictures), len(sets), len(self._models))
+        _log.info("%d images of %d sets, %d models", len(pictures), len(sets), len(self._models))
         for number, (data_set, stem) in enumerate(pictures, 1):
             try:
                 self._picture(data_set, stem)
@@ -207,61 +205,14 @@ class _Run:
         )
 
 
-def hold(
-    model: PromptableModel, image: Image, case: Case, config: BenchConfig, *, seed: int
-) -> dict[str, Any]:
-    """One conversation: the fields of its row that come from the answers.
-
-    What the model raises ends the conversation and is kept as text; the scores are 0 from there.
-    """
-
-    def opened() -> Session:
-        return open_session(image, model)
-
-    user = User(case, config.protocol, model.card.prompts, seed=seed, disturbance=config.disturb)
-    held: list[Exchange] = []
-    final: Exchange | None = None
-    error = None
-    try:
-        with opened() as session:
-            for exchange in converse(session, user, config.rounds):
-                held.append(exchange)
-        if config.disturb == "shuffled":
-            rng = np.random.default_rng((seed, 2))
-            final = repeat_shuffled(opened, [e.said for e in held], rng)
-    except Exception as problem:  # a model may raise anything, and the others go on
-        error = f"{type(problem).__name__}: {problem}"
-        _log.debug("a model failed", exc_info=True)
-    if config.disturb == "shuffled":
-        values = [*[(None, None)] * (config.rounds - 1), _scores(final, case)]
-    else:
-        values = [_scores(exchange, case) for exchange in held]
-        final = held[-1] if held else None
-        last = (0.0, 0.0) if error or not values else values[-1]
-        values += [last] * (config.rounds - len(values))
-    return {
-        "dice": [dice for dice, _ in values],
-        "nsd": [nsd for _, nsd in values],
-        "seconds": [round(exchange.seconds, 5) for exchange in held],
-        "prompts": [[to_json(p) for p in e.said if not isinstance(p, Example)] for e in held],
-        "answer": None if final is None else rle.coco_encode(final.mask),
-        "error": error,
-    }
-
-
-def _scores(exchange: Exchange | None, case: Case) -> tuple[float | None, float | None]:
-    """Dice and NSD of an answer; 0 where there is none."""
-    if exchange is None:
-        return 0.0, 0.0
-    dice = metrics.dice(exchange.mask, case.target)
-    nsd = metrics.nsd(exchange.mask, case.target, tolerance=TOLERANCE)
-    return round(dice, 6), round(nsd, 6)
-
-
 def _create(config: BenchConfig) -> list[PromptableModel]:
     weights = dict(config.weights)
     return [
-        encoded_once(create_model(name, weights=weights.get(name), device=config.device))
+        encoded_once(
+            create_model(name, weights=weights.get(name), device=config.device),
+            dimensions=config.dimensions,
+            by_slices=config.by_slices,
+        )
         for name in config.models
     ]
 
@@ -282,6 +233,8 @@ def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case) -> dic
         "protocol": config.protocol,
         "disturbance": config.disturb,
         "seed": config.seed,
+        "dimensions": config.dimensions,
+        "marks": marks_of(config),
         **(_shown(config, case) if config.protocol == "examples" else {}),
     }
 
@@ -293,6 +246,16 @@ def _shown(config: BenchConfig, case: Case) -> dict[str, Any]:
         "examples": [reference.stem for reference in case.references],
         "examples_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
     }
+
+
+def marks_of(config: BenchConfig) -> str | None:
+    """What the protocol ``"slices"`` says first, in words."""
+    if config.protocol != "slices":
+        return None
+    plural = {"box": "boxes", "click": "clicks"}[config.mark]
+    if config.slices == 1:
+        return f"{config.mark} on 1 slice"
+    return f"{plural} on {config.slices} slices, {config.between}"
 
 
 def _key(card: ModelCard, data_set: DataSet, stem: str, case: Case) -> Key:

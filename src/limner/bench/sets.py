@@ -1,14 +1,16 @@
-"""Which pictures the benchmark asks about: data sets, and their parts.
+"""Which pictures or volumes the benchmark asks about: data sets, and their parts.
 
-A data set is a folder with ``images/`` and ``masks/`` (perhaps ``instances/``, ``scribbles/``,
-``dataset.json``), files matched by stem. A data root with ``splits.json`` says which stems are
-test, what one object is and what models may be trained on; without it everything is test.
+A data set of pictures is a folder with ``images/`` and ``masks/`` (perhaps ``instances/``,
+``scribbles/``, ``dataset.json``), files matched by stem; one of volumes has ``images/`` and
+``labels/``, or ``imagesTr/`` and ``labelsTr/``. A data root with ``splits.json`` says which stems
+are test, what one object is and what models may be trained on; without it everything is test.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -21,10 +23,17 @@ from limner.io.image import Image
 
 Unit: TypeAlias = Literal["label", "instance", "component", "whole"]
 Standing: TypeAlias = Literal["seen", "unseen", "other"]
+Dimensions: TypeAlias = Literal[2, 3]
 T = TypeVar("T")
 
 _UNITS: tuple[Unit, ...] = ("label", "instance", "component")
-_OTHER_DIMENSIONS = ("3d/", "video/", "pool/")  # of a data root: not pictures, or not for scores
+_VOLUMES = "3d/"  # how names of sets of volumes begin in a data root
+_OTHER_SETS = (_VOLUMES, "video/", "pool/")  # of a data root: not pictures, or not for scores
+_LAYOUTS: dict[int, tuple[tuple[str, str], ...]] = {
+    2: (("images", "masks"),),
+    3: (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks")),
+}
+_FIRST_CHANNEL = re.compile(r"(.+)_0000")  # nnU-Net: the label map has no number
 _DOUBLE_SUFFIXES = (".nii.gz", ".seg.nrrd", ".ome.tif", ".ome.tiff")
 _BESIDE = (".json", ".txt", ".csv", ".xml", ".raw", ".db")  # lie beside pictures of their stem
 
@@ -33,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataSet:
-    """One folder of pictures with masks.
+    """One folder of pictures, or of volumes, with masks.
 
     Attributes:
         name: such as ``"2d/ct_btcv"``; for a single folder its own name.
@@ -41,7 +50,8 @@ class DataSet:
         images: file by stem, in order, of the chosen part.
         masks: file by stem of the label or instance maps.
         unit: what one object is: all pixels of a ``"label"``, each value of the ``"instance"`` map,
-            each 8-connected ``"component"`` of a label or the ``"whole"`` foreground.
+            each 8-connected (26-connected) ``"component"`` of a label or the ``"whole"``
+            foreground.
         standing: ``"seen"``: models may be trained on other images of this set; ``"unseen"``: on
             nothing like it; ``"other"``: not said, or not trained on without such a promise.
         modality: in words, without what stands in brackets.
@@ -49,6 +59,9 @@ class DataSet:
         groups: patient, volume or animal by stem, where known.
         teaching: file by stem of the images of the train part and of the val part, whatever part is
             chosen; both empty where the set has no such parts.
+        dimensions: 2 for pictures, 3 for volumes.
+        annotated: by stem the labels that were annotated there, where only some of the set's were:
+            what has no such label is not known to be background.
     """
 
     name: str
@@ -61,39 +74,45 @@ class DataSet:
     targets: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     teaching: tuple[Mapping[str, Path], Mapping[str, Path]] = ({}, {})
+    dimensions: Dimensions = 2
+    annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
-def find_sets(data: Path, split: str, patterns: Sequence[str] = ()) -> list[DataSet]:
+def find_sets(
+    data: Path, split: str, patterns: Sequence[str] = (), *, dimensions: Dimensions = 2
+) -> list[DataSet]:
     """The data sets of a folder, in order of their names.
 
     Args:
         data: a root with ``splits.json``, one data set, or a folder of data sets.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"`` three.
         patterns: shell patterns of names, with or without the folder; all sets if empty.
+        dimensions: 2 for sets of pictures, 3 for sets of volumes.
 
     Raises:
         FormatError: nothing to score is found, or a description is damaged.
     """
+    parts = " or ".join(f"{a}/ and {b}/" for a, b in _LAYOUTS[dimensions])
     if not data.is_dir():
-        raise FormatError(f"There is no folder {data}; name one with images/ and masks/.")
+        raise FormatError(f"There is no folder {data}; name one with {parts}.")
     if (data / "splits.json").is_file():
-        found = list(_split_sets(data, split))
+        found = list(_split_sets(data, split, dimensions))
     elif split not in ("test", "all"):
         raise FormatError(
             f"{data} has no splits.json, so everything in it is test; leave out --split {split}."
         )
-    elif _is_set(data):
-        found = [_described(data.resolve().name, data, _by_stem(data / "images"))]
+    elif _layout(data, dimensions):
+        found = [_described(data.resolve().name, data, dimensions)]
     else:
-        folders = sorted(p for depth in ("*", "*/*") for p in data.glob(depth) if _is_set(p))
-        found = [
-            _described(p.relative_to(data).as_posix(), p, _by_stem(p / "images")) for p in folders
-        ]
+        every = (p for depth in ("*", "*/*") for p in data.glob(depth))
+        folders = sorted(p for p in every if _layout(p, dimensions))
+        found = [_described(p.relative_to(data).as_posix(), p, dimensions) for p in folders]
     found = [data_set for data_set in found if data_set.images]
     if not found:
+        what = "pictures" if dimensions == 2 else "volumes"
         raise FormatError(
-            f"{data} holds nothing to score: no folder with images/ and masks/ that has "
-            f"pictures of the split {split}."
+            f"{data} holds nothing to score: no folder with {parts} that has "
+            f"{what} of the split {split}."
         )
     wanted = [s for s in found if not patterns or _matches(s.name, patterns)]
     if not wanted:
@@ -101,6 +120,19 @@ def find_sets(data: Path, split: str, patterns: Sequence[str] = ()) -> list[Data
         asked = " or ".join(patterns)
         raise FormatError(f"No set of the split {split} is called {asked}; there are {names}.")
     return wanted
+
+
+def dimensions_of(data: Path, patterns: Sequence[str]) -> Dimensions:
+    """Whether pictures or volumes are meant where nobody says so: volumes if all patterns begin
+    like ``"3d/"``, or if a folder holds sets of volumes and none of pictures.
+    """
+    if patterns and all(pattern.startswith(_VOLUMES) for pattern in patterns):
+        return 3
+    if (data / "splits.json").is_file() or not data.is_dir():
+        return 2
+    places = [data, *(p for depth in ("*", "*/*") for p in data.glob(depth))]
+    flat, solid = (any(_layout(p, n) for p in places) for n in (2, 3))
+    return 3 if solid and not flat else 2
 
 
 def spread(values: Sequence[T], count: int | None) -> list[T]:
@@ -111,14 +143,19 @@ def spread(values: Sequence[T], count: int | None) -> list[T]:
 
 
 def open_picture(data_set: DataSet, stem: str) -> Image:
-    """The picture of a stem.
+    """The picture, or the volume, of a stem.
 
     Raises:
-        FormatError: it cannot be read, or is a volume or a video.
+        FormatError: it cannot be read, or has other dimensions than the set.
     """
     image = read(data_set.images[stem])
-    if image.kind != "image":
+    if data_set.dimensions == 2 and image.kind != "image":
         raise FormatError(f"{data_set.images[stem]} is a {image.kind}; pictures are scored here.")
+    if data_set.dimensions == 3 and image.kind != "volume":
+        raise FormatError(
+            f"{data_set.images[stem]} is one {image.kind}; volumes are scored here (pictures "
+            "without --dimensions 3)."
+        )
     return image
 
 
@@ -155,7 +192,7 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
-def _split_sets(data: Path, split: str) -> Iterator[DataSet]:
+def _split_sets(data: Path, split: str, dimensions: Dimensions) -> Iterator[DataSet]:
     source = data / "splits.json"
     splits = read_json(source)
     listed = splits.get("sets")
@@ -165,12 +202,16 @@ def _split_sets(data: Path, split: str) -> Iterator[DataSet]:
     unseen, seen = set(splits.get("test_only", ())), set(splits.get("train_commercial_ok", ()))
     parts = ("train", "val", "test") if split == "all" else (split,)
     for name, lists in sorted(listed.items()):
-        if name in out or name.startswith(_OTHER_DIMENSIONS):
+        wanted = name.startswith(_VOLUMES) == (dimensions == 3)
+        if name in out or not wanted or (dimensions == 2 and name.startswith(_OTHER_SETS)):
             continue
-        if not _is_set(data / name):
+        if not _layout(data / name, dimensions):
             _log.warning("%s: splits.json lists %s, which is not there.", data, name)
             continue
-        there = _by_stem(data / name / "images")
+        standing: Standing = "unseen" if name in unseen else "seen" if name in seen else "other"
+        unit = splits.get("unit", {}).get(name, "label")
+        described = _described(name, data / name, dimensions, unit=unit, standing=standing)
+        there = described.images
         by_part = {
             part: {stem: there[stem] for stem in lists.get(part, ()) if stem in there}
             for part in ("train", "val", "test")
@@ -179,16 +220,14 @@ def _split_sets(data: Path, split: str) -> Iterator[DataSet]:
         if missing:
             _log.warning("%s: %d listed pictures are missing: %s.", name, len(missing), missing)
         images = {stem: path for part in parts for stem, path in by_part[part].items()}
-        standing: Standing = "unseen" if name in unseen else "seen" if name in seen else "other"
-        unit = splits.get("unit", {}).get(name, "label")
-        described = _described(name, data / name, images, unit=unit, standing=standing)
-        yield replace(described, teaching=(by_part["train"], by_part["val"]))
+        teaching = (by_part["train"], by_part["val"])
+        yield replace(described, images=images, teaching=teaching)
 
 
 def _described(
     name: str,
     folder: Path,
-    images: Mapping[str, Path],
+    dimensions: Dimensions,
     *,
     unit: str | None = None,
     standing: Standing = "other",
@@ -197,21 +236,56 @@ def _described(
     path = folder / "dataset.json"
     facts = read_json(path) if path.is_file() else {}
     has_instances = (folder / "instances").is_dir()
-    default = "instance" if has_instances else "label"
+    by_value = dimensions == 3 and facts.get("instances") is True
+    default = "instance" if has_instances or by_value else "label"
     chosen = unit or facts.get("unit", default)
     if chosen not in _UNITS:
         raise FormatError(f"{name}: unit={chosen!r} is unknown; use {', '.join(_UNITS)}.")
+    layout = _layout(folder, dimensions)
+    assert layout is not None
+    images, masks = (_by_stem(folder / part) for part in layout)
+    if chosen == "instance" and has_instances:
+        masks = _by_stem(folder / "instances")
     return DataSet(
         name,
         folder,
-        images,
-        _by_stem(folder / ("instances" if chosen == "instance" and has_instances else "masks")),
+        images if dimensions == 2 else _first_channels(images, masks),
+        masks,
         chosen,
         standing,
-        str(facts.get("modality") or "unknown").partition(" (")[0],
-        _texts(facts.get("targets")),
+        _modality(facts),
+        _texts(facts.get("targets")) or _label_names(facts.get("labels")),
         _texts(facts.get("group")),
+        dimensions=dimensions,
+        annotated=_annotated(facts.get("cases")),
     )
+
+
+def _modality(facts: Mapping[str, Any]) -> str:
+    """In words; of Medical Decathlon's and nnU-Net's files the first channel's."""
+    value = facts.get("modality") or facts.get("channel_names")
+    if isinstance(value, dict):
+        value = next(iter(value.values()), None)
+    return str(value or "unknown").partition(" (")[0]
+
+
+def _label_names(value: Any) -> dict[str, str]:
+    """Names by label, from Medical Decathlon's ``{"1": "liver"}`` or nnU-Net's ``{"liver": 1}``."""
+    if not isinstance(value, dict):
+        return {}
+    pairs = [(str(k), v) if str(k).isdigit() else (str(v), k) for k, v in value.items()]
+    return {label: str(name) for label, name in pairs if label.isdigit() and label != "0"}
+
+
+def _annotated(value: Any) -> dict[str, frozenset[str]]:
+    """Annotated labels by stem, from ``cases``: ``{"stem": {"targets": ["1"]}}``."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        str(stem): frozenset(map(str, case["targets"]))
+        for stem, case in value.items()
+        if isinstance(case, dict) and isinstance(case.get("targets"), list)
+    }
 
 
 def _texts(value: Any) -> dict[str, str]:
@@ -224,8 +298,24 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(n, pattern) for n in names for pattern in patterns)
 
 
-def _is_set(folder: Path) -> bool:
-    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+def _layout(folder: Path, dimensions: int) -> tuple[str, str] | None:
+    """Names of the folders of images and masks; None if this is no set."""
+    for names in _LAYOUTS[dimensions]:
+        if all((folder / name).is_dir() for name in names):
+            return names
+    return None
+
+
+def _first_channels(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, Path]:
+    """Of images with a number per channel, as nnU-Net has them, the first, by its mask's stem."""
+    found: dict[str, Path] = {}
+    for stem, path in images.items():
+        numbered = _FIRST_CHANNEL.fullmatch(stem)
+        if stem not in masks and numbered and numbered[1] in masks:
+            found[numbered[1]] = path
+        elif stem in masks or stem[:-5] not in masks:
+            found[stem] = path
+    return dict(sorted(found.items()))
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

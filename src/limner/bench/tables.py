@@ -43,6 +43,7 @@ class Table:
 
 def milestones(protocol: str, num_rounds: int) -> dict[str, int]:
     """Columns of a protocol (`Row.task`): a name and the round, from 0, that it shows."""
+    protocol, _, _ = protocol.partition(", 3D")
     if protocol == "clicks":
         shown = sorted({n for n in _CLICKS if n <= num_rounds} | {num_rounds})
         return {f"{n} click{'s' if n > 1 else ''}": n - 1 for n in shown}

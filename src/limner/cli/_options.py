@@ -25,12 +25,20 @@ _log = logging.getLogger(__name__)
 
 
 class Placed(NamedTuple):
-    """A prompt, its object, its frame or slice, and whether an answer was asked for after it."""
+    """A prompt, its object, its frame or slice, whether an answer was asked for after it, and the
+    axis across which its slice lies.
+    """
 
     prompt: Prompt
     object_id: int
     frame: int | None
     answered: bool = False
+    axis: int = 0
+
+    @property
+    def where(self) -> int | None:
+        """The frame to ask about; what is on slices across other axes is answered in 3D."""
+        return self.frame if self.axis == 0 else None
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,12 @@ Excluded = Annotated[
 Slice = Annotated[
     int | None, typer.Option("--slice", help="2D prompts are about this slice or frame.")
 ]
+Axis = Annotated[
+    str | None,
+    typer.Option(
+        help="With --slice on a volume: 0, 1, 2, or axial, coronal, sagittal. Default 0: as stored."
+    ),
+]
 Order = Annotated[
     str | None, typer.Option(help="xyz: clicks and boxes are given as x,y or x,y,z pixels.")
 ]
@@ -85,6 +99,12 @@ Weights = Annotated[Path | None, typer.Option(help="The model's weights file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Window = Annotated[str | None, typer.Option(help="CT window: a name such as lung, or low,high.")]
 Exact = Annotated[bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")]
+KeepEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--keep-embeddings", help="Keep encoded pictures: the same ones are quicker next time."
+    ),
+]
 Zoom = Annotated[
     bool | None, typer.Option("--zoom/--no-zoom", help="Look at the whole, then closer.")
 ]
@@ -150,31 +170,48 @@ def parse_box(text: str) -> Prompt:
     return Box(values[:half], values[half:])
 
 
+def parse_axis(text: str | None, image: Image, frame: int | None) -> int:
+    """``--axis``: across which axis of a volume the slice lies; 0 without it.
+
+    Raises:
+        PromptError: no such axis or plane, no slice, or no volume.
+    """
+    from limner.prompts.convert import plane_axis
+
+    if text is None:
+        return 0
+    if image.kind != "volume" or frame is None:
+        raise PromptError("--axis says across which axis of a volume --slice K lies; give both.")
+    return int(text) if text in ("0", "1", "2") else plane_axis(image.geometry, text.lower())
+
+
 def read_scribbles(
-    path: Path, image: Image, frame: int | None, *, object_id: int = 1
+    path: Path, image: Image, frame: int | None, *, object_id: int = 1, axis: int = 0
 ) -> list[Placed]:
     """``--scribble``: a JSON file of scribble prompts or a label image (1 yes, 2 no)."""
     from limner.prompts.convert import scribbles_from_mask
 
     if path.suffix.lower() == ".json":
-        return list(read_prompts(path, frame, object_id=object_id).entries)
-    masks = read_masks(path, image, frame)
+        return list(read_prompts(path, frame, object_id=object_id, axis=axis).entries)
+    masks = read_masks(path, image, frame, axis)
     if not set(masks) <= {1, 2}:
         ids = ", ".join(str(i) for i in masks)
         raise PromptError(
             f"{path}: a scribble image holds 1 (belongs) and 2 (does not belong), not {ids}."
         )
     return [
-        Placed(stroke, object_id, frame)
+        Placed(stroke, object_id, frame, axis=axis)
         for label, mask in masks.items()
         for stroke in scribbles_from_mask(mask, positive=label == 1)
     ]
 
 
-def read_masks(path: Path, image: Image, frame: int | None) -> dict[int, NDArray[np.bool_]]:
+def read_masks(
+    path: Path, image: Image, frame: int | None, axis: int = 0
+) -> dict[int, NDArray[np.bool_]]:
     """The masks of a label file by id: of the image's shape, or of one slice or frame of it.
 
-    With `frame`, a 2D file is that slice and of a 3D file that slice is taken.
+    With `frame`, a 2D file is that slice (across `axis`) and of a 3D file that slice is taken.
 
     Raises:
         PromptError: there is no such slice, or no label on it.
@@ -184,14 +221,16 @@ def read_masks(path: Path, image: Image, frame: int | None) -> dict[int, NDArray
 
     geometry = image.geometry
     plane = frame if geometry.ndim == 3 else None
-    if plane is not None and not 0 <= plane < geometry.shape[0]:
-        raise PromptError(f"There is no slice {plane}; they are 0…{geometry.shape[0] - 1}.")
+    if plane is not None and not 0 <= plane < geometry.shape[axis]:
+        raise PromptError(f"There is no slice {plane}; they are 0…{geometry.shape[axis] - 1}.")
     if plane is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
-        labels = limner.read_labels(path, like=geometry.plane(plane))
+        labels = limner.read_labels(path, like=geometry.plane(plane, axis))
         masks = {i: labels.mask(i) for i in labels.ids}
     else:
         labels = limner.read_labels(path, like=image)
-        masks = {i: labels.mask(i)[... if plane is None else plane] for i in labels.ids}
+        masks = {i: labels.mask(i) for i in labels.ids}
+        if plane is not None:
+            masks = {i: mask.take(plane, axis=axis) for i, mask in masks.items()}
     masks = {i: mask for i, mask in masks.items() if mask.any()}
     if not masks:
         where = "" if plane is None else f" on slice {plane}"
@@ -199,13 +238,15 @@ def read_masks(path: Path, image: Image, frame: int | None) -> dict[int, NDArray
     return masks
 
 
-def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) -> PromptFile:
+def read_prompts(
+    path: Path, frame: int | None = None, *, object_id: int = 1, axis: int = 0
+) -> PromptFile:
     """``--prompts``: prompts with object id and frame, from JSON (``docs/prompts.md``).
 
     A list of prompts (`limner.prompts.to_json`), each with optional ``"object"`` and ``"frame"``;
     the same with names, ``{"names": {"1": "liver"}, "prompts": […]}``; or the manifest written
     beside a mask, to do the same again. Prompts that name no object are about `object_id`, and 2D
-    prompts that name no frame about `frame`.
+    prompts that name no frame about `frame` across `axis`.
 
     Raises:
         FormatError: not JSON, or not of that form.
@@ -221,7 +262,7 @@ def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) ->
             f'{path}: expected a list of prompts such as {{"kind": "click", "at": [10, 20]}}, '
             "or a manifest that limner wrote."
         )
-    entries = tuple(_placed(item, path, frame, object_id) for item in items)
+    entries = tuple(_placed(item, path, frame, object_id, axis) for item in items)
     if isinstance(value, list):
         return PromptFile(entries)
     if not isinstance(value.get("objects"), dict):
@@ -233,20 +274,23 @@ def read_prompts(path: Path, frame: int | None = None, *, object_id: int = 1) ->
     return PromptFile(entries, _names(given, path), **_settings(value, path))
 
 
-def _placed(item: dict[str, Any], path: Path, frame: int | None, object_id: int) -> Placed:
+def _placed(
+    item: dict[str, Any], path: Path, frame: int | None, object_id: int, axis: int
+) -> Placed:
     from limner.prompts import from_json
     from limner.prompts.types import num_axes
 
     fields = dict(item)
     number = fields.pop("object", fields.pop("object_id", object_id))
     where, answered = fields.pop("frame", None), fields.pop("answered", False)
+    across = fields.pop("axis", 0)
     try:
         prompt = from_json(fields)
     except PromptError as error:
         raise PromptError(f"{path}: {error}") from error
     if where is None and num_axes(prompt) == 2:
-        where = frame
-    return Placed(prompt, number, where, bool(answered))
+        where, across = frame, axis
+    return Placed(prompt, number, where, bool(answered), across)
 
 
 def _names(value: Any, path: Path) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""``limner bench run``: ask models about real objects; ``limner bench report``: their scores."""
+"""``limner bench``: ask models about real objects (run), their scores (report), challenge files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limner.cli._messages import show_progress
+from limner.cli.bench_cvpr import cvpr
 
 if TYPE_CHECKING:
     from limner.bench.run import Outcome
@@ -20,22 +21,40 @@ app = typer.Typer(
 )
 
 
+app.command("cvpr")(cvpr)
+
+
 @app.command("run")
 def run(
     data: Annotated[
-        Path, typer.Option(help="Data root with splits.json, a set (images/, masks/), or sets.")
+        Path,
+        typer.Option(
+            help="Data root with splits.json, a set (images/ and masks/, or labels/), or sets."
+        ),
     ],
     model: Annotated[list[str], typer.Option(help="See limner models. Repeat to compare.")],
     out: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run; unfinished ones go on.")
     ],
     protocol: Annotated[
-        str, typer.Option(help="box, clicks, mixed, scribbles or examples.")
+        str, typer.Option(help="box, clicks, mixed, scribbles or examples; slices in 3D.")
     ] = "box",
     rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6,
     examples: Annotated[
         int, typer.Option(help="With --protocol examples: pictures shown first, 1 to 64.")
     ] = 16,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(help="2: pictures, 3: volumes; default: 3 if all --sets begin with 3d/."),
+    ] = None,
+    by_slices: Annotated[
+        bool, typer.Option("--by-slices", help="Volumes slice by slice to 3D models, too.")
+    ] = False,
+    slices: Annotated[int, typer.Option(help="With --protocol slices: slices marked first.")] = 3,
+    mark: Annotated[str, typer.Option(help="With --protocol slices: box or click.")] = "box",
+    between: Annotated[
+        str, typer.Option(help="With --protocol slices, 2D models: interpolate or carry.")
+    ] = "interpolate",
     split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
     sets: Annotated[
         list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
@@ -58,14 +77,16 @@ def run(
     """Ask models about every object and keep what they answered."""
     from limner.bench.config import BenchConfig, parse_weights
     from limner.bench.run import run as run_bench
+    from limner.bench.sets import dimensions_of
 
+    patterns = tuple(part for text in sets or () for part in text.split(","))
     config = BenchConfig(
         data=str(data.resolve()),
         models=tuple(model),
         protocol=protocol,  # type: ignore[arg-type]  # checked there
         rounds=rounds,
         split=split,  # type: ignore[arg-type]
-        sets=tuple(part for text in sets or () for part in text.split(",")),
+        sets=patterns,
         limit=limit,
         objects=objects,
         seed=seed,
@@ -73,6 +94,11 @@ def run(
         weights=parse_weights(weights or (), model),
         device=device,
         examples=examples,
+        dimensions=dimensions or dimensions_of(data, patterns),  # type: ignore[arg-type]
+        by_slices=by_slices,
+        slices=slices,
+        mark=mark,
+        between=between,  # type: ignore[arg-type]
     )
     show_progress("limner.bench")
     try:

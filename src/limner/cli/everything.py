@@ -52,6 +52,7 @@ def everything(
     device: options.Device = "auto",
     window: options.Window = None,
     exact: options.Exact = False,
+    keep_embeddings: options.KeepEmbeddings = False,
     zoom: options.Zoom = None,
     series: options.Series = None,
     channel: options.Channel = None,
@@ -75,6 +76,7 @@ def everything(
         weights=weights,
         device=device,
         exact=exact,
+        keep_embeddings=keep_embeddings,
         zoom=zoom,
         window=None if window is None else options.parse_window(window),
     ) as session:

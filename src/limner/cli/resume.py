@@ -28,6 +28,7 @@ def resume(
     click: options.Clicks = None,
     exclude: options.Excluded = None,
     slice_: options.Slice = None,
+    axis: options.Axis = None,
     object_id: Annotated[
         int, typer.Option("--object", help="Which object the new prompts are about.", min=1)
     ] = 1,
@@ -47,7 +48,8 @@ def resume(
         if output is not None:
             check_output(output, preview, session.image, journal=journal)
         if said != Said():
-            _add(session, said, slice_, object_id)
+            across = options.parse_axis(axis, session.image, slice_)
+            _add(session, said, slice_, object_id, across)
         if output is None:
             _list(session, as_json=as_json)
             return
@@ -61,19 +63,18 @@ def resume(
         )
 
 
-def _add(session: BaseSession, said: Said, frame: int | None, object_id: int) -> None:
+def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, axis: int) -> None:
     """Add all new prompts, or none where one is refused: a journal forgets nothing."""
     import limner
     from limner.cli.segment import gather
 
     if len(said.boxes) > 1:
         raise PromptError("--object is one object, so give one --box; more in further calls.")
-    entries = gather(said, session.image, frame, object_id=object_id)
+    entries = gather(said, session.image, frame, object_id=object_id, axis=axis)
     with limner.open_session(session.image, session.model) as rehearsal:
-        for prompt, number, where, _ in entries:
-            rehearsal.add(prompt, object_id=number, frame=where)
-    for prompt, number, where, _ in entries:
-        session.add(prompt, object_id=number, frame=where)
+        for talk in (rehearsal, session):
+            for e in entries:
+                talk.add(e.prompt, object_id=e.object_id, frame=e.frame, axis=e.axis)
 
 
 def _list(session: BaseSession, *, as_json: bool) -> None:

@@ -76,6 +76,7 @@ def segment(
         ),
     ] = None,
     slice_: options.Slice = None,
+    axis: options.Axis = None,
     order: options.Order = None,
     world: options.World = None,
     model: options.Model = None,
@@ -83,6 +84,7 @@ def segment(
     device: options.Device = "auto",
     window: options.Window = None,
     exact: options.Exact = False,
+    keep_embeddings: options.KeepEmbeddings = False,
     zoom: options.Zoom = None,
     name: options.Names = None,
     journal: options.KeepJournal = None,
@@ -100,7 +102,10 @@ def segment(
 
     began = time.perf_counter()
     picture = limner.read(image, series=series, channel=channel, strict=not lenient)
-    file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
+    across = options.parse_axis(axis, picture, slice_)
+    file = options.PromptFile()
+    if prompts is not None:
+        file = options.read_prompts(prompts, slice_, axis=across)
     if weights is None and model is None and file.weights is not None:
         weights = Path(file.weights)
     examples = tuple(parse_example(text) for text in example or ())
@@ -117,13 +122,15 @@ def segment(
         file,
         examples,
     )
-    entries = gather(said, picture, slice_, order=order, world=world)
+    entries = gather(said, picture, slice_, order=order, world=world, axis=across)
+    flat = slice_ is not None and across == 0
     with limner.open_session(
         picture,
-        model or file.model or default_model(picture.kind, flat=slice_ is not None),
+        model or file.model or default_model(picture.kind, flat=flat),
         weights=weights,
         device=device,
         exact=exact,
+        keep_embeddings=keep_embeddings,
         journal=journal,
         zoom=file.zoom if zoom is None else zoom,
         window=file.window if window is None else options.parse_window(window),
@@ -166,10 +173,11 @@ def say(
         in_order: the names of the first objects, instead of those in `names`.
     """
     try:
-        for prompt, object_id, frame, answered in entries:
-            session.add(prompt, object_id=object_id, frame=frame)
-            if answered:  # a manifest is repeated round by round
-                session.predict(object_id=object_id, frame=frame)
+        for entry in entries:
+            object_id = entry.object_id
+            session.add(entry.prompt, object_id=object_id, frame=entry.frame, axis=entry.axis)
+            if entry.answered:  # a manifest is repeated round by round
+                session.predict(object_id=object_id, frame=entry.where)
         if len(in_order) > len(session.object_ids):
             raise PromptError(
                 f"{len(in_order)} names are too many for {len(session.object_ids)} object(s)."
@@ -194,6 +202,7 @@ def gather(
     order: str | None = None,
     world: str | None = None,
     object_id: int = 1,
+    axis: int = 0,
 ) -> list[options.Placed]:
     """All prompts of the command line, in index order, with object and frame.
 
@@ -208,6 +217,7 @@ def gather(
         order: ``"xyz"``: clicks and boxes are given as x, y or x, y, z.
         world: ``"lps"`` or ``"ras"``: they are given in patient millimetres.
         object_id: of the first object.
+        axis: across which the slice lies.
 
     Raises:
         PromptError: none at all, or a combination that leaves open which object is meant.
@@ -220,7 +230,7 @@ def gather(
     boxes = [placed(options.parse_box(text)) for text in said.boxes]
     clicks = [placed(Click(options.numbers(t, "--click"))) for t in said.clicks]
     clicks += [placed(Click(options.numbers(t, "--not"), positive=False)) for t in said.excluded]
-    masks = {} if said.mask is None else options.read_masks(said.mask, image, frame)
+    masks = {} if said.mask is None else options.read_masks(said.mask, image, frame, axis)
     marked = bool(clicks or said.scribble or said.examples)
     shared = marked or bool(masks and (boxes or said.texts))
     if shared and max(len(boxes), len(said.texts), len(masks)) > 1:
@@ -236,8 +246,9 @@ def gather(
     entries += [options.Placed(MaskPrompt(mask), k, frame) for k, mask in masks.items()]
     entries += [options.Placed(click, first, frame) for click in clicks]
     entries += [options.Placed(e, first, frame) for e in read_examples(said.examples)]
+    entries = [entry._replace(axis=axis) for entry in entries]
     if said.scribble is not None:
-        entries += options.read_scribbles(said.scribble, image, frame, object_id=first)
+        entries += options.read_scribbles(said.scribble, image, frame, object_id=first, axis=axis)
     if said.prompts is not None:
         entries += said.prompts.entries
     if not entries:

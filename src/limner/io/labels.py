@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,13 @@ class Labels:
     """Objects on a grid: integer ids from 1, each with a boolean mask and perhaps a name.
 
     Give either a label map or one mask per object; a label map is kept as it is, so that thousands
-    of instances cost one array.
+    of instances cost one array, and of a mask the box around it.
 
     Args:
         geometry: the grid.
         array: label map of ``geometry.shape``, 0 is background.
-        masks: boolean mask of ``geometry.shape`` per object id; they may overlap.
+        masks: boolean mask of ``geometry.shape`` per object id, or a function that makes it; they
+            may overlap.
         names: what the objects are, such as ``{1: "liver"}``.
         manifest: how the segmentation was made, as JSON values; written beside every export.
     """
@@ -47,7 +48,7 @@ class Labels:
         geometry: Geometry,
         *,
         array: ArrayLike | None = None,
-        masks: Mapping[int, ArrayLike] | None = None,
+        masks: Mapping[int, ArrayLike | Callable[[], ArrayLike]] | None = None,
         names: Mapping[int, str] | None = None,
         manifest: Mapping[str, Any] | None = None,
     ) -> None:
@@ -56,18 +57,19 @@ class Labels:
         self.geometry = geometry
         self.manifest = manifest
         self._array: Array | None = None
-        self._masks: dict[int, Array] = {}
+        self._masks: dict[int, tuple[tuple[slice, ...], Array]] = {}  # where, and the mask there
         if array is not None:
             self._array = self._fitting(np.asarray(array))
             if self._array.dtype.kind not in "bui":
                 raise GeometryError(f"A label map holds integers, not {self._array.dtype}.")
             if self._array.dtype.kind == "i" and self._array.min(initial=0) < 0:
                 raise GeometryError("A label map holds no negative labels.")
-            found = np.unique(self._array)
-            self.ids: tuple[int, ...] = tuple(int(i) for i in found if i != 0)
+            self.ids: tuple[int, ...] = _ids(self._array)
         else:
             assert masks is not None
-            self._masks = {int(i): self._fitting(np.asarray(m)) != 0 for i, m in masks.items()}
+            for object_id, mask in masks.items():
+                dense = np.asarray(mask() if callable(mask) else mask)
+                self._masks[int(object_id)] = _cut(self._fitting(dense))
             if any(i < 1 for i in self._masks):
                 raise ValueError(f"Object ids start at 1, not {min(self._masks)}.")
             self.ids = tuple(sorted(self._masks))
@@ -77,7 +79,10 @@ class Labels:
         """The boolean mask of one object."""
         if self._array is not None:
             return np.asarray(self._array == object_id)
-        return self._masks[object_id]
+        whole = np.zeros(self.geometry.shape, dtype=np.bool_)
+        place, inside = self._masks[object_id]
+        whole[place] = inside
+        return whole
 
     def to_array(self) -> LabelArray:
         """The label map, in the smallest unsigned type; where objects overlap the higher id wins.
@@ -97,17 +102,18 @@ class Labels:
         """
         if copy is False:
             raise ValueError("The label map of Labels is made anew; copy=False cannot be had.")
-        flat = self._flat()
-        return flat if dtype is None else flat.astype(dtype, copy=False)
+        return np.array(self._flat(), dtype=dtype)
 
     def num_overlapping(self) -> int:
         """How many pixels belong to more than one object."""
         if self._array is not None or len(self._masks) < 2:
             return 0
-        count = np.zeros(self.geometry.shape, dtype=np.uint16)
-        for mask in self._masks.values():
-            count += mask
-        return int((count > 1).sum())
+        once = np.zeros(self.geometry.shape, dtype=np.bool_)
+        more = np.zeros(self.geometry.shape, dtype=np.bool_)
+        for place, inside in self._masks.values():
+            more[place] |= once[place] & inside
+            once[place] |= inside
+        return int(np.count_nonzero(more))
 
     def name(self, object_id: int) -> str:
         """The object's name, or ``"object 3"``."""
@@ -120,10 +126,11 @@ class Labels:
     def _flat(self) -> Array:
         dtype = np.min_scalar_type(max(self.ids, default=0))
         if self._array is not None:
-            return self._array.astype(dtype)
+            return self._array.astype(dtype, copy=False)
         flat = np.zeros(self.geometry.shape, dtype=dtype)
         for object_id in self.ids:
-            flat[self._masks[object_id]] = object_id
+            place, inside = self._masks[object_id]
+            flat[place][inside] = object_id
         return flat
 
     def _fitting(self, array: Array) -> Array:
@@ -133,3 +140,23 @@ class Labels:
                 f"{self.geometry.shape}."
             )
         return array
+
+
+def _ids(array: Array) -> tuple[int, ...]:
+    """The labels above 0, ascending; plane by plane, since sorting a volume takes long."""
+    found: set[int] = set()
+    for plane in array if array.ndim > 2 else [array]:
+        if plane.dtype == np.uint8:
+            found.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
+        else:
+            found.update(np.unique(plane).tolist())
+    return tuple(sorted(int(i) for i in found if i != 0))
+
+
+def _cut(mask: Array) -> tuple[tuple[slice, ...], Array]:
+    """The box around a mask, and a copy of the mask there."""
+    place = []
+    for axis in range(mask.ndim):
+        found = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
+        place.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
+    return tuple(place), np.array(mask[tuple(place)] != 0)

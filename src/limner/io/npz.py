@@ -54,6 +54,7 @@ _ZIP_ERRORS = (
     NotImplementedError,  # an unknown compression
     RuntimeError,  # encrypted
 )
+_MAX_PICKLE = 1 << 24  # bytes; the prompts of a challenge case have some thousands
 _STEP = 1 << 20  # bytes inflated at a time
 
 
@@ -149,6 +150,39 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
             )
         geometry = like.geometry
     return Labels(geometry, array=values)
+
+
+def read_array(path: Path, key: str) -> Array | None:
+    """An array of numbers or texts by its name; None where there is none, or a pickled one.
+
+    Raises:
+        FormatError: damaged, or larger than this machine's memory.
+    """
+    with _opened(path) as archive:
+        member = _members_of(archive, path).get(key)
+        if member is None or member.dtype.hasobject or member.dtype.kind not in "buifU":
+            return None
+        return _load(archive, member, path)
+
+
+def read_pickle(path: Path, key: str) -> bytes | None:
+    """The pickle of an array of objects by its name, as bytes; None where there is none.
+
+    It is data of whoever sent the file, and must not be given to `pickle`.
+
+    Raises:
+        FormatError: damaged, or larger than `_MAX_PICKLE`.
+    """
+    with _opened(path) as archive:
+        member = _members_of(archive, path).get(key)
+        if member is None or not member.dtype.hasobject:
+            return None
+        with archive.open(member.name) as file:
+            _array_header(file, path, key)
+            found = file.read(_MAX_PICKLE + 1)
+    if len(found) > _MAX_PICKLE:
+        raise FormatError(f"{path}: {key!r} has more than {_MAX_PICKLE >> 20} MB, too many.")
+    return found
 
 
 def write(path: Path, labels: Labels, *, like: Image | None) -> None:

@@ -8,9 +8,11 @@ this package and a public verb, so the package itself has to answer the call.)
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +23,10 @@ from limner.models._family import (
     BatchModel,
     CarryingModel,
     CheckingModel,
+    EncodingModel,
     ModelCard,
     PromptableModel,
+    ProposingModel,
     Question,
     Segmentation,
     Variant,
@@ -33,8 +37,10 @@ __all__ = [
     "BatchModel",
     "CarryingModel",
     "CheckingModel",
+    "EncodingModel",
     "ModelCard",
     "PromptableModel",
+    "ProposingModel",
     "Question",
     "Segmentation",
     "Variant",
@@ -49,6 +55,7 @@ __all__ = [
     "variants",
 ]
 
+_log = logging.getLogger(__name__)
 
 _FLAT_DEFAULT, _SOLID_DEFAULT = "limner-2d", "classical/graphcut"  # the best of those that ship
 
@@ -101,6 +108,7 @@ def create_model(
     weights: str | Path | None = None,
     device: str = "auto",
     exact: bool = False,
+    keep_embeddings: bool = False,
 ) -> PromptableModel:
     """Build a model.
 
@@ -110,6 +118,8 @@ def create_model(
             fetch`` or ``add`` has put here, or where none are needed.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         exact: compute in float32 even where less was measured to give the same masks.
+        keep_embeddings: keep encoded pictures on disk, so that the same picture is not encoded
+            again, also by other processes; at most 2 GiB (`docs/models.md`). Answers are the same.
 
     Raises:
         ValueError: no such model or device; the message lists those that exist.
@@ -119,18 +129,23 @@ def create_model(
     chosen = variant(name)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:N.")
+    options: dict[str, Any] = {"device": device, "exact": exact}
+    if keep_embeddings and chosen.keeps_embeddings:
+        options["keep_embeddings"] = True
+    elif keep_embeddings:
+        _log.warning("%s encodes nothing ahead, so no embeddings are kept.", chosen.card.name)
     if weights is None and chosen.weights:
-        return _build_kept(chosen, device=device, exact=exact)
+        return _build_kept(chosen, options)
     path = None if weights is None else Path(weights)
     if path is not None and not path.exists():
         raise CheckpointError(f"There is no weights file {path}.")
-    model = chosen.build(weights=path, device=device, exact=exact)
+    model = chosen.build(weights=path, **options)
     if path is not None and model.card.weights_sha256 is None:
         raise CheckpointError(f"{name} takes no weights file, so {path} would be ignored.")
     return model
 
 
-def _build_kept(chosen: Variant, *, device: str, exact: bool) -> PromptableModel:
+def _build_kept(chosen: Variant, options: Mapping[str, Any]) -> PromptableModel:
     """With the weights that are kept here."""
     name, path = chosen.card.name, kept_weights(chosen)
     if path is None:
@@ -138,7 +153,7 @@ def _build_kept(chosen: Variant, *, device: str, exact: bool) -> PromptableModel
             f"{name} needs a weights file, which is not here: {how_to_get(chosen)}; "
             "--weights FILE (weights=) uses one once."
         )
-    model = chosen.build(weights=path, device=device, exact=exact)
+    model = chosen.build(weights=path, **options)
     record = store.record_of(path)
     if record is not None and model.card.weights_sha256 not in (None, record.sha256):
         raise CheckpointError(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.checkpoints.cards import WeightsCard
+from limner.models._axes import Axes
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]
@@ -27,8 +28,9 @@ class ModelCard:
         licence: SPDX identifier of the weights, or of the code where there are none.
         source: paper, page or package.
         zoom: whether sessions look twice by default (whole image, then a window around the object).
-        window: pixels per axis, per number of axes, that the model works well on, such as ``{2:
-            256, 3: 96}``; sessions shrink and crop to it when they zoom.
+        window: the most pixels per axis, per number of axes, that the model works well on, such as
+            ``{2: 256, 3: 96}``, or ``{3: (64, 128, 128)}`` for slices, rows and columns; sessions
+            shrink and crop to it when they zoom.
         judges: whether the score is a prediction, learnt, that compares answers on different views.
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
@@ -42,10 +44,15 @@ class ModelCard:
     licence: str
     source: str
     zoom: bool
-    window: Mapping[int, int]
+    window: Mapping[int, int | tuple[int, ...]]
     judges: bool = False
     weights_sha256: str | None = None
     runtime: str | None = None
+
+    def limits(self, ndim: int) -> tuple[int, ...] | None:
+        """The most pixels per axis of a view with so many axes; None where there is no limit."""
+        size = self.window.get(ndim)
+        return (size,) * ndim if isinstance(size, int) else size
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -57,7 +64,7 @@ class ModelCard:
             "licence": self.licence,
             "source": self.source,
             "zoom": self.zoom,
-            "window": {str(k): v for k, v in self.window.items()},
+            "window": {str(k): v if isinstance(v, int) else [*v] for k, v in self.window.items()},
             "weights_sha256": self.weights_sha256,
             "runtime": self.runtime,
         }
@@ -69,13 +76,16 @@ class View:
 
     Attributes:
         array: ``(row, column[, channel])`` or ``(slice, row, column[, channel])``; intensities as
-            stored.
+            stored. Sessions turn volumes as `limner.models._axes.canonical` says.
         spacing: millimetres per step of this view, in index order.
         intensity: the intensities ``(low, high)`` that an adapter may map to black and white: the
             window the user asked for (CT), else robust limits of the whole image, the same for all
             its views. One pair for all channels.
         modality: DICOM's term where known.
         windowed: whether `intensity` is a window that the user asked for.
+        directions: of a volume, 3×3: column ``k`` is the LPS unit vector along the view's axis
+            ``k``; None in 2D and where the orientation is unknown.
+        turned: how a session turned a volume from the order in which it is stored; None for not.
     """
 
     array: Array
@@ -83,6 +93,8 @@ class View:
     intensity: tuple[float, float]
     modality: str | None = None
     windowed: bool = False
+    directions: Array | None = None
+    turned: Axes | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -190,6 +202,32 @@ class AsBatch:
 
 
 @runtime_checkable
+class EncodingModel(PromptableModel, Protocol):
+    """A model that can encode several views together. Sessions that know which slices or frames
+    come next let it, where it says that this is faster.
+    """
+
+    @property
+    def views_at_once(self) -> int:
+        """How many views are worth encoding together here; 1 where nothing is gained."""
+
+    def embed_batch(self, views: Sequence[View]) -> Sequence[Any]:
+        """What `embed` says of each view, in order."""
+
+
+@runtime_checkable
+class ProposingModel(PromptableModel, Protocol):
+    """A model that has several answers to a question that leaves open what is meant."""
+
+    def propose(
+        self, embedding: Any, questions: Sequence[Question], least: float = 0.0
+    ) -> Sequence[Sequence[Segmentation]]:
+        """All answers to each question, in the order of the questions, each with its own score; but
+        those whose score is below `least` may be left out.
+        """
+
+
+@runtime_checkable
 class CheckingModel(PromptableModel, Protocol):
     """A model that understands only some prompts of a kind, such as the words of a list."""
 
@@ -227,8 +265,11 @@ class Variant:
             card has the hash of the weights that it was given.
         weights: where its weights can be had, best first; empty where they ship with the package or
             there are none.
+        keeps_embeddings: whether `build` takes ``keep_embeddings=bool`` as well: encoded pictures
+            are kept on disk (`limner.runtime.compile_module`, ``remember``).
     """
 
     card: ModelCard
     build: Callable[..., PromptableModel]
     weights: tuple[WeightsCard, ...] = ()
+    keeps_embeddings: bool = False

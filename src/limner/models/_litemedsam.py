@@ -28,6 +28,7 @@ from limner.models._sam import (
     LOW_CORNER,
     Asked,
     Embedding,
+    Encoding,
     Frame,
     Planes,
     bilinear,
@@ -69,7 +70,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class LiteMedSam(AsBatch):
+class LiteMedSam(Encoding, AsBatch):
     """The network with everything around it: one box, one answer.
 
     Args:
@@ -82,12 +83,11 @@ class LiteMedSam(AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def embed(self, view: View) -> Embedding:
-        """Resize by area, spread to 0…1, pad with 0, encode."""
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Resized by area, spread to 0…1, padded with 0."""
         check_understood(self.card, (), view.shape)
         frame = Frame.longest(view.shape, SIZE)
-        (features,) = self._encoder(network_input(view, frame))
-        return Embedding(features, frame)
+        return network_input(view, frame), frame
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
@@ -212,14 +212,22 @@ class _Weights:
         return FoldedDecode(self._network.prompt_encoder, self._network.mask_decoder)
 
 
-def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> LiteMedSam:
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> LiteMedSam:
     digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
     assert weights is not None
     from limner import runtime
 
     file = _Weights(weights)
 
-    def compiled(build: Callable[[], nn.Module], what: str, shapes: Any, precision: str) -> Network:
+    def compiled(
+        build: Callable[[], nn.Module], what: str, shapes: Any, precision: str, remember: bool
+    ) -> Network:
         return runtime.compile_module(
             build,
             key=f"{digest}-litemedsam-{what}",
@@ -227,20 +235,22 @@ def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = F
             device=device,
             exact=exact,
             precision=precision,
+            remember=remember,
         )
 
     asked = [(None, None, 2), (None, None), (None, 1, SIZE, SIZE), (None,)]
     return LiteMedSam(
         replace(CARD, weights_sha256=digest),
-        compiled(file.encoder, "encoder", [(1, 3, SIZE, SIZE)], "auto"),
+        compiled(file.encoder, "encoder", [(1, 3, SIZE, SIZE)], "auto", keep_embeddings),
         compiled(
             file.decoder if exact else file.folded,
             "decoder",
             [(1, 256, GRID, GRID), *asked],
             "fp32",
+            False,
         ),
     )
 
 
-LITE = Variant(CARD, _build, (WEIGHTS,))
+LITE = Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)
 VARIANTS = {"lite": LITE}

@@ -193,6 +193,39 @@ class Embedding:
     frame: Frame
 
 
+class Encoding:
+    """`embed` and `embed_batch` for adapters with an encoder of pictures.
+
+    Attributes:
+        card: the model's facts.
+    """
+
+    card: ModelCard
+    _encoder: Network
+
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """A view as the encoder takes it, float32 (1, 3, size, size), and where it lies in that."""
+        raise NotImplementedError
+
+    @property
+    def views_at_once(self) -> int:
+        """How many views are worth encoding together: several on a GPU only."""
+        return getattr(self._encoder, "at_once", 1)
+
+    def embed(self, view: View) -> Embedding:
+        """The picture as the network was taught to see it, encoded."""
+        return self.embed_batch([view])[0]
+
+    def embed_batch(self, views: Sequence[View]) -> list[Embedding]:
+        """Several pictures, as many together as is worth it."""
+        size, embeddings = self.views_at_once, []
+        for start in range(0, len(views), size):
+            inputs, frames = zip(*map(self.prepared, views[start : start + size]), strict=True)
+            (features,) = self._encoder(inputs[0] if len(inputs) == 1 else np.concatenate(inputs))
+            embeddings += [Embedding(features[k : k + 1], f) for k, f in enumerate(frames)]
+        return embeddings
+
+
 def one_box(card: ModelCard, prompts: Sequence[Prompt]) -> Box | None:
     """The box among the prompts about one object, None if there is none.
 

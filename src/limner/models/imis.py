@@ -27,6 +27,7 @@ from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Va
 from limner.models._reading import check_understood
 from limner.models._sam import (
     Embedding,
+    Encoding,
     Frame,
     Planes,
     ask,
@@ -70,7 +71,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class Imis(AsBatch):
+class Imis(Encoding, AsBatch):
     """The network with everything around it.
 
     Args:
@@ -99,11 +100,10 @@ class Imis(AsBatch):
         """Refuse a word that is not on the list."""
         _word([prompt])
 
-    def embed(self, view: View) -> Embedding:
-        """The picture squashed to the network's square, encoded."""
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Squashed to the network's square and normalised."""
         check_understood(self.card, (), view.shape)
-        (features,) = self._encoder(network_input(eight_bit(view)))
-        return Embedding(features, Frame.squashed(view.shape, SIZE))
+        return network_input(eight_bit(view)), Frame.squashed(view.shape, SIZE)
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
@@ -219,7 +219,13 @@ def _word_network(path: Path, *, exact: bool) -> nn.Module:
     return Sentences(tower, sentences) if exact else WordTable(tower, sentences)
 
 
-def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> Imis:
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> Imis:
     if weights is None:
         raise CheckpointError(
             f"{CARD.name} needs its weights, {WEIGHTS.name}: {WEIGHTS.note}. Or give the file with "
@@ -238,6 +244,7 @@ def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = F
         key=f"{key}-encoder",
         inputs=[(1, 3, SIZE, SIZE)],
         precision="auto",
+        remember=keep_embeddings,
     )
     side = SIZE // 16
     asked = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,), (None, None, DIM)]
@@ -257,4 +264,4 @@ def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = F
     return Imis(replace(CARD, weights_sha256=sha256), encoder, decoder, words)
 
 
-VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,))}
+VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)}

@@ -14,7 +14,7 @@ Files with the names of the authors and of Hugging Face's ``SamModel`` are both 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,9 @@ from limner.models import _litemedsam
 from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
 from limner.models._reading import check_understood
 from limner.models._sam import (
+    Asked,
     Embedding,
+    Encoding,
     Frame,
     Planes,
     ask,
@@ -56,7 +58,8 @@ Entry = TypeVar("Entry")
 
 SIZE, LOW_RES = 1024, 256  # sides of the network's input and answer
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
-CLEAR = 0  # the mask for prompts that leave no doubt; the others are for those that do
+CLEAR = 0  # the mask for prompts that leave no doubt
+_AMBIGUOUS = (1, 2, 3)  # those for prompts that do
 SOURCE = "https://doi.org/10.1038/s41467-024-44824-z, https://github.com/bowang-lab/MedSAM"
 
 CARD = ModelCard(
@@ -112,7 +115,7 @@ POINTS_WEIGHTS = (
 )
 
 
-class MedSam(AsBatch):
+class MedSam(Encoding, AsBatch):
     """MedSAM: one box, one answer; what was answered before is not looked at.
 
     Args:
@@ -128,14 +131,13 @@ class MedSam(AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder, self._exact = encoder, decoder, exact
 
-    def embed(self, view: View) -> Embedding:
-        """Squash, spread to 0…1, encode."""
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Squashed and spread to 0…1."""
         check_understood(self.card, (), view.shape)
         picture = squash(eight_bit(view), SIZE, exact=self._exact)
         low = picture.min()
         spread = (picture - low) / max(float(picture.max() - low), 1e-8)
-        (features,) = self._encoder(_channels_first(spread))
-        return Embedding(features, Frame.squashed(view.shape, SIZE))
+        return _channels_first(spread), Frame.squashed(view.shape, SIZE)
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
@@ -156,7 +158,7 @@ class MedSam(AsBatch):
         return answers
 
 
-class SamPredictor(AsBatch):
+class SamPredictor(Encoding, AsBatch):
     """Segment Anything's predictor.
 
     Clicks alone may mean several things: of three answers the one that the network trusts most
@@ -172,8 +174,8 @@ class SamPredictor(AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def embed(self, view: View) -> Embedding:
-        """Shrink or enlarge to 1024 pixels on the longer side, normalise, pad with 0, encode."""
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Shrunk or enlarged to 1024 pixels on the longer side, normalised, padded with 0."""
         check_understood(self.card, (), view.shape)
         frame = Frame.longest(view.shape, SIZE)
         rows, columns = frame.inside
@@ -183,8 +185,7 @@ class SamPredictor(AsBatch):
         colours = np.asarray(resized, dtype=np.float32) - np.array(MEAN, np.float32)
         padded = np.zeros((SIZE, SIZE, 3), np.float32)
         padded[:rows, :columns] = colours / np.array(STD, np.float32)
-        (features,) = self._encoder(_channels_first(padded))
-        return Embedding(features, frame)
+        return _channels_first(padded), frame
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
@@ -195,18 +196,58 @@ class SamPredictor(AsBatch):
             PromptError: several boxes for one object, or a kind of prompt that the card does not
                 list.
         """
+
+        def chosen(asked: Asked, quality: NDArray[np.float32]) -> list[int]:
+            return [_AMBIGUOUS[int(np.argmax(quality[1:]))] if _is_open(asked) else CLEAR]
+
+        return [answers[0] for answers in self._answers(embedding, questions, chosen)]
+
+    def propose(
+        self, embedding: Embedding, questions: Sequence[Question], least: float = 0.0
+    ) -> list[list[Segmentation]]:
+        """All three masks where clicks alone are asked about, as in Segment Anything's own
+        automatic mode; otherwise the one. MedSAM's training used the one only, so with its weights
+        the three are what was left of Segment Anything's.
+
+        Args:
+            embedding: from `embed`.
+            questions: any number.
+            least: masks with a lower score are left out, before they are enlarged.
+
+        Raises:
+            PromptError: as for `segment_batch`.
+        """
+
+        def chosen(asked: Asked, quality: NDArray[np.float32]) -> list[int]:
+            masks = _AMBIGUOUS if _is_open(asked) else (CLEAR,)
+            return [k for k in masks if score(quality[k]) >= least]
+
+        return self._answers(embedding, questions, chosen)
+
+    def _answers(
+        self,
+        embedding: Embedding,
+        questions: Sequence[Question],
+        chosen: Callable[[Asked, NDArray[np.float32]], list[int]],
+    ) -> list[list[Segmentation]]:
+        """The masks that `chosen` picks by question and predicted quality."""
         frame = embedding.frame
         asked = [ask(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES)) for q in questions]
-        answers = [empty(frame.shape) for _ in asked]
+        answers = [[empty(frame.shape)] for _ in asked]
         meant = [k for k, q in enumerate(asked) if len(q.labels) or q.mask is not None]
         decoded = decode(self._decoder, embedding.features, [asked[k] for k in meant])
         for k, (logits, quality) in zip(meant, decoded, strict=True):
-            best = CLEAR
-            if asked[k].mask is None and not asked[k].has_box:
-                best = 1 + int(np.argmax(quality[1:]))
-            low_res = logits[best].copy()  # not the batch that it is part of
-            answers[k] = Segmentation(frame.to_view(low_res), score(quality[best]), low_res)
+            answers[k] = []
+            for index in chosen(asked[k], quality):
+                low_res = logits[index].copy()  # not the batch that it is part of
+                found = Segmentation(frame.to_view(low_res), score(quality[index]), low_res)
+                answers[k].append(found)
         return answers
+
+
+def _is_open(asked: Asked) -> bool:
+    """Whether a question leaves open what is meant: clicks alone."""
+    return asked.mask is None and not asked.has_box
 
 
 def _channels_first(picture: NDArray[np.floating]) -> Planes:
@@ -354,7 +395,7 @@ def _decoder(path: Path, exact: bool) -> nn.Module:
 
 
 def _networks(
-    card: ModelCard, weights: Path | None, device: str, exact: bool
+    card: ModelCard, weights: Path | None, device: str, exact: bool, keep: bool
 ) -> tuple[ModelCard, Network, Network]:
     """The card with the weights' hash, the encoder and the decoder."""
     if weights is None:
@@ -373,6 +414,7 @@ def _networks(
         key=f"sam-vit_b-{sha256}-encoder",
         inputs=[(1, 3, SIZE, SIZE)],
         precision="auto",
+        remember=keep,
     )
     decoder = compiled(
         partial(_decoder, weights, exact),
@@ -389,18 +431,30 @@ def _networks(
     return replace(card, weights_sha256=sha256), encoder, decoder
 
 
-def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> MedSam:
-    return MedSam(*_networks(CARD, weights, device, exact), exact=exact)
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> MedSam:
+    return MedSam(*_networks(CARD, weights, device, exact, keep_embeddings), exact=exact)
 
 
 def _build_points(
-    *, weights: Path | None = None, device: str = "auto", exact: bool = False
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
 ) -> SamPredictor:
-    return SamPredictor(*_networks(POINTS_CARD, weights, device, exact))
+    return SamPredictor(*_networks(POINTS_CARD, weights, device, exact, keep_embeddings))
 
 
 VARIANTS = {
-    "vit_b": Variant(CARD, _build, WEIGHTS),
-    "vit_b_points": Variant(POINTS_CARD, _build_points, (*POINTS_WEIGHTS, *WEIGHTS)),
+    "vit_b": Variant(CARD, _build, WEIGHTS, keeps_embeddings=True),
+    "vit_b_points": Variant(
+        POINTS_CARD, _build_points, (*POINTS_WEIGHTS, *WEIGHTS), keeps_embeddings=True
+    ),
     **_litemedsam.VARIANTS,
 }

@@ -25,6 +25,7 @@ from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Va
 from limner.models._reading import check_understood
 from limner.models._sam import (
     Embedding,
+    Encoding,
     Frame,
     Planes,
     ask,
@@ -68,7 +69,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class SamMed2d(AsBatch):
+class SamMed2d(Encoding, AsBatch):
     """The network with everything around it.
 
     Args:
@@ -81,11 +82,10 @@ class SamMed2d(AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def embed(self, view: View) -> Embedding:
-        """Squash, normalise, encode."""
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Squashed and normalised."""
         check_understood(self.card, (), view.shape)
-        (features,) = self._encoder(network_input(eight_bit(view)))
-        return Embedding(features, Frame.squashed(view.shape, SIZE))
+        return network_input(eight_bit(view)), Frame.squashed(view.shape, SIZE)
 
     def segment_batch(
         self, embedding: Embedding, questions: Sequence[Question]
@@ -151,7 +151,13 @@ def _decoder(path: Path, exact: bool) -> nn.Module:
     return whole.decode() if exact else FoldedDecode(whole.prompt_encoder, whole.mask_decoder)
 
 
-def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> SamMed2d:
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> SamMed2d:
     if weights is None:
         raise CheckpointError(
             f"{CARD.name} needs its weights, {WEIGHTS.name}: {WEIGHTS.note}. Or give the file with "
@@ -169,6 +175,7 @@ def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = F
         key=f"sam_med2d-{sha256}-encoder",
         inputs=[(1, 3, SIZE, SIZE)],
         precision="auto",
+        remember=keep_embeddings,
     )
     side = SIZE // 16
     asked = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,)]
@@ -181,4 +188,4 @@ def _build(*, weights: Path | None = None, device: str = "auto", exact: bool = F
     return SamMed2d(replace(CARD, weights_sha256=sha256), encoder, decoder)
 
 
-VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,))}
+VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)}

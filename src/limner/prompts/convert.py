@@ -10,11 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from limner.errors import PromptError
 from limner.geometry import Geometry
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Position, Prompt, Scribble, num_axes
+
+_DIGITS = 9  # of an index: what is less is rounding
+_SLIVER = 1e-6  # of a pixel: a box that meets so little of one does not hold it
+_MOST_TILT = 1.0  # slices that the corners of a lasso may span
+_MOST_OBLIQUE = 40.0  # degrees between a slice and the plane whose name it gets
+_PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # across x, y, z of LPS
 
 
 def map_positions(prompt: Prompt, mapping: Callable[[Position], Position]) -> Prompt:
@@ -46,44 +52,123 @@ def from_xyz(prompt: Prompt) -> Prompt:
 def from_world(prompt: Prompt, geometry: Geometry, *, system: str) -> Prompt:
     """A prompt given in patient millimetres, in index order.
 
-    A box becomes the smallest index box that holds its eight corners' pixels.
+    A box becomes the smallest index box that holds every pixel that it meets, also where the
+    image's axes are oblique. A lasso must lie in a slice of the image; see `lasso_from_world` for
+    one whose corners share no coordinate in millimetres.
 
     Args:
         prompt: its positions are ``(x, y, z)`` in millimetres; scribble radii stay in pixels.
         geometry: of the image.
         system: ``"lps"`` (DICOM, ITK) or ``"ras"`` (NIfTI, Slicer).
+
+    Raises:
+        PromptError: an unknown system, positions without three coordinates, a mask that would have
+            to be resampled, or a lasso across the slices.
     """
-    if system not in ("lps", "ras"):
-        raise PromptError(f"World system {system!r} is unknown; use 'lps' or 'ras'.")
     axes = num_axes(prompt)
+    if isinstance(prompt, Lasso) and axes == 3:
+        return lasso_from_world(prompt.points, geometry, system=system)
+    to_index = _world_to_index(geometry, system)
     if axes is None or isinstance(prompt, MaskPrompt):
         return prompt
     if axes != 3:
         raise PromptError("World positions have three coordinates: x, y, z in millimetres.")
-    flip = np.array((1.0, 1.0, 1.0) if system == "lps" else (-1.0, -1.0, 1.0))
-
-    def to_index(position: Position) -> Position:
-        return tuple(float(x) for x in geometry.world_to_index(np.asarray(position) * flip))
-
     if isinstance(prompt, Box):
         corners = np.stack(
             np.meshgrid(*zip(prompt.low, prompt.high, strict=True), indexing="ij"), axis=-1
         ).reshape(-1, 3)
-        index = geometry.world_to_index(corners * flip)
-        low, high = np.floor(index.min(axis=0) + 0.5), np.ceil(index.max(axis=0) + 0.5)
+        index = to_index(corners)
+        low = np.floor(index.min(axis=0) + 0.5 + _SLIVER)
+        high = np.ceil(index.max(axis=0) + 0.5 - _SLIVER)
         return Box(tuple(low), tuple(np.maximum(high, low + 1)))
-    return map_positions(prompt, to_index)
+    return map_positions(prompt, lambda position: tuple(to_index(np.asarray(position)).tolist()))
 
 
-def on_slice(prompt: Prompt, index: int) -> Prompt:
-    """Lift a 2D prompt onto slice `index` of a volume; a box becomes one slice thick."""
+def lasso_from_world(points: ArrayLike, geometry: Geometry, *, system: str) -> Lasso:
+    """A closed line drawn in patient millimetres on one slice of an image, on that slice.
+
+    Args:
+        points: ``(n, 3)``: x, y, z in millimetres.
+        geometry: of the image.
+        system: ``"lps"`` or ``"ras"``.
+
+    Raises:
+        PromptError: an unknown system, or no axis of the image along which all points are within
+            half a slice.
+    """
+    to_index = _world_to_index(geometry, system)
+    corners = np.asarray(points, dtype=np.float64)
+    if corners.ndim != 2 or corners.shape[1] != 3:
+        raise PromptError("A lasso in millimetres is a list of points x, y, z.")
+    index = to_index(corners)
+    if geometry.ndim == 2:
+        return Lasso(tuple(map(tuple, index.tolist())))
+    reach = np.ptp(index, axis=0)
+    axis = int(reach.argmin())
+    if reach[axis] > _MOST_TILT:
+        raise PromptError(
+            f"The lasso lies in no slice of the image: along axis {axis} it still spans "
+            f"{reach[axis]:.1f} slices. Draw it on a slice, or use a box or a scribble."
+        )
+    index[:, axis] = np.floor((index[:, axis].min() + index[:, axis].max()) / 2 + 0.5)
+    return Lasso(tuple(map(tuple, index.tolist())))
+
+
+def plane_axis(geometry: Geometry, name: str) -> int:
+    """The axis of a volume across which slices of an anatomical plane lie.
+
+    Args:
+        geometry: of the volume.
+        name: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+
+    Raises:
+        PromptError: unknown name, no known orientation, or slices too tilted to be called so.
+    """
+    if name not in _PLANES:
+        raise PromptError(f"A plane is {', '.join(_PLANES)} or an axis 0, 1, 2; not {name!r}.")
+    if geometry.ndim != 3 or not geometry.has_spacing:
+        raise PromptError(
+            f"Nothing says how this image lies in the patient, so no slice of it is {name}; name "
+            "the axis by its number: 0, 1 or 2."
+        )
+    cosines = np.abs(geometry.direction[_PLANES[name]])
+    axis = int(cosines.argmax())
+    tilt = float(np.degrees(np.arccos(min(1.0, cosines[axis]))))
+    if tilt > _MOST_OBLIQUE:
+        raise PromptError(
+            f"The slices of this volume are tilted: those nearest to {name} (axis {axis}) are off "
+            f"by {tilt:.0f} degrees. Name the axis by its number: 0, 1 or 2."
+        )
+    return axis
+
+
+def _world_to_index(geometry: Geometry, system: str) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Millimetres to indices, without the rounding errors of affines."""
+    if system not in ("lps", "ras"):
+        raise PromptError(f"World system {system!r} is unknown; use 'lps' or 'ras'.")
+    flip = np.array((1.0, 1.0, 1.0) if system == "lps" else (-1.0, -1.0, 1.0))
+    return lambda points: np.round(geometry.world_to_index(points * flip), _DIGITS) + 0.0
+
+
+def on_slice(prompt: Prompt, index: int, axis: int = 0) -> Prompt:
+    """Lift a 2D prompt onto slice `index` of a volume; a box becomes one slice thick.
+
+    Args:
+        prompt: its positions have the two other coordinates, in index order.
+        index: of the slice.
+        axis: across which the slices lie.
+    """
     if num_axes(prompt) != 2:
         return prompt
-    if isinstance(prompt, Box):
-        return Box((index, *prompt.low), (index + 1, *prompt.high))
     if isinstance(prompt, MaskPrompt):
         raise PromptError("A 2D mask belongs to a slice: add it with frame=K.")
-    return map_positions(prompt, lambda p: (float(index), *p))
+
+    def lifted(position: Position, place: float) -> Position:
+        return (*position[:axis], place, *position[axis:])
+
+    if isinstance(prompt, Box):
+        return Box(lifted(prompt.low, float(index)), lifted(prompt.high, float(index + 1)))
+    return map_positions(prompt, lambda p: lifted(p, float(index)))
 
 
 def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -> None:
@@ -159,21 +244,8 @@ def extent(prompt: Prompt) -> tuple[NDArray[Any], NDArray[Any]]:
             points = np.asarray(prompt.points)
             return points.min(axis=0), points.max(axis=0) + 1
         case MaskPrompt():
-            found = [
-                np.flatnonzero(prompt.mask.any(axis=_others(prompt.mask.ndim, a)))
-                for a in range(prompt.mask.ndim)
-            ]
-            if not found[0].size:
-                return np.zeros(prompt.mask.ndim), np.zeros(prompt.mask.ndim)
-            return (
-                np.array([f[0] for f in found], dtype=float),
-                np.array([f[-1] + 1 for f in found], dtype=float),
-            )
+            return np.asarray(prompt.bounds[0]), np.asarray(prompt.bounds[1])
     raise PromptError(f"A {prompt.kind} prompt has no place in the image.")
-
-
-def _others(ndim: int, axis: int) -> tuple[int, ...]:
-    return tuple(k for k in range(ndim) if k != axis)
 
 
 def scribbles_from_mask(mask: NDArray[np.bool_], *, positive: bool) -> list[Scribble]:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limner.prompts import _strokes
-from limner.prompts._regions import bounds, depth, inmost, largest_component, largest_error, stride
+from limner.prompts._regions import bounds, depth, inmost, largest_error, stride
+from limner.prompts.simulate_volume import challenge_click
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, num_axes
 
 Array = NDArray[Any]
@@ -276,7 +277,7 @@ def corrective_click(
         rule: ``"separate"``: missed and spilled pixels form components of their own (touching at
             corners counts). ``"cvpr2025"``: components of both together, distances in voxels
             whatever the spacing, polarity by the clicked voxel: the rule of the CVPR 2025
-            interactive challenge.
+            interactive challenge, see `simulate_volume.challenge_click`.
 
     Returns:
         Positive where the target was missed, negative where the prediction spilled.
@@ -287,11 +288,7 @@ def corrective_click(
     wanted = _mask(target)
     given = _same_shape(prediction, wanted)
     if rule == "cvpr2025":
-        error = wanted ^ given
-        if not error.any():
-            return None
-        at = inmost(largest_component(error)[0], rng, None)
-        return Click(at, bool(wanted[at]))
+        return challenge_click(wanted, given, rng)
     if rule != "separate":
         raise ValueError(f"rule={rule!r} is unknown; use 'separate' or 'cvpr2025'.")
     found = largest_error(wanted, given)

@@ -8,8 +8,9 @@ frame a prompt belongs to is said when it is added to a session, not in the prom
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -140,12 +141,26 @@ class MaskPrompt:
     kind: ClassVar[str] = "mask"
 
     def __post_init__(self) -> None:
-        mask = np.array(self.mask)
-        if mask.ndim not in (2, 3):
-            raise PromptError(f"A mask has 2 or 3 axes, not shape {mask.shape}.")
-        mask = mask != 0
+        given = np.asarray(self.mask)
+        if given.ndim not in (2, 3):
+            raise PromptError(f"A mask has 2 or 3 axes, not shape {given.shape}.")
+        mask = np.asarray(given != 0)  # a copy of its own, and the only one: volumes are large
         mask.flags.writeable = False
         object.__setattr__(self, "mask", mask)
+
+    def turned(self, turn: Callable[[NDArray[np.bool_]], NDArray[np.bool_]]) -> MaskPrompt:
+        """The same mask through `turn`, which gives a view of it; nothing is copied."""
+        result = object.__new__(MaskPrompt)
+        object.__setattr__(result, "mask", turn(self.mask))
+        return result
+
+    @cached_property
+    def bounds(self) -> tuple[Position, Position]:
+        """Half-open bounding box of what is drawn; all 0 where nothing is."""
+        axes = range(self.mask.ndim)
+        lines = [np.array(self.mask.any(axis=tuple(k for k in axes if k != a))) for a in axes]
+        high = tuple(float(n.size - n[::-1].argmax()) if n.any() else 0.0 for n in lines)
+        return tuple(float(line.argmax()) for line in lines), high
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MaskPrompt) and np.array_equal(self.mask, other.mask)

@@ -118,6 +118,7 @@ def compile_module(
     device: str = "auto",
     exact: bool = False,
     precision: str = "auto",
+    remember: bool = False,
 ) -> Network:
     """Make a published network ready to run, on the CPU by way of OpenVINO.
 
@@ -137,6 +138,8 @@ def compile_module(
         exact: compute as the authors do: PyTorch, operation by operation, float32.
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the device has it. Only for
             networks whose answers were measured to stay the same, such as image encoders.
+        remember: keep its answers on disk, each by the exact pixels it belongs to. In OpenVINO the
+            network is then read only when it is asked something new.
 
     Raises:
         ValueError: unknown device or precision, one that this machine does not have, or bf16
@@ -151,12 +154,18 @@ def compile_module(
         from limner.runtime import _modules, _openvino
 
         chosen = choose_precision(precision, agreement, _openvino.has_bf16())
-        return _modules.load(build, key, inputs, chosen)
-    from limner.runtime import _torch
+        network: Network = _modules.load(build, key, inputs, chosen, lazy=remember)
+    else:
+        from limner.runtime import _torch
 
-    where = _torch.device_of(device)
-    chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
-    return _torch.load(build(), where, chosen, as_it_is=True)
+        where = _torch.device_of(device)
+        chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
+        network = _torch.load(build(), where, chosen, as_it_is=True)
+    if remember:
+        from limner.runtime import _embeddings
+
+        return _embeddings.Remembering(network, key)
+    return network
 
 
 def _has_gpu() -> bool:
@@ -195,11 +204,16 @@ def choose_precision(asked: str, agreement: Mapping[str, float] | None, has_bf16
 
 
 def facts() -> dict[str, str]:
-    """What runs networks here, for people: version, processor, precision, cache folder.
+    """What runs networks here, for people: version, processor, precision, cache folder and how
+    much is in it.
 
     Raises:
         MissingDependency: OpenVINO is not installed.
     """
-    from limner.runtime import _openvino
+    from limner.runtime import _embeddings, _openvino
 
-    return _openvino.facts()
+    shelves = {"networks": _openvino.SHELF, "embeddings": _embeddings.SHELF}
+    kept = (
+        f"{s.size() / 1e6:,.0f} of {s.most_bytes / 1e6:,.0f} MB {n}" for n, s in shelves.items()
+    )
+    return {**_openvino.facts(), "kept": ", ".join(kept)}

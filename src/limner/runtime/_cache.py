@@ -131,6 +131,15 @@ class Shelf:
             with contextlib.suppress(OSError):
                 path.unlink()
 
+    def size(self) -> int:
+        """Bytes of all entries."""
+        total, folder = 0, cache_folder()
+        if folder is not None:
+            for path in (folder / self.name).glob(f"*{self.suffix}"):
+                with contextlib.suppress(OSError):  # another process may drop it at this moment
+                    total += path.stat().st_size
+        return total
+
     def _path(self, key: str) -> Path | None:
         folder = cache_folder()
         return None if folder is None else folder / self.name / f"{key}{self.suffix}"

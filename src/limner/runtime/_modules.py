@@ -34,7 +34,12 @@ _DEFINES = re.compile(rb"^(import|from) torch\b|^ *class \w+\(.*Module\b|TorchSc
 
 
 def load(
-    build: Callable[[], torch.nn.Module], key: str, inputs: Sequence[Shape], precision: str
+    build: Callable[[], torch.nn.Module],
+    key: str,
+    inputs: Sequence[Shape],
+    precision: str,
+    *,
+    lazy: bool = False,
 ) -> _openvino.OpenVinoNetwork:
     """A module in OpenVINO, from the cache if it was converted before.
 
@@ -43,12 +48,14 @@ def load(
         key: names what the module depends on, apart from limner's code.
         inputs: shapes, None for an open size.
         precision: ``"fp32"`` or ``"bf16"``.
+        lazy: read or convert it at the first input; what is raised is raised there.
 
     Raises:
         MissingDependency: it was not converted before and PyTorch is not installed.
     """
-    entry = _openvino.cache_key("module", key, repr([tuple(s) for s in inputs]), precision, _code())
-    return _openvino.OpenVinoNetwork(partial(_compile, build, entry, inputs, precision), precision)
+    entry = _openvino.cache_key("module", key, repr([tuple(s) for s in inputs]), precision, code())
+    make = partial(_compile, build, entry, inputs, precision)
+    return _openvino.OpenVinoNetwork(make, precision, lazy=lazy)
 
 
 def _compile(
@@ -135,7 +142,7 @@ def _example(shape: Shape) -> tuple[int, ...]:
 
 
 @functools.cache
-def _code() -> str:
+def code() -> str:
     """Hash of the code that defines networks, so that a changed one is converted again."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]

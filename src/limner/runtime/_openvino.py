@@ -49,15 +49,16 @@ class OpenVinoNetwork:
     Args:
         make: compiles it.
         precision: ``"fp32"`` or ``"bf16"``.
+        lazy: compile it at the first call.
 
     Attributes:
         description: version and precision.
     """
 
-    def __init__(self, make: Callable[[], Compiled], precision: str) -> None:
+    def __init__(self, make: Callable[[], Compiled], precision: str, *, lazy: bool = False) -> None:
         self.description = f"OpenVINO {version()}, {precision}"
         self._make = make
-        self._compiled: Compiled | None = make()
+        self._compiled: Compiled | None = None if lazy else make()
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:

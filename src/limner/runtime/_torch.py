@@ -13,6 +13,9 @@ from limner import errors
 if TYPE_CHECKING:
     import torch
 
+# Pictures that a GPU encodes together. On CPUs nothing is gained: see docs/published.md.
+AT_ONCE = 4
+
 
 class TorchNetwork:
     """A module in evaluation mode.
@@ -26,6 +29,7 @@ class TorchNetwork:
 
     Attributes:
         description: version, device and precision.
+        at_once: how many pictures are worth passing together.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class TorchNetwork:
     ) -> None:
         torch = _torch()
         self.description = f"PyTorch {torch.__version__} on {device}, {precision}"
+        self.at_once = AT_ONCE if device.type == "cuda" else 1
         self._module = module.eval().to(device)
         self._arranged = _contiguous if as_it_is else _channels_last
         for parameter in self._module.parameters():

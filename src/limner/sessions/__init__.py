@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from limner.sessions._base import Entry
+from limner.sessions._entry import Entry
 from limner.sessions._open import open_session, resume
 from limner.sessions._prediction import Prediction
 from limner.sessions._protocol import Session

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from limner.models._axes import Bounds
 from limner.prompts.types import Prompt
-from limner.sessions._region import Bounds, Region
+from limner.sessions._region import Region
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class Answer:
     @property
     def nbytes(self) -> int:
         """Bytes of it that are known."""
-        return self.region.steps.nbytes + (0 if self.memory is None else self.memory.nbytes)
+        return self.region.nbytes + (0 if self.memory is None else self.memory.nbytes)
 
 
 @dataclass(frozen=True, eq=False)

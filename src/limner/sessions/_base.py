@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -19,6 +19,7 @@ from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
 from limner.sessions._answer import Answer
 from limner.sessions._cache import AnswerCache
+from limner.sessions._entry import Entry
 from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._interrupt import uninterrupted
 from limner.sessions._journal import Journal
@@ -38,30 +39,13 @@ from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
 from limner.sessions._rounds import Rounds
+from limner.sessions._scene import Scene
 from limner.sessions._shown import Shown
-from limner.sessions._zoom import Scene, answers, together
+from limner.sessions._zoom import answers, together
 
 _log = logging.getLogger(__name__)
 
 Part: TypeAlias = tuple[tuple[slice, ...], NDArray[np.bool_]]  # where in the image, mask there
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One prompt of the conversation.
-
-    Attributes:
-        prompt: as the model sees it.
-        object_id: which object it is about.
-        frame: which frame or slice, None for the whole image.
-        answered: whether an answer was asked for after it and before the next prompt there. Each
-            answer is fed to the next, so masks repeat exactly only round by round.
-    """
-
-    prompt: Prompt
-    object_id: int
-    frame: int | None
-    answered: bool
 
 
 class BaseSession:
@@ -87,13 +71,17 @@ class BaseSession:
 
     # -- the conversation ---------------------------------------------------------------------
 
-    def add(self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None) -> Prompt:
+    def add(
+        self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None, axis: int = 0
+    ) -> Prompt:
         """Add a prompt and return it. Cheap: nothing is predicted until `predict`.
 
         Args:
             prompt: positions in index order; see `limner.prompts`.
             object_id: which object it is about, from 1.
             frame: frame of a video, or slice of a volume, that a 2D prompt is about.
+            axis: of a volume, across which that slice lies: 0, 1 or 2 in index order. The prompt
+                has the coordinates of the two others, in their order.
 
         Raises:
             PromptError: the model does not understand it, or it does not fit the image.
@@ -102,7 +90,8 @@ class BaseSession:
         self._check_kind(prompt)
         object_id = check_object_id(object_id)
         frame = None if frame is None else check_frame(frame)
-        placed, where = self._placed(prompt, frame)
+        lifted = (self._lifted(prompt, frame, axis), None) if axis != 0 else (prompt, frame)
+        placed, where = self._placed(*lifted)
         shape = self.image.geometry.shape if where is None else self.image.geometry.shape[1:]
         if reaches_over(placed, shape):
             _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
@@ -240,6 +229,7 @@ class BaseSession:
         """All objects with their names, overlaps kept, and how they were made (the manifest)."""
         self._check_open()
         painted = self._painted()
+        masks = {i: partial(self._mask, i) for i in self.object_ids}  # made one by one
         facts = manifest(
             self.image,
             self.model.card,
@@ -251,7 +241,7 @@ class BaseSession:
         return Labels(
             self.image.geometry,
             array=painted,
-            masks=None if painted is not None else {i: self._mask(i) for i in self.object_ids},
+            masks=None if painted is not None else masks,
             names=self.names,
             manifest=facts,
         )
@@ -283,6 +273,12 @@ class BaseSession:
     def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
         """The prompt as the model will see it, and the frame it is about. Checks that it fits."""
         raise NotImplementedError
+
+    def _lifted(self, prompt: Prompt, frame: int | None, axis: int) -> Prompt:
+        """A 2D prompt on a slice across another axis than the first, in 3D."""
+        raise PromptError(
+            f"Only a volume has slices across axis {axis!r}; this is one {self.image.kind}."
+        )
 
     def _scene(self, frame: int | None) -> Scene:
         """What the model sees of the whole image, or of one frame."""
@@ -347,10 +343,10 @@ class BaseSession:
         labels = np.zeros(self.image.geometry.shape, dtype=dtype)
         for object_id in self.object_ids:
             place, mask = self._composed(object_id)
-            window = labels[place]
-            if window[mask].any():
-                return None
-            window[mask] = object_id
+            for plane, inside in zip(labels[place], mask, strict=True):  # little memory at a time
+                if plane[inside].any():
+                    return None
+                plane[inside] = object_id
         return labels
 
     def _mask(self, object_id: int) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from limner.models import ModelCard
 from limner.prompts.types import to_json
 
 if TYPE_CHECKING:
-    from limner.sessions._base import Entry
+    from limner.sessions._entry import Entry
 
 OVERLAP_RULE = "where objects overlap, a label map holds the higher id"
 
@@ -30,6 +30,7 @@ class Options:
         weights: path of the weights file that was given, or None.
         device: as given.
         exact: compute in float32.
+        keep_embeddings: keep encoded pictures on disk; answers do not depend on it.
     """
 
     zoom: bool
@@ -37,6 +38,7 @@ class Options:
     weights: str | None = None
     device: str = "auto"
     exact: bool = False
+    keep_embeddings: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -46,6 +48,7 @@ class Options:
             "weights": self.weights,
             "device": self.device,
             "exact": self.exact,
+            "keep_embeddings": self.keep_embeddings,
         }
 
     @classmethod
@@ -53,8 +56,8 @@ class Options:
         """Inverse of `to_json`."""
         window = value["window"]
         pair = None if window is None else (float(window[0]), float(window[1]))
-        exact = value.get("exact", False)  # newer than the first journals
-        return cls(value["zoom"], pair, value["weights"], value["device"], exact)
+        newer = {k: value.get(k, False) for k in ("exact", "keep_embeddings")}  # than some journals
+        return cls(value["zoom"], pair, value["weights"], value["device"], **newer)
 
 
 def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:

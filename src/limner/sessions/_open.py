@@ -30,6 +30,7 @@ def open_session(
     zoom: bool | None = None,
     window: str | Sequence[float] | None = None,
     exact: bool = False,
+    keep_embeddings: bool = False,
 ) -> BaseSession:
     """Open a session; the kind follows from the image.
 
@@ -42,6 +43,7 @@ def open_session(
         zoom: look twice, at the whole and at a window around the object; default: the model's.
         window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
         exact: compute in float32, for a name; default: the fastest that gives the same masks.
+        keep_embeddings: keep encoded pictures on disk, for a name; see `limner.create_model`.
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
@@ -52,7 +54,11 @@ def open_session(
     picture = as_image(image)
     if isinstance(model, str) or model is None:
         asked: Any = create_model(
-            model or default_model(picture.kind), weights=weights, device=device, exact=exact
+            model or default_model(picture.kind),
+            weights=weights,
+            device=device,
+            exact=exact,
+            keep_embeddings=keep_embeddings,
         )
     elif weights is not None:
         raise TypeError("weights= goes with a model's name, not with a model object.")
@@ -66,6 +72,7 @@ def open_session(
         weights=None if weights is None else str(Path(weights).resolve()),
         device=device,
         exact=exact,
+        keep_embeddings=keep_embeddings,
     )
     kind = _session_kind(picture, asked)
     record = None
@@ -171,7 +178,11 @@ def _same_model(
     if given is None:
         try:
             given = create_model(
-                facts["name"], weights=options.weights, device=options.device, exact=options.exact
+                facts["name"],
+                weights=options.weights,
+                device=options.device,
+                exact=options.exact,
+                keep_embeddings=options.keep_embeddings,
             )
         except (ValueError, CheckpointError) as error:
             raise SessionError(f"{error} Pass the session's own model object as model=.") from error

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import rle
+from limner.models._axes import Bounds
 from limner.prompts.types import Box
-from limner.sessions._region import Bounds, Region
+from limner.sessions._region import Region
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from limner.sessions._prediction import Prediction
 class Session(Protocol):
     """One image, volume or video and its prompts. `limner.sessions._base` documents the verbs."""
 
-    def add(self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None) -> Prompt:
+    def add(
+        self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None, axis: int = 0
+    ) -> Prompt:
         """Add a prompt and return it. Cheap: nothing is predicted until `predict`."""
 
     def predict(self, *, object_id: int = 1, frame: int | None = None) -> Prediction:

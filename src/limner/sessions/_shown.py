@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from limner.prompts.types import Box
 from limner.sessions._region import Region, true_bounds
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,23 @@ class PackedMask:
     @classmethod
     def of(cls, region: Region) -> PackedMask:
         """Pack the mask of a region."""
-        bits = zlib.compress(np.packbits(region.inside).tobytes(), level=1)
-        return cls(region.low, region.steps.shape, bits)
+        packer = zlib.compressobj(level=1)
+        parts = [packer.compress(np.packbits(plane).tobytes()) for plane in _planes(region)]
+        return cls(region.low, region.size, b"".join(parts) + packer.flush())
 
     @property
-    def inside(self) -> NDArray[np.bool_]:
+    def inside(self) -> Mask:
         """The mask of the window that begins at `low`."""
+        planes = list(self.planes_inside())
+        return np.stack(planes).reshape(self.size) if planes else np.zeros(self.size, np.bool_)
+
+    def planes_inside(self) -> Iterator[Mask]:
+        """A volume's planes along the first axis, one by one; a picture at once."""
+        shape = self.size[-2:]
+        count = math.prod(self.size) // max(1, math.prod(shape))
         packed = np.frombuffer(zlib.decompress(self.bits), dtype=np.uint8)
-        bits = np.unpackbits(packed, count=math.prod(self.size))
-        return bits.view(np.bool_).reshape(self.size)
+        for plane in packed.reshape(count, -1) if packed.size else ():
+            yield np.unpackbits(plane, count=math.prod(shape)).view(np.bool_).reshape(shape)
 
 
 class Shown:
@@ -64,21 +74,50 @@ class Shown:
 
 
 def changed_box(before: PackedMask | Region | None, after: Region) -> Box | None:
-    """The smallest box that holds every pixel whose label differs, None if none does."""
-    masks = [(after.low, after.inside)]
-    if before is not None:
-        masks.append((before.low, before.inside))
-    corners = np.asarray([corner for corner, mask in masks if mask.size])
-    ends = np.asarray([np.add(corner, mask.shape) for corner, mask in masks if mask.size])
-    if not len(corners):
+    """The smallest box that holds every pixel whose label differs, None if none does. Volumes are
+    compared plane by plane, so that little memory is needed.
+    """
+    masks = [mask for mask in (after, before) if mask is not None and 0 not in mask.size]
+    if not masks:
         return None
-    low, high = corners.min(axis=0), ends.max(axis=0)
-    differs = np.zeros(high - low, dtype=np.bool_)
-    for corner, mask in masks:
-        place = zip(np.subtract(corner, low), mask.shape, strict=True)
-        if mask.size:
-            differs[tuple(slice(a, a + n) for a, n in place)] ^= mask
-    if not differs.any():
+    lows = [_lifted(mask.low, 0) for mask in masks]
+    highs = [np.add(a, _lifted(mask.size, 1)) for a, mask in zip(lows, masks, strict=True)]
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    first, last = int(low[0]), int(high[0])
+    found: list[int] = []
+    union = np.zeros(high[1:] - low[1:], dtype=np.bool_)
+    walks = [_walk(_planes(m), a[0], first, last) for m, a in zip(masks, lows, strict=True)]
+    for k, planes in zip(range(first, last), zip(*walks, strict=True), strict=True):
+        differs = np.zeros_like(union)
+        for plane, corner in zip(planes, lows, strict=True):
+            if plane is not None:
+                place = zip(np.subtract(corner[1:], low[1:]), plane.shape, strict=True)
+                differs[tuple(slice(a, a + n) for a, n in place)] ^= plane
+        if differs.any():
+            found.append(k)
+            union |= differs
+    if not found:
         return None
-    start, stop = true_bounds(differs)
-    return Box(tuple(low + start), tuple(low + stop))
+    start, stop = true_bounds(union)
+    begin = (found[0], *np.add(low[1:], start))
+    end = (found[-1] + 1, *np.add(low[1:], stop))
+    ndim = len(after.shape)
+    return Box(begin[-ndim:], end[-ndim:])
+
+
+def _planes(mask: PackedMask | Region) -> Iterator[Mask]:
+    """A volume's planes, or the whole of a picture; nothing of what is empty."""
+    if isinstance(mask, Region) and len(mask.size) == 2:
+        return iter([mask.inside] if mask.grid.size else [])
+    return mask.planes_inside()
+
+
+def _walk(planes: Iterator[Mask], low: int, first: int, last: int) -> Iterator[Mask | None]:
+    """The planes that begin at `low`, with None before and behind, from `first` to `last`."""
+    for k in range(first, last):
+        yield None if k < low else next(planes, None)
+
+
+def _lifted(values: tuple[int, ...], first: int) -> tuple[int, ...]:
+    """Values per axis of a picture as those of a volume of one slice."""
+    return values if len(values) == 3 else (first, *values)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from limner import rle
 from limner.errors import PromptError, SessionError
-from limner.models import CarryingModel, Segmentation
+from limner.models import CarryingModel, EncodingModel, PromptableModel, Segmentation
+from limner.models._axes import Bounds
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
 from limner.sessions._answer import Answer, Ask
@@ -24,10 +25,23 @@ from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._log import Action, Committed, Propagated, Runs
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
-from limner.sessions._zoom import Scene, answers
+from limner.sessions._scene import Scene, Shape
+from limner.sessions._zoom import answers
 
 _CACHED_SCENES = 4
+_MOST_AHEAD = 4  # frames encoded together; as many scenes more are kept
 WAYS = ("carry", "interpolate")
+
+
+class _Plane(Scene):
+    """A frame, perhaps with what was encoded of it before anybody asked."""
+
+    ahead: tuple[Any] | None = None
+
+    def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
+        if self.ahead is not None and (bounds, shape) == (self.whole, self.shape):
+            return self.ahead[0]
+        return super().embedding(model, bounds, shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +58,7 @@ class StackSession(BaseSession):
     plane_name = "frame"
 
     @cached_property
-    def _scenes(self) -> OrderedDict[int, Scene]:
+    def _scenes(self) -> OrderedDict[int, _Plane]:
         """The frames looked at last."""
         return OrderedDict()
 
@@ -129,7 +143,8 @@ class StackSession(BaseSession):
         """Carry in one direction, all objects together."""
         state: dict[Leg, _Carried] = {}
         vanished: set[Leg] = set()
-        for frame in sorted({k for leg in found for k in leg.frames})[::step]:
+        frames = sorted({k for leg in found for k in leg.frames})[::step]
+        for place, frame in enumerate(frames):
             asks: dict[Leg, Ask] = {}
             for leg in (leg for leg in found if frame in leg.frames and leg not in vanished):
                 self._check_source(leg.object_id, leg.source)
@@ -140,7 +155,7 @@ class StackSession(BaseSession):
                     asks[leg] = Ask(prompts)
                 else:
                     vanished.add(leg)
-            for leg, found_here in zip(asks, self._asked(frame, asks), strict=True):
+            for leg, found_here in zip(asks, self._asked(frames[place:], asks), strict=True):
                 before = state[leg]
                 if self._follows_masks:
                     found_here = braked(found_here, before.answer.region)
@@ -156,19 +171,39 @@ class StackSession(BaseSession):
                 self._check_source(object_id, source)
         self._record(Propagated(tuple(sorted(sources)), "interpolate"))
         marks = {i: self._marks(i, marked) for i, marked in sources.items()}
-        for frame in frames:
+        for place, frame in enumerate(frames):
             boxes = {i: box_between(marks[i], frame) for i in marks}
             asks = {i: Ask([box]) for i, box in boxes.items() if box is not None}
-            for object_id, found in zip(asks, self._asked(frame, asks), strict=True):
+            for object_id, found in zip(asks, self._asked(frames[place:], asks), strict=True):
                 for source in marks[object_id]:
                     self._check_source(object_id, source)
                 yield self._committed(object_id, frame, found)
 
-    def _asked(self, frame: int, asks: Mapping[Any, Ask]) -> Iterator[Answer]:
+    def _asked(self, frames: Sequence[int], asks: Mapping[Any, Ask]) -> Iterator[Answer]:
+        """The answers on the first of some frames; the others will be asked about next."""
         if not asks:
             return iter(())
-        scene = self._scene(frame)
+        self._encode_ahead(frames)
+        scene = self._scene(frames[0])
         return answers(self.model, scene, list(asks.values()), zoom=self.options.zoom)
+
+    def _encode_ahead(self, frames: Sequence[int]) -> None:
+        """Encode frames together if the first has not been, where the model says it is faster."""
+        model, size = self.model, self._num_ahead
+        if size < 2 or not isinstance(model, EncodingModel) or self._plane_of(frames[0]).ahead:
+            return
+        planes = [self._plane_of(k) for k in frames[:size]]
+        views = [plane.view(plane.whole, plane.shape) for plane in planes]
+        for plane, embedding in zip(planes, model.embed_batch(views), strict=True):
+            plane.ahead = (embedding,)
+
+    @property
+    def _num_ahead(self) -> int:
+        """Frames to encode together; 1 where nothing is gained, or every object has its window."""
+        model = self.model
+        if not isinstance(model, EncodingModel) or (self.options.zoom and 2 in model.card.window):
+            return 1
+        return min(_MOST_AHEAD, model.views_at_once)
 
     def _committed(self, object_id: int, frame: int, answer: Answer) -> Prediction:
         counts = tuple(rle.encode(answer.region.mask()))
@@ -275,16 +310,19 @@ class StackSession(BaseSession):
 
     def _scene(self, frame: int | None) -> Scene:
         assert frame is not None
+        return self._plane_of(frame)
+
+    def _plane_of(self, frame: int) -> _Plane:
         if frame not in self._scenes:
             geometry = self.image.geometry.plane(frame)
-            self._scenes[frame] = Scene(
+            self._scenes[frame] = _Plane(
                 self._plane(frame),
                 geometry.spacing,
                 self._intensity(),
                 self.image.modality,
                 windowed=self.options.window is not None,
             )
-            while len(self._scenes) > _CACHED_SCENES:
+            while len(self._scenes) > _CACHED_SCENES + self._num_ahead:
                 self._scenes.popitem(last=False)
         return self._scenes[frame]
 

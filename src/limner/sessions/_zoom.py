@@ -8,31 +8,26 @@ SegVol's zoom-out-zoom-in (https://arxiv.org/abs/2311.13385) and nnInteractive's
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models import BatchModel, PromptableModel, Question, Segmentation, View
+from limner.models import BatchModel, PromptableModel, Question, Segmentation
+from limner.models._axes import Bounds
 from limner.prompts.convert import extent, map_positions
 from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
 from limner.sessions._answer import Answer, Ask, Memory
-from limner.sessions._region import STEP, Bounds, Region, in_steps, true_bounds
-from limner.sessions._resize import bin_edges, enlarge, shrink
+from limner.sessions._region import Region, true_bounds
+from limner.sessions._resize import bin_edges, shrink_all
+from limner.sessions._scene import Scene, Shape
+from limner.sessions._window import around, ever_larger, grown, is_close, view_shape
 
 Array = NDArray[Any]
-Shape = tuple[int, ...]
 
-MARGIN = 0.3  # of the object's size, around it on each side
-LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
-GROWTH = 0.5  # of the window's size, on a side that the mask touches
 MOST_GROWTHS = 4
-CLOSE = 4.0  # times as large as the window that was wanted, a window does as well
-LEAST_WINDOW = 0.5  # of the model's window: smaller windows are not looked at
-_CACHED_VIEWS = 6
 MOST_TOGETHER = 64  # questions at once
 _TOGETHER_BYTES = 256 << 20  # of logits, asked and answered, at once
 
@@ -69,61 +64,6 @@ class Look:
         )
 
 
-class Scene:
-    """One image, volume or frame that a model looks at, with the embeddings of recent views.
-
-    Args:
-        array: spatial axes, then perhaps channels; intensities as stored.
-        spacing: millimetres per step.
-        intensity: limits for black and white, the same for all views.
-        modality: DICOM's term where known.
-        windowed: whether the limits are a window that the user asked for.
-    """
-
-    def __init__(
-        self,
-        array: Array,
-        spacing: tuple[float, ...],
-        intensity: tuple[float, float],
-        modality: str | None,
-        *,
-        windowed: bool = False,
-    ) -> None:
-        self.array = array
-        self.spacing = spacing
-        self.intensity = intensity
-        self.modality = modality
-        self.windowed = windowed
-        self.shape: Shape = array.shape[: len(spacing)]
-        self._embeddings: OrderedDict[tuple[Bounds, Shape], Any] = OrderedDict()
-
-    @property
-    def whole(self) -> Bounds:
-        """The bounds of everything."""
-        return (0,) * len(self.shape), self.shape
-
-    def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
-        """What the model's expensive half says of a window shrunk to `shape`; cached."""
-        key = (bounds, shape)
-        if key in self._embeddings:
-            self._embeddings.move_to_end(key)
-            return self._embeddings[key]
-        embedding = model.embed(self.view(bounds, shape))
-        self._embeddings[key] = embedding
-        while len(self._embeddings) > _CACHED_VIEWS:
-            self._embeddings.popitem(last=False)
-        return embedding
-
-    def view(self, bounds: Bounds, shape: Shape) -> View:
-        """A window shrunk to `shape`, as a model is shown it."""
-        low, high = bounds
-        window = self.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-        steps = (np.subtract(high, low) / shape * self.spacing).tolist()
-        return View(
-            shrink(window, shape), tuple(steps), self.intensity, self.modality, self.windowed
-        )
-
-
 def answers(
     model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
 ) -> Iterator[Answer]:
@@ -132,11 +72,21 @@ def answers(
     Args:
         model: what to ask.
         scene: what it sees.
-        asks: one per object; a model that can is asked about many together.
+        asks: one per object, in the index order as stored, as are the answers; a model that can is
+            asked about many together.
         zoom: look twice; otherwise the model sees the whole scene at full resolution.
     """
-    for look in looks(model, scene, asks, zoom=zoom):
-        yield Answer(region_of(scene, look), look.score, look.memory)
+    turned = asks if scene.axes.is_same else [_turned(scene, ask) for ask in asks]
+    for look in looks(model, scene, turned, zoom=zoom):
+        region = region_of(scene, look).turned(scene.axes.inverse)
+        yield Answer(region, look.score, look.memory)
+
+
+def _turned(scene: Scene, ask: Ask) -> Ask:
+    """A question in the order in which models see the scene."""
+    prompts = [scene.axes.prompt(p, scene.stored_shape) for p in ask.prompts]
+    previous = None if ask.previous is None else ask.previous.turned(scene.axes)
+    return replace(ask, prompts=prompts, previous=previous)
 
 
 def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
@@ -151,11 +101,13 @@ def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
 def looks(
     model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
 ) -> Iterator[Look]:
-    """As `answers`, each on the grid of the view that it was given on."""
-    limit = model.card.window.get(len(scene.shape))
-    if zoom and limit is not None:
+    """As `answers`, each on the grid of the view that it was given on, in the order of the scene's
+    views.
+    """
+    limits = model.card.limits(len(scene.shape))
+    if zoom and limits is not None:
         for ask in asks:
-            yield _closer(model, scene, ask, limit)
+            yield _closer(model, scene, ask, limits)
         return
     size = together(model, scene.shape, zoom=zoom)
     for start in range(0, len(asks), size):
@@ -163,30 +115,30 @@ def looks(
         yield from _looks(model, scene, part, scene.whole, scene.shape)
 
 
-def _closer(model: PromptableModel, scene: Scene, ask: Ask, limit: int) -> Look:
+def _closer(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
     """The answer after looking twice, on the last view."""
     prompts = ask.prompts
     found = None if ask.previous is None else ask.previous.mask_bounds
     if found is None:  # an answer of nothing, as to a lone negative click, says nothing
         ask = Ask(prompts)
     if ask.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
-        look = _first_look(model, scene, ask, limit)
+        look = _first_look(model, scene, ask, limits)
         found = look.found
         if look.logits.shape == scene.shape or (
-            model.card.judges and _is_close(look.bounds, _around(scene, prompts, found, limit))
+            model.card.judges and is_close(look.bounds, around(scene, prompts, found, limits))
         ):
             return look
-    bounds = _around(scene, prompts, found, limit)
+    bounds = around(scene, prompts, found, limits)
     for _ in range(MOST_GROWTHS + 1):
-        look = _look(model, scene, ask, bounds, _view_shape(scene, bounds, limit))
-        grown = _grown(look.logits, bounds, scene.shape)
-        if grown == bounds:
+        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
+        wider = grown(look.logits, bounds, scene.shape)
+        if wider == bounds:
             break
-        bounds = grown
+        bounds = wider
     return look
 
 
-def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limit: int) -> Look:
+def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
     """The look that tells how large the object is, where only marks were given.
 
     A model that judges its answers sees ever larger windows around the marks, up to the whole, and
@@ -195,39 +147,18 @@ def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limit: int) -> L
     """
     windows = [scene.whole]
     if model.card.judges:
-        windows = _ever_larger(scene, ask.prompts, limit)
+        windows = ever_larger(scene, ask.prompts, limits)
     best: tuple[tuple[bool, float], Look] | None = None
     for bounds in windows:
-        look = _look(model, scene, ask, bounds, _view_shape(scene, bounds, limit))
+        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
         whole = bool((look.logits > 0).any()) and (
-            _grown(look.logits, bounds, scene.shape) == bounds
+            grown(look.logits, bounds, scene.shape) == bounds
         )
         rank = (whole, look.score)
         if best is None or rank > best[0]:
             best = rank, look
     assert best is not None
     return best[1]
-
-
-def _is_close(window: Bounds, wanted: Bounds) -> bool:
-    """Whether a window shows the object about as large as the one that was wanted."""
-    sizes = np.subtract(window[1], window[0]) / np.subtract(wanted[1], wanted[0])
-    return bool(sizes.max() <= CLOSE)
-
-
-def _ever_larger(scene: Scene, prompts: Sequence[Prompt], limit: int) -> list[Bounds]:
-    """Windows around marks: the least one, then each half as large again on every side, as far as
-    the image goes, up to the whole.
-    """
-    bounds = _around(scene, prompts, None, limit)
-    windows = [bounds]
-    while bounds != scene.whole:
-        size = np.subtract(bounds[1], bounds[0])
-        low = np.maximum(0, np.asarray(bounds[0]) - (size + 1) // 2)
-        high = np.minimum(scene.shape, np.asarray(bounds[1]) + (size + 1) // 2)
-        bounds = tuple(int(a) for a in low), tuple(int(b) for b in high)
-        windows.append(bounds)
-    return windows
 
 
 def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
@@ -237,7 +168,7 @@ def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
         return prompt
     if isinstance(prompt, MaskPrompt):
         window = prompt.mask[tuple(slice(a, b) for a, b in zip(*bounds, strict=True))]
-        share = shrink(window, shape) if window.shape != shape else window
+        share = shrink_all(window, shape) if window.shape != shape else window
         return MaskPrompt(share >= 0.5 if (share >= 0.5).any() else share > 0)
     scale = np.asarray(shape) / (high - low)
     if isinstance(prompt, Box):
@@ -295,8 +226,7 @@ def _question(ask: Ask, bounds: Bounds, shape: Shape, *, whole: bool) -> Questio
     shown = [p for p in placed if p is not None]
     before = None
     if ask.previous is not None:
-        steps = shrink(ask.previous.window(*bounds), shape)
-        before = np.asarray(steps, dtype=np.float32) * np.float32(STEP)
+        before = ask.previous.shrunk(*bounds, shape)
     return Question(shown, before, None if ask.memory is None else ask.memory.on(bounds, shape))
 
 
@@ -324,52 +254,5 @@ def region_of(scene: Scene, look: Look) -> Region:
         a + bin_edges(b - a, n)[c : d + 1]
         for a, b, n, c, d in zip(*look.bounds, logits.shape, low, high, strict=True)
     ]
-    kept = in_steps(logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
-    return Region(scene.shape, tuple(int(e[0]) for e in edges), enlarge(kept, edges))
-
-
-def _view_shape(scene: Scene, bounds: Bounds, limit: int) -> Shape:
-    """Pixels of a view of `bounds`: native if that fits, else equal steps in millimetres."""
-    size = np.subtract(bounds[1], bounds[0])
-    if size.max() <= limit:
-        return tuple(size.tolist())
-    length = size * scene.spacing
-    step = float((length / limit).max())
-    shape = np.minimum(size, np.maximum(1, np.round(length / step)))
-    return tuple(int(n) for n in np.minimum(shape, limit))
-
-
-def _around(scene: Scene, prompts: Sequence[Prompt], found: Bounds | None, limit: int) -> Bounds:
-    """A window around what was said and found, with a margin and a least size."""
-    spans = [
-        extent(p)
-        for p in prompts
-        if num_axes(p) is not None
-        and getattr(p, "positive", True)
-        and not (isinstance(p, MaskPrompt) and not p.mask.any())
-    ]
-    if found is not None:
-        spans.append((np.asarray(found[0], dtype=float), np.asarray(found[1], dtype=float)))
-    if not spans:
-        return scene.whole
-    low = np.min([a for a, _ in spans], axis=0)
-    high = np.max([b for _, b in spans], axis=0)
-    finest = min(scene.spacing) / np.asarray(scene.spacing)  # 1 on the finest axis, less on others
-    margin = np.maximum(MARGIN * (high - low), np.ceil(LEAST_MARGIN * finest))
-    least = np.ceil(LEAST_WINDOW * limit * finest)
-    margin = np.maximum(margin, (least - (high - low)) / 2)
-    low = np.clip(np.floor(low - margin), 0, np.asarray(scene.shape) - 1)
-    high = np.clip(np.ceil(high + margin), low + 1, scene.shape)
-    return tuple(int(a) for a in low), tuple(int(b) for b in high)
-
-
-def _grown(logits: NDArray[np.float32], bounds: Bounds, shape: Shape) -> Bounds:
-    """The window, wider on every side that the mask touches and the image goes on."""
-    low, high = list(bounds[0]), list(bounds[1])
-    for axis, n in enumerate(shape):
-        step = max(1, math.ceil(GROWTH * (bounds[1][axis] - bounds[0][axis])))
-        if low[axis] > 0 and (np.take(logits, 0, axis=axis) > 0).any():
-            low[axis] = max(0, low[axis] - step)
-        if high[axis] < n and (np.take(logits, -1, axis=axis) > 0).any():
-            high[axis] = min(n, high[axis] + step)
-    return tuple(low), tuple(high)
+    kept = logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    return Region.of_bins(scene.shape, kept, edges)

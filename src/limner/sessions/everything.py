@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from limner.errors import PromptError, SessionError
 from limner.io.image import Image
-from limner.models import PromptableModel, cards, default_model
+from limner.models import PromptableModel, ProposingModel, Question, cards, default_model
+from limner.models._axes import Bounds
 from limner.prompts.types import Click
 from limner.sessions._answer import Ask
 from limner.sessions._base import BaseSession
@@ -27,8 +28,9 @@ from limner.sessions._ids import check_frame
 from limner.sessions._manifest import header
 from limner.sessions._open import as_image, open_session
 from limner.sessions._proposal import Candidate, Proposal, distinct, runs_of
-from limner.sessions._region import Bounds, true_bounds
-from limner.sessions._zoom import Look, Scene, answers, looks, region_of, together
+from limner.sessions._region import true_bounds
+from limner.sessions._scene import Scene
+from limner.sessions._zoom import Look, answers, looks, region_of, together
 
 Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
 
@@ -277,10 +279,34 @@ def _asked(
                     for ask, answer in zip(asks, before, strict=True)
                 ]
             found: list[Candidate] = []
-            for at, look in zip(clicks, looks(model, part, asks, zoom=zoom), strict=True):
-                found += _screened(part, look, at, bounds[0], layer, scene.shape, settings)
+            found_here = _looks(model, part, asks, zoom=zoom, least=settings.least_score)
+            for at, given in zip(clicks, found_here, strict=True):
+                for look in given:
+                    found += _screened(part, look, at, bounds[0], layer, scene.shape, settings)
             done += len(clicks)
             yield done, found
+
+
+def _looks(
+    model: PromptableModel, part: Scene, asks: Sequence[Ask], *, zoom: bool, least: float
+) -> Iterator[list[Look]]:
+    """The answers to each click: all that a model offers to a first one, where no window of its own
+    shows one of them only; else one. Scores below `least` may be missing.
+    """
+    first = all(ask.previous is None for ask in asks)
+    if not (first and isinstance(model, ProposingModel)) or (zoom and 2 in model.card.window):
+        yield from ([look] for look in looks(model, part, asks, zoom=zoom))
+        return
+    embedding = part.embedding(model, part.whole, part.shape)
+    questions = [Question(ask.prompts) for ask in asks]
+    for offered in model.propose(embedding, questions, least):
+        for answer in offered:
+            if answer.logits.shape != part.shape:
+                raise ValueError(
+                    f"{model.card.name} answered logits of shape {answer.logits.shape} to a view "
+                    f"of {part.shape}."
+                )
+        yield [Look(s.logits, part.whole, float(np.nan_to_num(s.score)), None) for s in offered]
 
 
 def _crops(

@@ -10,7 +10,7 @@ from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
 from limner.sessions._base import BaseSession
 from limner.sessions._finite import finite
-from limner.sessions._zoom import Scene
+from limner.sessions._scene import Scene
 
 
 class ImageSession(BaseSession):

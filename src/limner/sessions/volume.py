@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import PromptError
+from limner.models._axes import Axes, canonical
 from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside, on_slice
-from limner.prompts.types import Prompt, num_axes
-from limner.sessions._finite import finite
+from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.sessions._finite import cleaned, is_finite
 from limner.sessions._planar import onto_plane
+from limner.sessions._scene import Scene
 from limner.sessions._stack import StackSession
-from limner.sessions._zoom import Scene
+
+_AXES = ("slice", "row", "column")
 
 
 class VolumeSession(StackSession):
@@ -23,8 +26,12 @@ class VolumeSession(StackSession):
 
     A prompt with ``frame=K`` is 2D and about slice K. A model that works in 2D answers it there,
     and `propagate` carries the answer on; a model that works in 3D only gets it lifted into the
-    volume. On a slice, the answer to its own prompts stands over what was propagated, and that over
-    the answer to 3D prompts.
+    volume, and so does every model that works in 3D with a slice across another axis. On a slice,
+    the answer to its own prompts stands over what was propagated, and that over the answer to 3D
+    prompts.
+
+    Models see the volume turned as `limner.models._axes.canonical` says; whoever talks to the
+    session does not notice.
     """
 
     plane_name = "slice"
@@ -43,7 +50,7 @@ class VolumeSession(StackSession):
             prompt, frame = self._on_frame(prompt, frame)
             if flat:
                 return prompt, frame
-            prompt, frame = on_slice(prompt, frame), None
+            prompt, frame = self._raised(prompt, frame, 0), None
         if num_axes(prompt) == 2:
             raise PromptError(
                 f"A {prompt.kind} with 2 coordinates on a volume needs its slice: add it with "
@@ -51,6 +58,31 @@ class VolumeSession(StackSession):
             )
         check_inside(prompt, self.image.geometry.shape, what="volume")
         return prompt, None
+
+    def _lifted(self, prompt: Prompt, frame: int | None, axis: int) -> Prompt:
+        if axis not in (1, 2) or isinstance(axis, bool):
+            raise PromptError(f"The axis across a slice is 0, 1 or 2, not {axis!r}.")
+        if frame is None:
+            raise PromptError(f"axis={axis} goes with frame=K (--slice K), the slice across it.")
+        if 3 not in self.model.card.ndim:
+            raise PromptError(
+                f"{self.model.card.name} works on slices across axis 0 only; choose a model that "
+                "works in 3D (limner models), or draw across axis 0."
+            )
+        shape = self.image.geometry.shape
+        if not 0 <= frame < shape[axis]:
+            raise PromptError(f"There is no {_AXES[axis]} {frame}; they are 0…{shape[axis] - 1}.")
+        check_inside(prompt, [n for k, n in enumerate(shape) if k != axis], what="slice")
+        return self._raised(prompt, frame, axis)
+
+    def _raised(self, prompt: Prompt, frame: int, axis: int) -> Prompt:
+        """A prompt on one slice, in the volume."""
+        if isinstance(prompt, MaskPrompt):
+            raise PromptError(
+                f"{self.model.card.name} takes a mask of the whole volume, not of one slice; draw "
+                "a lasso or a scribble there, or choose a model that works in 2D (limner models)."
+            )
+        return on_slice(prompt, frame, axis)
 
     def _answered_frame(self, object_id: int, frame: int | None) -> int | None:
         """A slice's prompts that were lifted into the volume are answered there."""
@@ -60,26 +92,35 @@ class VolumeSession(StackSession):
         return self._whole if frame is None else super()._scene(frame)
 
     def _intensity(self) -> tuple[float, float]:
-        return self._limits
+        return self.options.window or self._limits
 
     def _plane(self, frame: int) -> NDArray[Any]:
-        return np.asarray(self._array[frame])
+        plane = np.asarray(self.image.array[frame])
+        return plane if self._is_finite else cleaned(plane, self._limits)
 
     @cached_property
-    def _array(self) -> NDArray[Any]:
-        return finite(self.image.array, self.image)
+    def _is_finite(self) -> bool:
+        return is_finite(self.image.array, self.image)
+
+    @cached_property
+    def _axes(self) -> Axes:
+        return canonical(self.image.geometry)
 
     @cached_property
     def _whole(self) -> Scene:
-        spacing = self.image.spacing
+        geometry = self.image.geometry
         return Scene(
-            self._array,
-            spacing,
-            self._limits,
+            self.image.array,
+            geometry.spacing,
+            self._intensity(),
             self.image.modality,
             windowed=self.options.window is not None,
+            axes=self._axes,
+            directions=geometry.direction if geometry.has_spacing else None,
+            clean=None if self._is_finite else partial(cleaned, limits=self._limits),
         )
 
     @cached_property
     def _limits(self) -> tuple[float, float]:
-        return self.options.window or robust_limits(self._array)
+        """Robust limits: of the same voxels however the volume is stored."""
+        return robust_limits(self._axes.apply(self.image.array))

@@ -1,0 +1,92 @@
+"""The worst cases of a report, as pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from limner.bench import _pictures
+from limner.bench import statistics as stats
+from limner.bench.cases import read_objects
+from limner.bench.rows import Row, decode_answer, read_run_config
+from limner.bench.sets import DataSet, by_label, find_sets, open_picture
+from limner.errors import FormatError, LimnerError
+from limner.prompts.simulate_volume import largest_slice
+from limner.prompts.types import from_json
+
+Grouped: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # `Row.task`, then model
+
+_MOST_PICTURES = 36  # of a page: 5 MB
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case worth looking at.
+
+    Attributes:
+        caption: what it is and how it scored.
+        png: the picture.
+    """
+
+    caption: str
+    png: bytes = field(repr=False)
+
+
+def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
+    """Pictures of the lowest scores; baselines, which never look, are shown only if alone.
+
+    Args:
+        folders: of the runs, which name the data.
+        plain: undisturbed rows.
+        count: per model and protocol, at most.
+    """
+    sets: dict[str, DataSet] = {}
+    for folder in folders:
+        config = read_run_config(folder)
+        try:
+            data, dimensions = Path(config.data), config.dimensions
+            found = find_sets(data, config.split, config.sets, dimensions=dimensions)
+            sets |= {s.name: s for s in found}
+        except LimnerError as error:
+            _log.warning("No pictures of the cases in %s: %s", folder, error)
+    asked = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
+    looking = [entry for entry in asked if not entry[1].startswith("baseline/")] or asked
+    each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
+    pictures = []
+    for protocol, model, rows in looking:
+        for row in stats.worst(rows, each):
+            picture = _picture(row, f"{model}, {protocol}", sets)
+            pictures += [picture] if picture else []
+    return pictures
+
+
+def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
+    """The end of a conversation; None where the data are gone or have changed."""
+    if row.set_name not in sets or row.answer is None:
+        return None
+    data_set = sets[row.set_name]
+    try:
+        image = open_picture(data_set, row.stem)
+        if image.pixel_hash() != row.image_sha256:
+            raise FormatError("the picture has changed since")
+        asked = by_label(data_set) if row.protocol == "examples" else data_set
+        target = read_objects(asked, row.stem, image).mask(row.object_id)
+    except (LimnerError, OSError, KeyError) as error:
+        _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
+        return None
+    said = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
+    name = row.target_name or f"object {row.object_id}"
+    person = f", {row.annotator}" if row.annotator else ""
+    scores = " → ".join(f"{stats.score(row, 'dice', k):.2f}" for k in range(len(row.dice)))
+    caption = f"{title}: {row.set_name} {row.stem}, {name}{person}. Dice {scores}"
+    caption += f". Failed: {row.error}" if row.error else ""
+    answer = decode_answer(row.answer)
+    if target.ndim == 3:
+        caption += f". Slice {largest_slice(target)}"
+        return Picture(caption, _pictures.draw_slice(image, target, answer, said))
+    return Picture(caption, _pictures.draw_case(image, target, answer, said))

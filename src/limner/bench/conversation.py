@@ -1,0 +1,182 @@
+"""One conversation about one object, held and scored."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from limner import metrics
+from limner.bench._memory import PeakMemory
+from limner.bench.cases import Case
+from limner.bench.config import BenchConfig
+from limner.bench.protocol import Exchange, Listener, Said, User, converse, repeat_shuffled, say
+from limner.bench.rows import encode_answer
+from limner.bench.slices import BySlices, placed_by
+from limner.io.image import Image
+from limner.models import ModelCard, PromptableModel
+from limner.prompts.types import Example, Prompt, to_json
+from limner.sessions import open_session
+
+TOLERANCE = 2.0  # of NSD: in pixels, since pictures mostly state no size; of volumes in millimetres
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one answer; None where a round has none.
+
+    Attributes:
+        dice: 0…1.
+        nsd: 0…1, see `TOLERANCE`.
+        hd95: millimetres, of volumes; None also where it is infinite.
+    """
+
+    dice: float | None
+    nsd: float | None
+    hd95: float | None = None
+
+
+def hold(
+    model: PromptableModel, image: Image, case: Case, config: BenchConfig, *, seed: int
+) -> dict[str, Any]:
+    """One conversation: the fields of its row that come from the answers.
+
+    What the model raises ends the conversation and is kept as text; the scores are 0 from there.
+    """
+    held = _Held(case)
+    memory = PeakMemory() if config.dimensions == 3 else None
+    error = None
+    try:
+        _talk(held, model, image, config, seed=seed, memory=memory)
+    except Exception as problem:  # a model may raise anything, and the others go on
+        error = f"{type(problem).__name__}: {problem}"
+        _log.debug("a model failed", exc_info=True)
+    scores = held.scores
+    if config.disturb == "shuffled":
+        scores = [*[Scores(None, None)] * (config.rounds - 1), score(held.repeated, case)]
+        final = held.repeated
+    else:
+        last = Scores(0.0, 0.0) if error or not scores else scores[-1]
+        scores += [last] * (config.rounds - len(scores))
+        final = held.last
+    found = {
+        "dice": [s.dice for s in scores],
+        "nsd": [s.nsd for s in scores],
+        "seconds": held.seconds,
+        "prompts": [[to_json(p) for p in said if not isinstance(p, Example)] for said in held.said],
+        "answer": None if final is None else encode_answer(final.mask),
+        "error": error,
+    }
+    if memory is not None:
+        way, hd95 = way_of(model.card, config), [s.hd95 for s in scores]
+        found |= {"way": way, "hd95": hd95, "peak_mb": memory.megabytes}
+    return found
+
+
+class _Held:
+    """What was said and answered so far; of the masks only the last one is kept."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.said: list[Said] = []
+        self.seconds: list[float] = []
+        self.scores: list[Scores] = []
+        self.last: Exchange | None = None
+        self.repeated: Exchange | None = None  # the end of the shuffled conversation
+
+    def take(self, exchange: Exchange) -> None:
+        """One more round."""
+        self.said.append(exchange.said)
+        self.seconds.append(round(exchange.seconds, 5))
+        self.scores.append(score(exchange, self.case))
+        self.last = exchange
+
+
+def _talk(
+    held: _Held,
+    model: PromptableModel,
+    image: Image,
+    config: BenchConfig,
+    *,
+    seed: int,
+    memory: PeakMemory | None,
+) -> None:
+    """Hold the conversation. Raises whatever the model raises; what was held until then is kept."""
+    user = User(
+        held.case,
+        config.protocol,
+        model.card.prompts,
+        seed=seed,
+        disturbance=config.disturb,
+        slices=config.slices,
+        mark=config.mark,
+    )
+    with _listening(model, image, held.case, config, memory) as listener:
+        for exchange in converse(listener, user, config.rounds):
+            held.take(exchange)
+    if config.disturb == "shuffled":
+        opened = partial(open_session, image, model)
+        held.repeated = repeat_shuffled(opened, held.said, np.random.default_rng((seed, 2)))
+
+
+def score(exchange: Exchange | None, case: Case) -> Scores:
+    """Of an answer; 0 where there is none."""
+    if exchange is None:
+        return Scores(0.0, 0.0)
+    dice = metrics.dice(exchange.mask, case.target)
+    surfaces = metrics.surface_distances(exchange.mask, case.target, case.spacing)
+    hd95 = surfaces.hausdorff(95) if case.target.ndim == 3 else np.inf
+    return Scores(
+        round(dice, 6),
+        round(surfaces.nsd(TOLERANCE), 6),
+        round(hd95, 3) if np.isfinite(hd95) else None,
+    )
+
+
+def way_of(card: ModelCard, config: BenchConfig) -> str | None:
+    """How a model is asked about volumes: ``"whole"`` or ``"slices"``; None about pictures."""
+    if config.dimensions == 2:
+        return None
+    return "slices" if config.by_slices or 3 not in card.ndim else "whole"
+
+
+@contextmanager
+def _listening(
+    model: PromptableModel,
+    image: Image,
+    case: Case,
+    config: BenchConfig,
+    memory: PeakMemory | None,
+) -> Iterator[Listener]:
+    """A session that answers, whole or slice by slice; its memory is watched if asked."""
+    with open_session(image, model) as session:
+        listener: Listener = partial(say, session)
+        if way_of(model.card, config) == "slices":
+            marks = config.slices if config.protocol == "slices" else 1
+            between = config.between if marks > 1 else "carry"
+            hand = BySlices(session, placed_by(case.target), between=between)
+            listener = partial(_say_by_slices, hand, case.target.shape)
+        yield listener if memory is None else partial(_watched, memory, listener)
+
+
+def _say_by_slices(hand: BySlices, shape: Sequence[int], prompts: Sequence[Prompt]) -> Exchange:
+    """Say the prompts of one round on their slices and carry what is answered."""
+    began = time.perf_counter()
+    said, mask = hand.say(prompts, shape)
+    return Exchange(said, mask, time.perf_counter() - began)
+
+
+def _watched(memory: PeakMemory, listener: Listener, said: Said) -> Exchange:
+    memory.begin()
+    try:
+        return listener(said)
+    finally:
+        memory.end()
