@@ -309,6 +309,21 @@ def test_a_vanished_object_stops_and_the_others_go_on() -> None:
     assert [len(batch) for batch in model.batches] == [1, 1, 2, 2, *[1] * 6]
 
 
+def test_a_slice_that_is_emptied_takes_the_object_off_the_slices_it_was_carried_to() -> None:
+    image, truth = cone()
+    with limner.open_session(image, Bright("mask")) as session:
+        session.add(limner.MaskPrompt(truth[5]), frame=5)
+        carried = {p.frame: p.mask.any() for p in session.propagate(start=3, stop=9)}
+        assert carried == {3: True, 4: True, 6: True, 7: True, 8: True}
+        session.add(limner.MaskPrompt(np.zeros_like(truth[5])), frame=5)
+        again = {p.frame: p.mask.any() for p in session.propagate(start=3, stop=8)}
+        assert again == {3: False, 4: False, 6: False, 7: False}
+        left = session.labels
+        assert left[8].any(), "outside of what was asked for"
+        assert not left[:8].any()
+        assert not list(session.propagate(start=9, stop=12)), "nothing was there"
+
+
 def test_propagations_of_both_kinds_survive_in_the_journal(tmp_path: Path) -> None:
     image, truth = cone()
     journal = tmp_path / "case.limner"

@@ -84,7 +84,8 @@ class StackSession(BaseSession):
 
         ``how="carry"``: the answer on one frame becomes the prompt on the next: its mask, or a box
         around it. With several frames with prompts, each carries to the frames nearest to it. An
-        object that vanishes is not carried further. A model with a method ``carry(view, before,
+        object that vanishes is not carried further, and is taken off frames that an earlier
+        propagation had put it on. A model with a method ``carry(view, before,
         prompts)`` says itself what to ask next, from the answer before and the user's prompts; one
         that takes neither masks nor boxes is asked with the same texts and examples everywhere.
 
@@ -143,6 +144,7 @@ class StackSession(BaseSession):
         """Carry in one direction, all objects together."""
         state: dict[Leg, _Carried] = {}
         vanished: set[Leg] = set()
+        written = {leg.object_id: set(self._log.committed(leg.object_id)) for leg in found}
         frames = sorted({k for leg in found for k in leg.frames})[::step]
         for place, frame in enumerate(frames):
             asks: dict[Leg, Ask] = {}
@@ -162,6 +164,14 @@ class StackSession(BaseSession):
                 state[leg] = _Carried(found_here, before.said)
                 self._check_source(leg.object_id, leg.source)
                 yield self._committed(leg.object_id, frame, found_here)
+            for leg in (leg for leg in vanished if frame in leg.frames):
+                if frame in written[leg.object_id]:  # by an earlier propagation: out of date
+                    yield self._committed(leg.object_id, frame, self._nothing)
+
+    @property
+    def _nothing(self) -> Answer:
+        """That the object is not on a frame."""
+        return Answer(Region.empty(self.image.geometry.shape[1:]), 0.0)
 
     def _interpolated(
         self, sources: Mapping[int, Sequence[int]], frames: Sequence[int]
