@@ -93,7 +93,8 @@ def tallies(
     models: dict[str, PromptableModel], watched: Watched, options: argparse.Namespace
 ) -> Iterator[tuple[str, Tally]]:
     """Name and tally of every data set."""
-    for data_set in find_sets(options.data, "test", options.sets or ()):
+    dimensions = max(models["exact"].card.ndim)
+    for data_set in find_sets(options.data, "test", options.sets or (), dimensions=dimensions):
         tally = Tally()
         watched.gaps = tally.gaps
         for stem in spread(sorted(data_set.images), options.images):
@@ -113,13 +114,16 @@ def networks(name: str, folder: Path) -> dict[str, Network]:
     """
     from limner.checkpoints.load import fill, read_weights
     from limner.layers.unet2d import PromptableUNet2d
+    from limner.layers.unet3d import PromptableUNet3d
 
     graph, path = folder / f"{name}.onnx", folder / f"{name}.safetensors"
     found = {"exact": runtime.compile(graph, precision="fp32")}
     if "bf16" in runtime.facts()["precision"]:
         found["bf16"] = runtime.compile(graph, precision="bf16")
     weights, facts = read_weights(path)
-    module = PromptableUNet2d(facts["config"]["widths"], facts["config"]["depths"])
+    solid = facts["config"].get("dimensions", 2) == 3
+    made = PromptableUNet3d if solid else PromptableUNet2d
+    module = made(facts["config"]["widths"], facts["config"]["depths"])
     fill(module, weights, path)
     found["PyTorch"] = runtime.compile(module, device="cpu", precision="fp32")
     return found
@@ -143,10 +147,7 @@ def main() -> None:
     template: Any = limner.create_model(
         options.model, weights=options.exported / f"{options.model}.onnx", device="cpu"
     )
-    models = {
-        name: type(template)(watched if name == "exact" else way, template.card)
-        for name, way in ways.items()
-    }
+    models = {name: template.on(watched if name == "exact" else way) for name, way in ways.items()}
     others = [name for name in models if name != "exact"]
     print(*(f"- {name}: {way.description}" for name, way in ways.items()), sep="\n")
     columns = ["set", "answers", "exact: Dice to truth"]

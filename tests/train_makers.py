@@ -83,3 +83,32 @@ def _make_volumes(folder: Path, rng: np.random.Generator) -> None:
 def _write(path: Path, array: NDArray[np.uint8]) -> None:
     geometry = Geometry.from_spacing(array.shape[:2])
     limner.io.write_image(path, Image(array, geometry))
+
+
+def add_volumes(folder: Path) -> Path:
+    """Add a set of volumes with a bright and a dark ball each, of which one is for validation and
+    one, which is no volume, for tests.
+    """
+    rng = np.random.default_rng(5)
+    name = "3d/balls"
+    for part in ("images", "labels"):
+        (folder / name / part).mkdir(parents=True)
+    geometry = Geometry.from_spacing((20, 40, 40), (2.0, 1.0, 1.0))
+    places = np.moveaxis(np.indices(geometry.shape), 0, -1) * (2.0, 1.0, 1.0)
+    for stem in ("a", "b", "v"):
+        labels = np.zeros(geometry.shape, dtype=np.uint16)
+        for label, column in ((1, 10), (2, 29)):
+            middle = (20 + rng.uniform(-3, 3), 20 + rng.uniform(-5, 5), column)
+            labels[np.linalg.norm(places - middle, axis=-1) < rng.uniform(6, 8)] = label
+        scan = np.array([500, 900, 100])[labels] + rng.normal(0, 25, labels.shape)
+        path = folder / name / "images" / f"{stem}.nii.gz"
+        limner.io.write_image(path, Image(scan.astype(np.int16), geometry))
+        limner.write(folder / name / "labels" / f"{stem}.nii.gz", labels, like=geometry)
+    for part in ("images", "labels"):
+        (folder / name / part / "t.nii.gz").write_bytes(b"never read")
+    (folder / name / "dataset.json").write_text("{}")
+    splits = json.loads((folder / "splits.json").read_text())
+    splits["train_commercial_ok"].append(name)
+    splits["sets"][name] = {"train": ["a", "b"], "val": ["v"], "test": ["t"]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from limner.cli._messages import show_progress
+
+if TYPE_CHECKING:
+    from limner.train.loop import Outcome
 
 
 class _RecipeFirst(TyperGroup):
@@ -50,35 +53,70 @@ def run(
     from limner.train.config import read_config
     from limner.train.loop import train
     from limner.train.pack import open_pack
+    from limner.train.pack3d import FACTS, open_volumes
+    from limner.train.segvol.config import method_of
 
     show_progress("limner.train")
-    config = read_config(recipe, steps=steps, seed=seed)
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = data
-    if not (data / "pack.json").exists():
+    if method_of(recipe) is not None:
+        changes = {"steps": steps, "seed": seed}
+        _segvol(recipe, changes, data, out, device=device, minutes=minutes, start=start)
+        return
+    config = read_config(recipe, steps=steps, seed=seed)
+    folder, needed = data, "pack.json" if config.dimensions == 2 else FACTS
+    if not any((data / name).exists() for name in ("pack.json", FACTS)):
         folder = out / "pack"
-        if not (folder / "pack.json").exists():
-            pack(data, folder)
-    packed = open_pack(folder, config.leave_out)
-    outcome = train(config, packed, out, device=device, minutes=minutes, start=start)
+        if not (folder / needed).exists():
+            pack(data, folder, config.dimensions)
+    volumes = None
+    if config.dimensions == 3:
+        volumes = open_volumes(folder, config.leave_out)
+    packed = open_pack(folder, config.leave_out, slices=config.dimensions == 2)
+    outcome = train(
+        config, packed, out, device=device, minutes=minutes, start=start, volumes=volumes
+    )
+    _tell(out, outcome, config.steps)
+
+
+def _segvol(recipe: Path, changes: dict[str, Any], data: Path, out: Path, **options: Any) -> None:
+    """A run of one of SegVol's stages."""
+    from limner.train.segvol.config import read_config
+    from limner.train.segvol.loop import train
+
+    config = read_config(recipe, **changes)
+    outcome = train(config, data, out, **options)
+    _tell(out, outcome, config.steps)
+    print(out / config.result)
+
+
+def _tell(out: Path, outcome: Outcome, steps: int) -> None:
     state = "finished" if outcome.finished else "stopped; the same command goes on"
-    print(f"{out}: step {outcome.step} of {config.steps}, {state} ({outcome.seconds:.0f} s).")
+    print(f"{out}: step {outcome.step} of {steps}, {state} ({outcome.seconds:.0f} s).")
 
 
 @app.command("pack")
 def pack(
     data: Annotated[Path, typer.Argument(help="Folder of data sets with a splits.json.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pack.")],
+    dimensions: Annotated[
+        int, typer.Option(help="2: pictures and slices; 3: pictures and volumes.", min=2, max=3)
+    ] = 2,
 ) -> None:
     """Gather what may be trained on into one small folder that travels."""
     from limner.train.pack import write_pack
     from limner.train.sources import planes
 
     show_progress("limner.train")
-    summary = write_pack(output, planes(data))
-    size = sum(fact["bytes"] for fact in summary["sets"].values())
-    print(f"{output}: {len(summary['sets'])} sets, {size / 1e6:.1f} MB.")
+    summaries = [write_pack(output, planes(data, slices=dimensions == 2))]
+    if dimensions == 3:
+        from limner.train.pack3d import write_volumes
+        from limner.train.volumes import volumes
+
+        summaries.append(write_volumes(output, volumes(data)))
+    sets = [fact for summary in summaries for fact in summary["sets"].values()]
+    size = sum(fact["bytes"] for fact in sets)
+    print(f"{output}: {len(sets)} sets, {size / 1e6:.1f} MB.")
 
 
 @app.command("export")

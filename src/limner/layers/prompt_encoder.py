@@ -24,16 +24,17 @@ class RandomPositions(nn.Module):
 
     Args:
         dim: channels of an encoded position, even.
+        axes: of a position.
     """
 
     positional_encoding_gaussian_matrix: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, axes: int = 2) -> None:
         super().__init__()
-        self.register_buffer("positional_encoding_gaussian_matrix", torch.zeros(2, dim // 2))
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.zeros(axes, dim // 2))
 
     def forward(self, share: Tensor) -> Tensor:
-        """(..., 2) as x, y in shares 0…1 of the picture's sides to (..., dim)."""
+        """(..., axes), in 2D as x, y, in shares 0…1 of the picture's sides to (..., dim)."""
         phase = (2.0 * share - 1.0) @ self.positional_encoding_gaussian_matrix
         phase = 2.0 * math.pi * phase
         return torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)
@@ -90,7 +91,7 @@ class PromptEncoder(nn.Module):
         Returns:
             (B, N, dim).
         """
-        tokens: Tensor = self.pe_layer((coords + 0.5) / self.input_size)
+        tokens: Tensor = self.pe_layer(self.share(coords))
         kind = labels[..., None]
         tokens = torch.where(kind == NOTHING, torch.zeros_like(tokens), tokens)
         added = self.not_a_point_embed.weight.expand_as(tokens)
@@ -98,6 +99,10 @@ class PromptEncoder(nn.Module):
             assert isinstance(embedding, nn.Embedding)
             added = torch.where(kind == label, embedding.weight, added)
         return tokens + added
+
+    def share(self, coords: Tensor) -> Tensor:
+        """Positions in pixels as shares of the input's sides; same shape."""
+        return (coords + 0.5) / self.input_size
 
     def dense(self, mask: Tensor, has_mask: Tensor) -> Tensor:
         """Maps of rough masks.

@@ -78,6 +78,10 @@ class FusedModel:
         self._network = network
         self._habits = habits
 
+    def on(self, network: Network) -> FusedModel:
+        """The same model on another network, or on the same one run in another way."""
+        return FusedModel(network, self.card, self._habits)
+
     def embed(self, view: View) -> Embedding:
         """Pixels as three channels, enlarged if the view is small, padded with black."""
         check_understood(self.card, (), view.shape)

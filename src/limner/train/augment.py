@@ -16,15 +16,25 @@ from limner.train.chance import Chance, box_mean
 
 def disturb(image: Tensor, chance: Chance) -> Tensor:
     """All changes, in the order in which they arise: tissue, field, optics, sensor, file."""
-    image = _recolour(image, chance)
-    image = _remap(image, chance)
-    image = _gamma_and_contrast(image, chance)
+    image = change_tissue(image, chance)
     image = _bias(image, chance)
     image = _blur(image, chance)
     image = _coarsen(image, chance)
     image = _noise(image, chance)
     image = _blocks(image, chance)
     return _invert(image, chance).clamp(0.0, 1.0)
+
+
+def change_tissue(image: Tensor, chance: Chance) -> Tensor:
+    """What has nothing to do with a pixel's neighbours: colours and contrast."""
+    image = _recolour(image, chance)
+    image = _remap(image, chance)
+    return _gamma_and_contrast(image, chance)
+
+
+def change_sensor(image: Tensor, chance: Chance) -> Tensor:
+    """Noise, and perhaps a negative."""
+    return _invert(_noise(image, chance), chance)
 
 
 def _recolour(image: Tensor, chance: Chance) -> Tensor:

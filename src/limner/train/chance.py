@@ -11,21 +11,23 @@ from torch.nn import functional
 
 
 class Chance:
-    """Draws one value per sample, shaped to fit (B, C, H, W).
+    """Draws one value per sample, shaped to fit (B, C, H, W), or (B, C, D, H, W).
 
     Args:
         number: samples.
         generator: on the device of everything drawn.
+        axes: of the pictures, 2 or 3.
     """
 
-    def __init__(self, number: int, generator: torch.Generator) -> None:
+    def __init__(self, number: int, generator: torch.Generator, axes: int = 2) -> None:
         self.number = number
         self.generator = generator
+        self.axes = axes
         self.device = generator.device
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
-        """(B, *shape) or (B, 1, 1, 1), uniform."""
-        size = (self.number, *(shape or (1, 1, 1)))
+        """(B, *shape) or (B, 1, 1, 1), uniform; one more 1 for volumes."""
+        size = (self.number, *(shape or (1,) * (self.axes + 1)))
         drawn = torch.rand(size, generator=self.generator, device=self.device)
         return low + (high - low) * drawn
 
@@ -39,7 +41,7 @@ class Chance:
         return torch.randn(size, generator=self.generator, device=self.device)
 
     def happens(self, share: float) -> Tensor:
-        """(B, 1, 1, 1) bool."""
+        """(B, 1, 1, 1) bool; one more 1 for volumes."""
         return self.uniform() < share
 
     def some(
@@ -48,15 +50,20 @@ class Chance:
         """The samples that are chosen, changed; the work is done for these alone.
 
         Args:
-            values: (B, C, H, W); not changed.
-            chosen: (B, 1, 1, 1) bool.
-            change: gets (n, C, H, W) and a chance of n samples; returns what it got, changed.
+            values: (B, C, H, W) or (B, C, D, H, W); not changed.
+            chosen: (B, 1, 1, 1) bool, or one more 1.
+            change: gets the values of n samples and a chance of n samples; returns the values,
+                changed.
         """
         index = chosen.flatten().nonzero()[:, 0]
         if not len(index):
             return values
-        part = change(values[index], Chance(len(index), self.generator))
+        part = change(values[index], self.of(len(index)))
         return values.index_copy(0, index, part.to(values.dtype))
+
+    def of(self, number: int) -> Chance:
+        """The same chance for another number of samples."""
+        return Chance(number, self.generator, self.axes)
 
     def smooth(self, size: int, cells: int, channels: int = 1) -> Tensor:
         """(B, channels, size, size) of smooth noise with about `cells` bumps along each axis.
@@ -73,8 +80,8 @@ class Chance:
 
 
 def box_mean(values: Tensor, radius: int) -> Tensor:
-    """Means over squares of ``2 radius + 1`` pixels, zeros outside; by running sums, so that the
-    cost does not depend on the radius.
+    """Means over squares of ``2 radius + 1`` pixels in the plane, zeros outside; by running sums,
+    so that the cost does not depend on the radius.
 
     Args:
         values: (B, C, H, W) float32.
@@ -87,3 +94,28 @@ def box_mean(values: Tensor, radius: int) -> Tensor:
         length = total.shape[axis] - side
         values = total.narrow(axis, side, length) - total.narrow(axis, 0, length)
     return values / side**2
+
+
+def block_mean(values: Tensor, radius: tuple[int, int, int]) -> Tensor:
+    """As `box_mean`, over blocks of (B, C, D, H, W) with a radius per axis."""
+    number = 1
+    for axis, reach in zip((2, 3, 4), radius, strict=True):
+        if reach == 0:
+            continue
+        pads = [0] * 6
+        pads[2 * (4 - axis) : 2 * (4 - axis) + 2] = [reach + 1, reach]
+        total = functional.pad(values, pads).cumsum(dim=axis)
+        side = 2 * reach + 1
+        length = total.shape[axis] - side
+        values = total.narrow(axis, side, length) - total.narrow(axis, 0, length)
+        number *= side
+    return values / number
+
+
+def smooth3d(chance: Chance, shape: tuple[int, int, int], cells: int, channels: int = 1) -> Tensor:
+    """(B, channels, D, H, W) of smooth noise with about `cells` bumps along each axis."""
+    coarse = chance.normal(channels, cells + 1, cells + 1, cells + 1)
+    middle = tuple(max(cells + 1, -(-n // 4)) for n in shape)
+    soft = functional.interpolate(coarse, size=middle, mode="trilinear", align_corners=True)
+    soft = functional.avg_pool3d(functional.pad(soft, (1,) * 6, mode="replicate"), 3, 1)
+    return functional.interpolate(1.6 * soft, size=shape, mode="trilinear", align_corners=True)

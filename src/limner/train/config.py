@@ -22,8 +22,11 @@ class TrainConfig:
         widths: channels per level of the network.
         depths: residual blocks per level.
         steps: optimiser steps of the whole run.
-        batch_size: samples per step.
-        sizes: sides of the square views in pixels; each step draws one.
+        batch_size: samples per step; of volumes, so many of the largest shape.
+        sizes: sides of the square views in pixels; each step draws one. Pictures only.
+        dimensions: 2 for pictures, 3 for volumes.
+        shapes: ``SLICESxROWSxCOLUMNS`` of the views, in voxels; each step draws one. Volumes only.
+        piles: share of samples that are pictures piled up into volumes. Volumes only.
         learning_rate: at its peak.
         warmup_steps: of linear growth before the cosine.
         weight_decay: AdamW's.
@@ -34,7 +37,7 @@ class TrainConfig:
             that late corrections are seen, too.
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
         seed: fixes pictures, targets, prompts and initial weights.
-        synthetic: share of samples whose picture is painted from a label map.
+        synthetic: share of samples whose picture is painted from a label map or made up.
         invented: share of samples whose target no label names: superpixels and groups of them.
         wrong: share of prompts that are clumsy: clicks beside the target, boxes far off.
         quality_weight: of the loss of the predicted quality.
@@ -51,6 +54,9 @@ class TrainConfig:
     steps: int = 100_000
     batch_size: int = 16
     sizes: tuple[int, ...] = (128, 192, 256)
+    dimensions: Literal[2, 3] = 2
+    shapes: tuple[str, ...] = ()
+    piles: float = 0.25
     learning_rate: float = 5e-4
     warmup_steps: int = 500
     weight_decay: float = 0.02
@@ -77,7 +83,7 @@ class TrainConfig:
         for name in counts.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is at least 1.")
-        for name in ("more_rounds", "synthetic", "invented", "wrong", "ema_decay"):
+        for name in ("more_rounds", "synthetic", "invented", "piles", "wrong", "ema_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a share, 0 to 1.")
         for name in ("learning_rate", "clip_norm"):
@@ -86,11 +92,26 @@ class TrainConfig:
         for name in ("warmup_steps", "weight_decay", "quality_weight", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; it is not below 0.")
+        if self.dimensions == 3:
+            self._check_volumes()
+            return
         stride = 2 ** len(self.widths)
         if not self.sizes or any(size < stride or size % stride for size in self.sizes):
             raise ValueError(
                 f"sizes={list(self.sizes)}: with {len(self.widths)} levels they are multiples of "
                 f"{stride}."
+            )
+
+    def _check_volumes(self) -> None:
+        pattern = r"[1-9]\d*x[1-9]\d*x[1-9]\d*"
+        if not self.shapes or not all(re.fullmatch(pattern, s) for s in self.shapes):
+            raise ValueError(
+                f"shapes={list(self.shapes)}; for volumes give SLICESxROWSxCOLUMNS, one or more, "
+                "such as [32x96x96]."
+            )
+        if self.piles + self.synthetic > 1:
+            raise ValueError(
+                f"piles={self.piles}, synthetic={self.synthetic}; they are at most 1 together."
             )
 
     def to_json(self) -> dict[str, Any]:

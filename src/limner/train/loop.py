@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,17 @@ import torch
 from torch import Tensor
 
 from limner.errors import FormatError
-from limner.layers.unet2d import PromptableUNet2d
 from limner.train import checkpoint
-from limner.train.augment import disturb
-from limner.train.chance import Chance
 from limner.train.config import TrainConfig, make_config, write_config
-from limner.train.interactions import Said, begin, correct
+from limner.train.interactions import Said
 from limner.train.losses import answer_loss, dice, quality_loss
 from limner.train.pack import Pack
+from limner.train.pack3d import VolumePack
 from limner.train.records import Records
-from limner.train.synthetic import invent, paint
-from limner.train.targets import TargetTable
-from limner.train.validate import ask, validate
-from limner.train.views import Bank, Scenes, draw_views
+from limner.train.validate import ask
+from limner.train.work import Pictures, Volumes, Work
 
 _MOST_MORE_ROUNDS = 6
-_INVENTED_SHAPES = 0.5  # of the painted pictures
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +57,7 @@ def train(
     device: str = "auto",
     minutes: float | None = None,
     start: Path | None = None,
+    volumes: VolumePack | None = None,
 ) -> Outcome:
     """Begin a run, or go on with the one in `out`.
 
@@ -73,14 +69,23 @@ def train(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         minutes: stop after so long, with a checkpoint; None until the last step.
         start: weights of an earlier run of the same network, to begin with instead of random ones;
-            not asked for when a run goes on.
+            for volumes also those of the network of the plane. Not asked for when a run goes on.
+        volumes: what to train on besides, where the recipe's dimensions are 3.
 
     Raises:
         FormatError: `out` holds a run with another configuration or pack.
         CheckpointError: its checkpoint is damaged, or `start` does not fit the network.
     """
     began = time.monotonic()
-    run = _Run(config, pack, out, _device(device), start)
+    target = _device(device)
+    work: Work
+    if config.dimensions == 2:
+        work = Pictures(config, pack, target)
+    else:
+        if volumes is None:
+            raise ValueError("A recipe for volumes needs volumes; open them with open_volumes.")
+        work = Volumes(config, volumes, pack, target)
+    run = _Run(config, work, out, target, start)
     deadline = math.inf if minutes is None else began + 60 * minutes
     while run.step < config.steps and time.monotonic() < deadline:
         run.advance()
@@ -95,27 +100,19 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        pack: Pack,
+        work: Work,
         out: Path,
         device: torch.device,
         start: Path | None = None,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.config, self.out, self.device = config, out, device
-        self.digest = pack.digest
-        self.bank = Bank(pack, device)
-        self.table = TargetTable(pack, split=0, invented=config.invented)
-        self.held_out: TargetTable | None = None
-        if pack.planes[:, 1].any():
-            self.held_out = TargetTable(pack, split=1, invented=0.0)
+        self.work = work
         torch.manual_seed(config.seed)
-        self.network, self.averaged = (
-            _channels_last(PromptableUNet2d(config.widths, config.depths).to(device))
-            for _ in range(2)
-        )
+        self.network, self.averaged = (work.network() for _ in range(2))
         self.averaged.requires_grad_(False)
         if start is not None:
-            checkpoint.load_weights(start, self.network)
+            work.start(start, self.network)
         self.averaged.load_state_dict(self.network.state_dict())
         self.optimiser = torch.optim.AdamW(
             _groups(self.network, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
@@ -131,20 +128,22 @@ class _Run:
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        losses = self._learn()
+        samples, losses = self._learn()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         if bool(torch.isfinite(norm)):  # else a single bad batch would end the run
             self.optimiser.step()
             self._average()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self.records.count(config.batch_size, {**losses, "norm": norm})
+        self.records.count(samples, {**losses, "norm": norm})
         last = self.step == config.steps
         if self.step % config.log_every == 0 or last:
             self.records.write(self.step, {"rate": rate})
         began = time.perf_counter()
-        if self.held_out is not None and (self.step % config.validate_every == 0 or last):
-            self._validate(self.held_out)
+        if self.step % config.validate_every == 0 or last:
+            found = self.work.validate(self.averaged)
+            if found is not None:
+                self.records.write_validation(self.step, found)
         if self.step % config.checkpoint_every == 0:
             self.save()
         self.records.pass_over(time.perf_counter() - began)
@@ -157,32 +156,30 @@ class _Run:
             self.averaged.state_dict(),
             self.optimiser.state_dict(),
             self.config.to_json(),
-            self.digest,
+            self.work.digest,
         )
         checkpoint.save(self.out / "checkpoint.pt", state)
-        facts = {"step": self.step, "pack": self.digest, "config": self.config.to_json()}
+        facts = {"step": self.step, "pack": self.work.digest, "config": self.config.to_json()}
         path = self.out / f"{self.config.name}.safetensors"
         checkpoint.write_weights(path, self.averaged.state_dict(), facts)
 
-    def _learn(self) -> dict[str, Tensor]:
-        """Gradients of one batch over all rounds; each round is a graph of its own, so that memory
-        does not grow with their number.
+    def _learn(self) -> tuple[int, dict[str, Tensor]]:
+        """Gradients of one batch over all rounds, and how many samples it had; each round is a
+        graph of its own, so that memory does not grow with their number.
         """
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator(device=self.device)
         generator.manual_seed(int(rng.integers(2**62)))
-        chance = Chance(config.batch_size, generator)
-        size = int(rng.choice(np.asarray(config.sizes)))
-        scenes = self._scenes(size, rng, chance)
+        scenes, chance = self.work.scenes(rng, generator)
         image, target, inside = scenes.image, scenes.target, scenes.inside
-        said = begin(target, inside, chance, config.wrong)
+        said = self.work.begin(scenes, chance)
         self.network.train()
         if rng.random() < config.more_rounds:
             for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
                 with torch.no_grad():
                     logits, _ = ask(self.network, image, said, config.precision)
-                said = correct(said, logits, target, inside, chance, config.wrong)
+                said = self.work.correct(said, logits, scenes, chance)
         losses: dict[str, Tensor] = {}
         for number in range(config.rounds):
             logits, quality = ask(self.network, image, said, config.precision)
@@ -193,37 +190,14 @@ class _Run:
             losses[f"loss{number}"] = answer.detach()
             losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
             if number + 1 < config.rounds:
-                said = correct(said, logits, target, inside, chance, config.wrong)
+                said = self.work.correct(said, logits, scenes, chance)
         losses["quality"] = judged.detach()
-        return losses
-
-    @torch.no_grad()
-    def _scenes(self, size: int, rng: np.random.Generator, chance: Chance) -> Scenes:
-        """A batch of disturbed pictures with targets that can be seen."""
-        targets = self.table.draw(self.config.batch_size, rng)
-        views = draw_views(self.bank.pack, targets, size, rng)
-        scenes = self.bank.show(targets, views, size, chance.generator)
-        index = (chance.happens(self.config.synthetic).flatten() | scenes.painted).nonzero()[:, 0]
-        if len(index):
-            _repaint(scenes, index, chance.generator)
-        image = disturb(scenes.image, chance) * scenes.inside
-        return replace(scenes, image=image, target=scenes.target * scenes.inside)
+        return len(image), losses
 
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         own: list[Tensor] = list(self.averaged.parameters())
         torch._foreach_lerp_(own, [p.detach() for p in self.network.parameters()], 1 - decay)
-
-    def _validate(self, table: TargetTable) -> None:
-        found = validate(
-            self.averaged,
-            self.bank,
-            table,
-            size=max(self.config.sizes),
-            most=self.config.validate_targets,
-            precision=self.config.precision,
-        )
-        self.records.write_validation(self.step, found)
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
@@ -238,7 +212,7 @@ class _Run:
                 f"{self.out} holds a run with another {', '.join(sorted(changed))}; "
                 "go on with its own config.yaml, or choose another --out."
             )
-        if state.pack != self.digest:
+        if state.pack != self.work.digest:
             raise FormatError(f"{self.out} holds a run on another pack; choose another --out.")
         self.network.load_state_dict(state.network)
         self.averaged.load_state_dict(state.averaged)
@@ -253,25 +227,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def _repaint(scenes: Scenes, index: Tensor, generator: torch.Generator) -> None:
-    """Paint the pictures of some samples, in place; of some, new shapes instead of the regions."""
-    chance = Chance(len(index), generator)
-    size = scenes.image.shape[-1]
-    regions, target, inside = (t[index] for t in (scenes.regions, scenes.target, scenes.inside))
-    made_up = chance.happens(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
-    if len(made_up):
-        shapes, shape = invent(size, Chance(len(made_up), generator))
-        regions[made_up] = shapes.repeat_interleave(2, 1).repeat_interleave(2, 2)
-        target[made_up], inside[made_up] = shape.float(), 1.0
-    picture = torch.nn.functional.avg_pool2d(paint(regions, chance), 2)
-    scenes.image[index], scenes.target[index], scenes.inside[index] = picture, target, inside
-
-
-def _channels_last(network: PromptableUNet2d) -> PromptableUNet2d:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
 
 
 def _marked(said: Said, target: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def answer_loss(logits: Tensor, target: Tensor, inside: Tensor, marked: Tensor) 
     which an answer that does not obey gets wrong.
 
     Args:
-        logits: (B, 1, S, S).
+        logits: (B, 1, S, S), or of volumes (B, 1, D, H, W).
         target: 0 or 1.
         inside: 1 on the picture; the rest is not counted.
         marked: 1 on clicks and strokes.
@@ -30,7 +30,7 @@ def answer_loss(logits: Tensor, target: Tensor, inside: Tensor, marked: Tensor) 
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     share = torch.sigmoid(logits)
     surprise = torch.where(target > 0, 1 - share, share)
-    axes = (1, 2, 3)
+    axes = _axes(logits)
     pixels = inside.sum(axes).clamp_min(1.0)
     # Scaled to the object: in a view with a small object nearly all cross-entropy is background's.
     weight = (pixels / (4 * (target * inside).sum(axes) + 64)).clamp(1.0, 20.0)
@@ -58,13 +58,17 @@ def quality_loss(quality: Tensor, logits: Tensor, target: Tensor, inside: Tensor
 
 def iou(answer: Tensor, target: Tensor) -> Tensor:
     """(B,): 1 where both are empty."""
-    both = (answer * target).sum(dim=(1, 2, 3))
-    either = answer.maximum(target).sum(dim=(1, 2, 3))
+    both = (answer * target).sum(dim=_axes(target))
+    either = answer.maximum(target).sum(dim=_axes(target))
     return torch.where(either > 0, both / either.clamp_min(1.0), 1.0)
 
 
 def dice(answer: Tensor, target: Tensor) -> Tensor:
     """(B,): 1 where both are empty."""
-    both = 2 * (answer * target).sum(dim=(1, 2, 3))
-    total = answer.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+    both = 2 * (answer * target).sum(dim=_axes(target))
+    total = answer.sum(dim=_axes(target)) + target.sum(dim=_axes(target))
     return torch.where(total > 0, both / total.clamp_min(1.0), 1.0)
+
+
+def _axes(values: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, values.ndim))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import lzma
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.train.sources import Plane
+from limner.train.archive import compress, decompress, differences, summed
+from limner.train.sources import Plane, is_volumes
 
 Array = NDArray[Any]
 
@@ -31,6 +31,7 @@ VERSION = 1
 LABELS, OBJECTS, FINE, COARSE = range(4)  # layers: what a target's id is an id of
 UNITS = ("label", "instance", "component")
 _STEP_2D, _STEP_3D = 4, 1  # grey values; the pool's JPEG pictures carry larger errors
+_IDS = ("labels", "objects", "fine", "coarse")  # arrays that are uint16 in memory
 _MOST_ENTRIES = 40  # invented regions kept per plane and layer
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[
         fact["stems"][plane.stem.split(":")[0]] = plane.split
     digest = hashlib.sha256()
     for k, (name, parts) in enumerate(sets.items()):
-        content = _compress(parts)
+        content = compress(parts)
         facts[name]["file"] = f"{k:02d}.xz"
         facts[name]["bytes"] = len(content)
         facts[name]["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
@@ -100,12 +101,13 @@ def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[
     return summary
 
 
-def open_pack(folder: Path, leave_out: Sequence[str] = ()) -> Pack:
+def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> Pack:
     """Unpack into memory.
 
     Args:
         folder: of `write_pack`.
         leave_out: sets to pass over.
+        slices: those of volumes, too.
 
     Raises:
         FormatError: it is no pack, of another version, or damaged.
@@ -120,10 +122,10 @@ def open_pack(folder: Path, leave_out: Sequence[str] = ()) -> Pack:
     for name, fact in summary["sets"].items():
         content = (folder / fact["file"]).read_bytes()
         digest.update(content)
-        if name in leave_out:
+        if name in leave_out or (is_volumes(name) and not slices):
             continue
         names.append(name)
-        for part in _decompress(content, folder / fact["file"]):
+        for part in decompress(content, folder / fact["file"], _IDS):
             image = _unpack_image(part)
             first = sum(len(p) for p in planes)
             place = np.array([[len(names) - 1, *part["facts"], *part["shape"], part["kind"][0]]])
@@ -264,52 +266,12 @@ def _halved(values: Array) -> Array:
 def _differences(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     """Levels as differences along rows and columns, modulo 256: noise where there was a picture."""
     levels = ((values.astype(np.uint16) + step // 2) // step).astype(np.uint8)
-    if levels.ndim < 2:
-        return levels
-    for axis in (-1, -2):
-        levels = np.diff(levels, axis=axis, prepend=np.uint8(0))
-    return levels
+    return levels if levels.ndim < 2 else differences(levels, 2)
 
 
-def _summed(differences: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+def _summed(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     """Inverse of `_differences`."""
-    if differences.ndim < 2:
-        return differences
-    levels = np.cumsum(differences, axis=-1, dtype=np.uint8)
-    levels = np.cumsum(levels, axis=-2, dtype=np.uint8)
+    if values.ndim < 2:
+        return values
+    levels = summed(values, 2)
     return np.minimum(levels.astype(np.uint16) * step, 255).astype(np.uint8)
-
-
-def _compress(parts: list[dict[str, Array]]) -> bytes:
-    """All arrays of a set, grouped by kind, since like compresses with like."""
-    head: list[dict[str, Any]] = []
-    body = bytearray()
-    for key in parts[0]:
-        for part in parts:
-            array = np.ascontiguousarray(part[key])
-            if array.dtype == np.uint16 and array.ndim == 2 and array.max(initial=0) < 256:
-                array = array.astype(np.uint8)
-            head.append({"key": key, "shape": array.shape, "type": array.dtype.str})
-            body += array.tobytes()
-    text = json.dumps({"planes": len(parts), "arrays": head}).encode()
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 5, "lc": 3, "lp": 0, "pb": 0}]
-    return lzma.compress(len(text).to_bytes(8, "little") + text + body, filters=filters)
-
-
-def _decompress(content: bytes, path: Path) -> list[dict[str, Array]]:
-    try:
-        raw = lzma.decompress(content)
-        size = int.from_bytes(raw[:8], "little")
-        head = json.loads(raw[8 : 8 + size])
-        parts: list[dict[str, Array]] = [{} for _ in range(head["planes"])]
-        offset = 8 + size
-        for k, fact in enumerate(head["arrays"]):
-            dtype, shape = np.dtype(fact["type"]), tuple(fact["shape"])
-            count = int(np.prod(shape, dtype=np.int64))
-            array = np.frombuffer(raw, dtype, count, offset).reshape(shape)
-            offset += count * dtype.itemsize
-            wide = fact["key"] in ("labels", "objects", "fine", "coarse")
-            parts[k % head["planes"]][fact["key"]] = array.astype(np.uint16) if wide else array
-    except (lzma.LZMAError, ValueError, KeyError) as error:
-        raise FormatError(f"{path} is damaged: {error}. Make the pack again.") from error
-    return parts

@@ -25,8 +25,8 @@ Split = Literal["train", "val"]
 LONGEST_SIDE = 768  # of a picture that is kept whole at its own resolution
 TILE = 512  # native pixels of a tile of a larger picture
 _HELD_OUT = 20  # one group in so many of a pool set is for validation
-_SOFT_TISSUE = (-160.0, 240.0)  # HU; 8 bits over the whole range of CT would be 10 HU a step
-_FIRST_BACKGROUND = 500  # SynthSeg's label maps: from here on, no targets
+SOFT_TISSUE = (-160.0, 240.0)  # HU; 8 bits over the whole range of CT would be 10 HU a step
+FIRST_BACKGROUND = 500  # SynthSeg's label maps: from here on, no targets
 _SLICES = {"hippocampus": 6, "sarcoma": 10, "labelmaps": 10}  # per volume and direction
 _LEAST_LABELLED = 24  # pixels of a slice
 
@@ -103,35 +103,43 @@ def allowed_stems(data: Path, splits: dict[str, Any], name: str) -> dict[str, Sp
     return found
 
 
-def planes(data: Path, leave_out: Sequence[str] = ()) -> Iterator[Plane]:
+def planes(data: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> Iterator[Plane]:
     """All planes that may be trained on or validated with, set by set.
 
     Args:
         data: the data folder.
         leave_out: sets to pass over.
+        slices: those of volumes, too.
 
     Raises:
         FormatError: a file is missing or damaged, or the folder is no data folder.
     """
     splits = read_splits(data)
     for name in allowed_sets(splits, leave_out):
+        if is_volumes(name) and not slices:
+            continue
         unit = splits["unit"].get(name, "label")
         for stem, split in allowed_stems(data, splits, name).items():
-            if "3d/" in name:
+            if is_volumes(name):
                 yield from _volume_planes(data / name, name, stem, split)
             else:
                 yield from _picture_planes(data / name, name, stem, split, unit)
+
+
+def is_volumes(name: str) -> bool:
+    """Whether a set of this name holds volumes."""
+    return "3d/" in name
 
 
 def _picture_planes(folder: Path, name: str, stem: str, split: Split, unit: str) -> Iterator[Plane]:
     from limner import io
     from limner.sessions._resize import shrink
 
-    image = _scaled(np.asarray(io.read(_file(folder / "images", stem)).array))
-    labels = _ids(io.read_labels(_file(folder / "masks", stem)).to_array())
+    image = scaled(np.asarray(io.read(file_of(folder / "images", stem)).array))
+    labels = as_ids(io.read_labels(file_of(folder / "masks", stem)).to_array())
     instances = None
     if (folder / "instances").is_dir():
-        instances = _ids(io.read_labels(_file(folder / "instances", stem)).to_array())
+        instances = as_ids(io.read_labels(file_of(folder / "instances", stem)).to_array())
     if max(labels.shape) <= LONGEST_SIDE:
         yield Plane(name, stem, split, unit, image, labels, instances)
         return
@@ -150,19 +158,19 @@ def _picture_planes(folder: Path, name: str, stem: str, split: Split, unit: str)
 def _volume_planes(folder: Path, name: str, stem: str, split: Split) -> Iterator[Plane]:
     from limner import io
 
-    volume = io.read_labels(_file(folder / "labels", stem))
-    labels, spacing = _ids(volume.to_array()), volume.geometry.spacing
+    volume = io.read_labels(file_of(folder / "labels", stem))
+    labels, spacing = as_ids(volume.to_array()), volume.geometry.spacing
     regions = None
     images: list[Array | None] = [None]
     if (folder / "images").is_dir():
-        array = np.asarray(io.read(_file(folder / "images", stem)).array)
-        images = [_scaled(array)]
+        array = np.asarray(io.read(file_of(folder / "images", stem)).array)
+        images = [scaled(array)]
         if "_ct" in name:
-            images.append(_scaled(array, _SOFT_TISSUE))
+            images.append(scaled(array, SOFT_TISSUE))
     else:
         _, regions = np.unique(labels, return_inverse=True)
         regions = regions.reshape(labels.shape).astype(np.uint16)
-        labels = np.where(labels >= _FIRST_BACKGROUND, 0, labels).astype(np.uint16)
+        labels = np.where(labels >= FIRST_BACKGROUND, 0, labels).astype(np.uint16)
     most = next((n for part, n in _SLICES.items() if part in name), 8)
     for axis in range(3):
         counts = np.moveaxis(labels > 0, axis, 0).sum(axis=(1, 2))
@@ -181,7 +189,7 @@ def _volume_planes(folder: Path, name: str, stem: str, split: Split) -> Iterator
             )
 
 
-def _scaled(array: Array, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+def scaled(array: Array, limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
     """uint8 as a session shows it: robust limits of the whole to 0…255; equal channels are one."""
     from limner.models._intensity import robust_limits
 
@@ -195,7 +203,7 @@ def _scaled(array: Array, limits: tuple[float, float] | None = None) -> NDArray[
     return np.asarray(np.round(np.clip(np.nan_to_num(values), 0, 255)), dtype=np.uint8)
 
 
-def _ids(array: Array) -> NDArray[np.uint16]:
+def as_ids(array: Array) -> NDArray[np.uint16]:
     if array.max(initial=0) > np.iinfo(np.uint16).max:
         _, array = np.unique(array, return_inverse=True)
     return np.asarray(array, dtype=np.uint16)
@@ -223,7 +231,7 @@ def _nearest(size: int, bins: int) -> NDArray[np.intp]:
     return ((np.arange(bins) + 0.5) * size / bins).astype(np.intp)
 
 
-def _file(folder: Path, stem: str) -> Path:
+def file_of(folder: Path, stem: str) -> Path:
     for suffix in (".png", ".jpg", ".nii.gz"):
         if (folder / (stem + suffix)).is_file():
             return folder / (stem + suffix)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.layers.unet2d import PromptableUNet2d, fuse
+from limner.layers import unet2d, unet3d
 from limner.train.chance import Chance
 from limner.train.interactions import Said, begin_with_box, begin_with_click, correct
 from limner.train.losses import dice
@@ -19,7 +19,7 @@ _CLICKS = 5
 
 @torch.no_grad()
 def validate(
-    network: PromptableUNet2d,
+    network: torch.nn.Module,
     bank: Bank,
     table: TargetTable,
     *,
@@ -70,16 +70,17 @@ def validate(
 
 
 def ask(
-    network: PromptableUNet2d, image: Tensor, said: Said, precision: str
+    network: torch.nn.Module, image: Tensor, said: Said, precision: str
 ) -> tuple[Tensor, Tensor]:
     """The network's logits and quality, float32 or bf16 inside."""
+    fuse = unet2d.fuse if image.ndim == 4 else unet3d.fuse
     fused = fuse(image, said.previous, said.positive, said.negative, said.region)
     with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
         answer: tuple[Tensor, Tensor] = network(fused)
     return answer
 
 
-def _answer(network: PromptableUNet2d, image: Tensor, said: Said, precision: str) -> Tensor:
+def _answer(network: torch.nn.Module, image: Tensor, said: Said, precision: str) -> Tensor:
     parts = [
         ask(network, image[k : k + _BATCH], _part(said, k), precision)[0].float()
         for k in range(0, len(image), _BATCH)
