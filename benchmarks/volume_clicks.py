@@ -179,7 +179,7 @@ def main() -> None:
     print(f"\n{asked.model}: seconds (MB beyond the volume)\n\n| step | {' | '.join(columns)} |")
     print(f"| --- {'| --- ' * len(columns)}|")
     for step in next(iter(columns.values())):
-        cells = [f"{c[step][0]:.3f} ({c[step][1]:.0f})" for c in columns.values()]
+        cells = [f"{c[step][0]:.3f} ({c[step][1]:.3g})" for c in columns.values()]
         print(f"| {step} | {' | '.join(cells)} |")
 
 

@@ -20,7 +20,7 @@ from limner.sessions._region import Region
 from limner.sessions._resize import bin_edges
 
 CLASSICAL = ("classical/region", "classical/graphcut", "classical/randomwalk")
-NETWORKS: tuple[str, ...] = ()
+NETWORKS = ("limner-3d",)
 ORDERS = [
     Axes(order, flips)
     for order in permutations(range(3))

@@ -65,7 +65,7 @@ _KINDS = (
     ),
     _Kind(_has("enc_blocks.0.cross.cross_conv.weight"), "UniverSeg", "universeg/v1"),
     _Kind(_has("image_encoder.patch_embedding.position_embeddings"), "SegVol", "segvol/vit_b"),
-    _Kind(_has("key_encoder.conv1.weight", "value_encoder.conv1.weight"), "XMem", None),
+    _Kind(_has("key_encoder.conv1.weight", "value_encoder.conv1.weight"), "XMem", "xmem/base"),
     _Kind(
         lambda shapes: any(".convs.0.all_modules." in name for name in shapes),
         "a network of nnU-Net",

@@ -69,8 +69,9 @@ class InPlane(nn.Conv3d):
         """(B, in, D, H, W) to (B, out, D, H / stride, W / stride)."""
         planes = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
         weight = self.weight.squeeze(2).contiguous(memory_format=torch.channels_last)
-        y = functional.conv2d(planes, weight, self.bias, self.stride[1:], self.padding[1:])  # type: ignore[arg-type]
-        return y.movedim(1, -1).unflatten(0, (x.shape[0], x.shape[2])).movedim(-1, 1)
+        y = functional.conv2d(planes, weight, self.bias, self.stride[1:], self.padding[1:])
+        stacked: Tensor = y.movedim(1, -1).reshape(x.shape[0], x.shape[2], *y.shape[2:], -1)
+        return stacked.movedim(-1, 1)
 
 
 class Across(nn.Conv3d):
@@ -85,7 +86,8 @@ class Across(nn.Conv3d):
         rows = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
         weight = self.weight.squeeze(4).contiguous(memory_format=torch.channels_last)
         y = functional.conv2d(rows, weight, None, 1, (1, 0))
-        return y.movedim(1, -1).unflatten(2, x.shape[3:]).movedim(-1, 1)
+        unrolled: Tensor = y.movedim(1, -1).reshape(x.shape[0], x.shape[2], *x.shape[3:], -1)
+        return unrolled.movedim(-1, 1)
 
 
 class ResidualBlock3d(nn.Module):
@@ -231,7 +233,7 @@ def _enlarged(x: Tensor, slices: int) -> Tensor:
     """Twice the rows and columns, bilinear; each slice repeated where there are twice as many."""
     planes = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
     wide = functional.interpolate(planes, scale_factor=2.0, mode="bilinear", align_corners=False)
-    y = wide.movedim(1, -1).unflatten(0, (x.shape[0], x.shape[2]))
+    y: Tensor = wide.movedim(1, -1).reshape(x.shape[0], x.shape[2], *wide.shape[2:], -1)
     if slices != x.shape[2]:
         y = y.repeat_interleave(2, dim=1)
     return y.movedim(-1, 1)

@@ -23,9 +23,12 @@ from limner.models._family import (
     BatchModel,
     CarryingModel,
     CheckingModel,
+    EncodedFrame,
     EncodingModel,
+    MemoryLimits,
     ModelCard,
     PromptableModel,
+    PropagatingModel,
     ProposingModel,
     Question,
     Segmentation,
@@ -37,9 +40,12 @@ __all__ = [
     "BatchModel",
     "CarryingModel",
     "CheckingModel",
+    "EncodedFrame",
     "EncodingModel",
+    "MemoryLimits",
     "ModelCard",
     "PromptableModel",
+    "PropagatingModel",
     "ProposingModel",
     "Question",
     "Segmentation",
@@ -57,7 +63,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_FLAT_DEFAULT, _SOLID_DEFAULT = "limner-2d", "classical/graphcut"  # the best of those that ship
+_FLAT_DEFAULT, _SOLID_DEFAULT = "limner-2d", "limner-3d"
 
 
 def default_model(kind: str, *, flat: bool = False) -> str:

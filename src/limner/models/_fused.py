@@ -120,7 +120,9 @@ class FusedModel:
         answer = reduce(logits[0, 0][inside], times) + np.float32(self._habits.confidence)
         if before is None and guess is not None:
             answer += np.float32(self._habits.trust / fusion.MASK_LOGIT) * reduce(guess, times)
-        if previous is not None:
+        if not _points(prompts, previous):
+            answer = np.minimum(answer, np.float32(-fusion.MASK_LOGIT))
+        elif previous is not None:
             answer = _kept_near(answer, previous, prompts, self._habits.reach)
         _obey(answer, prompts)
         return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality[0]))))
@@ -173,6 +175,13 @@ def _enlarged(pixels: Floats, axis: int, count: int) -> Floats:
         other = after if away > 0 else before
         result[:, k] = pixels + np.float32(abs(away)) * (other - pixels)
     return np.moveaxis(result.reshape(-1, *pixels.shape[1:]), 0, axis)
+
+
+def _points(prompts: Sequence[Prompt], previous: Floats | None) -> bool:
+    """Whether anything has been pointed at: an answer before, or a prompt that is not a "no"."""
+    if previous is not None and (previous > 0).any():
+        return True
+    return any(not isinstance(p, Click | Scribble) or p.positive for p in prompts)
 
 
 def _before(prompts: Sequence[Prompt], previous: Floats | None) -> Floats | None:

@@ -119,6 +119,7 @@ def compile_module(
     exact: bool = False,
     precision: str = "auto",
     remember: bool = False,
+    examples: Sequence[tuple[int, ...]] | None = None,
 ) -> Network:
     """Make a published network ready to run, on the CPU by way of OpenVINO.
 
@@ -140,6 +141,8 @@ def compile_module(
             networks whose answers were measured to stay the same, such as image encoders.
         remember: keep its answers on disk, each by the exact pixels it belongs to. In OpenVINO the
             network is then read only when it is asked something new.
+        examples: shapes to take in place of (2, 3, 64, 64, …), for inputs whose open sizes depend
+            on one another.
 
     Raises:
         ValueError: unknown device or precision, one that this machine does not have, or bf16
@@ -154,7 +157,9 @@ def compile_module(
         from limner.runtime import _modules, _openvino
 
         chosen = choose_precision(precision, agreement, _openvino.has_bf16())
-        network: Network = _modules.load(build, key, inputs, chosen, lazy=remember)
+        network: Network = _modules.load(
+            build, key, inputs, chosen, lazy=remember, examples=examples
+        )
     else:
         from limner.runtime import _torch
 

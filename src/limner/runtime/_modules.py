@@ -40,6 +40,7 @@ def load(
     precision: str,
     *,
     lazy: bool = False,
+    examples: Sequence[tuple[int, ...]] | None = None,
 ) -> _openvino.OpenVinoNetwork:
     """A module in OpenVINO, from the cache if it was converted before.
 
@@ -49,23 +50,28 @@ def load(
         inputs: shapes, None for an open size.
         precision: ``"fp32"`` or ``"bf16"``.
         lazy: read or convert it at the first input; what is raised is raised there.
+        examples: shapes to record with; None: sizes that are apart from one another.
 
     Raises:
         MissingDependency: it was not converted before and PyTorch is not installed.
     """
     entry = _openvino.cache_key("module", key, repr([tuple(s) for s in inputs]), precision, code())
-    make = partial(_compile, build, entry, inputs, precision)
+    make = partial(_compile, build, entry, inputs, precision, examples)
     return _openvino.OpenVinoNetwork(make, precision, lazy=lazy)
 
 
 def _compile(
-    build: Callable[[], torch.nn.Module], entry: str, inputs: Sequence[Shape], precision: str
+    build: Callable[[], torch.nn.Module],
+    entry: str,
+    inputs: Sequence[Shape],
+    precision: str,
+    examples: Sequence[tuple[int, ...]] | None,
 ) -> _openvino.Compiled:
     found = _openvino.imported(entry, precision)
     if found is not None:
         return found
     errors.require("torch", extra="torch", purpose="use this model for the first time")
-    made = _made(build, inputs, precision)
+    made = _made(build, inputs, precision, examples)
     if not _openvino.keep(entry, made):
         return made
     # The kept one needs less memory. The module goes first, which is part of cycles.
@@ -73,20 +79,25 @@ def _compile(
     gc.collect()
     again = _openvino.imported(entry, precision)
     if again is None:  # dropped by another process in this moment
-        return _made(build, inputs, precision)
+        return _made(build, inputs, precision, examples)
     return again
 
 
 def _made(
-    build: Callable[[], torch.nn.Module], inputs: Sequence[Shape], precision: str
+    build: Callable[[], torch.nn.Module],
+    inputs: Sequence[Shape],
+    precision: str,
+    examples: Sequence[tuple[int, ...]] | None,
 ) -> _openvino.Compiled:
-    model = _converted(build(), inputs)
+    model = _converted(build(), inputs, examples or [_example(shape) for shape in inputs])
     if precision == "bf16":
         _round_weights(model)
     return _openvino.compiled(model, precision)
 
 
-def _converted(module: torch.nn.Module, inputs: Sequence[Shape]) -> Any:
+def _converted(
+    module: torch.nn.Module, inputs: Sequence[Shape], examples: Sequence[tuple[int, ...]]
+) -> Any:
     """OpenVINO's form of a module, which shares its weights."""
     library = _openvino.openvino()  # first, since the front end imports it
     from openvino.frontend import FrontEndManager
@@ -94,7 +105,7 @@ def _converted(module: torch.nn.Module, inputs: Sequence[Shape]) -> Any:
 
     from limner.runtime import _tracing
 
-    recorded = _tracing.trace(module, [_example(shape) for shape in inputs])
+    recorded = _tracing.trace(module, examples)
     reader = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(recorded)  # named, or it is gone before it is asked
     model = reader.convert(reader.load(decoder))

@@ -15,6 +15,7 @@ from limner import rle
 from limner.errors import PromptError, SessionError
 from limner.models import CarryingModel, EncodingModel, PromptableModel, Segmentation
 from limner.models._axes import Bounds
+from limner.models._family import PropagatingModel
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
 from limner.sessions._answer import Answer, Ask
@@ -24,6 +25,7 @@ from limner.sessions._finite import finite
 from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._log import Action, Committed, Propagated, Runs
 from limner.sessions._prediction import Prediction
+from limner.sessions._recall import recalled
 from limner.sessions._region import Region
 from limner.sessions._scene import Scene, Shape
 from limner.sessions._zoom import answers
@@ -87,7 +89,9 @@ class StackSession(BaseSession):
         object that vanishes is not carried further, and is taken off frames that an earlier
         propagation had put it on. A model with a method ``carry(view, before,
         prompts)`` says itself what to ask next, from the answer before and the user's prompts; one
-        that takes neither masks nor boxes is asked with the same texts and examples everywhere.
+        that takes neither masks nor boxes is asked with the same texts and examples everywhere. A
+        model with a memory (`limner.models.PropagatingModel`) sees all annotated frames on the way
+        and what it found since; forward and backward are two passes, each of which begins anew.
 
         ``how="interpolate"``: between frames with prompts the model is asked with a box that moves
         evenly from one to the other, as from the long and short axes that a reader draws. The box
@@ -138,7 +142,34 @@ class StackSession(BaseSession):
             self._check_source(leg.object_id, leg.source)
         self._record(Propagated(tuple(sorted({leg.object_id for leg in found}))))
         for step in (1, -1):
-            yield from self._walk([leg for leg in found if leg.frames.step == step], step)
+            walk = self._recall if isinstance(self.model, PropagatingModel) else self._walk
+            yield from walk([leg for leg in found if leg.frames.step == step], step)
+
+    def _recall(self, found: Sequence[Leg], step: int) -> Iterator[Prediction]:
+        """Carry in one direction by memory, all objects together; begins without any."""
+        assert isinstance(self.model, PropagatingModel)
+        carried = []
+        for leg in found:
+            if self._drawn(leg.object_id, leg.source).any():
+                carried.append(leg)
+            else:  # said to be absent
+                yield from self._cleared(leg)
+        marks = {leg.object_id: self._log.frames(leg.object_id) for leg in carried}
+        for leg, frame, answer in recalled(self.model, carried, marks, self._scene, self._drawn):
+            self._check_source(leg.object_id, leg.source)
+            yield self._committed(leg.object_id, frame, answer)
+
+    def _cleared(self, leg: Leg) -> Iterator[Prediction]:
+        """Takes an object off the frames of a leg that an earlier propagation had put it on."""
+        written = self._log.committed(leg.object_id)
+        for frame in (k for k in leg.frames if k in written):
+            self._check_source(leg.object_id, leg.source)
+            yield self._committed(leg.object_id, frame, self._nothing)
+
+    def _drawn(self, object_id: int, frame: int) -> NDArray[np.bool_]:
+        """The mask on a frame with prompts."""
+        self._check_source(object_id, frame)
+        return self._frame_answer(object_id, frame).mask()
 
     def _walk(self, found: Sequence[Leg], step: int) -> Iterator[Prediction]:
         """Carry in one direction, all objects together."""

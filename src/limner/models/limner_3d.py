@@ -1,0 +1,60 @@
+"""limner-3d: the built-in promptable network for volumes; its weights ship with the package.
+
+`limner.layers.unet3d` sees image and prompts together, so every answer is one pass over a window of
+at most 300,000 voxels; sessions choose the window and grow it while the object reaches its border
+(nnInteractive's AutoZoom, https://arxiv.org/abs/2503.08373, and SegVol's zoom-out-zoom-in,
+https://arxiv.org/abs/2311.13385, are the same idea). Its weights began as those of limner-2d and
+were trained on volumes by recipes/limner-3d.yaml; on what and with what result says
+``weights/limner-3d.md``.
+
+Prompts may be in 3D or drawn on a slice along any axis. OpenVINO runs the ONNX file; PyTorch does
+where a GPU is asked for or where the weights are given as safetensors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from limner.models._family import ModelCard, Variant, View
+from limner.models._fused import Habits, Times
+from limner.models._shipped import Shipped
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Slices, rows, columns; sessions shrink larger views. Twice the voxels on each axis are no better
+# after a box, worse after clicks and take three times as long (docs/notes/limner-3d.md).
+LARGEST_VIEW = (32, 96, 96)
+MOST_ENLARGED = 4  # times, as in training
+
+CARD = ModelCard(
+    name="limner-3d",
+    summary="built-in network for volumes; any modality",
+    ndim=(3,),
+    prompts=frozenset({"click", "box", "scribble", "lasso", "mask"}),
+    licence="CC-BY-SA-4.0",  # two of the sets it learnt from are share-alike; see the card
+    source="trained by this project; see src/limner/weights/limner-3d.md",
+    zoom=True,
+    judges=True,
+    window={3: LARGEST_VIEW},
+)
+
+
+def _enlarged(view: View) -> Times:
+    """As large as fits, the same within slices; across them no more than that, and no finer."""
+    slices, *plane = view.shape
+    within = min(MOST_ENLARGED, max(1, LARGEST_VIEW[1] // max(plane)))
+    across = min(within, max(1, LARGEST_VIEW[0] // slices))
+    return across, within, within
+
+
+def _network(widths: Any, depths: Any) -> nn.Module:
+    from limner.layers.unet3d import PromptableUNet3d
+
+    return PromptableUNet3d(widths, depths)
+
+
+# Chosen on volumes that are not tested on (docs/notes/limner-3d.md).
+HABITS = Habits(stride=(8, 32, 32), enlarged=_enlarged, confidence=0.1, trust=0.75)
+
+VARIANTS = {"limner-3d": Variant(CARD, Shipped(CARD, HABITS, _network).build)}
