@@ -59,9 +59,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.norm1 = _norm(out_channels)
+        self.norm1 = norm_of(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = norm_of(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
@@ -90,16 +90,7 @@ class PromptableUNet2d(nn.Module):
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
-        if len(widths) != len(depths) or len(widths) < 2:
-            raise ValueError(
-                f"{len(widths)} widths and {len(depths)} depths; give one of each per level, "
-                "two levels or more."
-            )
-        if any(w < _GROUP or w % _GROUP for w in widths) or min(depths) < 1:
-            raise ValueError(
-                f"widths={tuple(widths)}, depths={tuple(depths)}: widths are multiples of {_GROUP} "
-                "and depths at least 1."
-            )
+        check_levels(widths, depths)
         self.stride = FOLD * 2 ** (len(widths) - 1)
         self.fold = nn.PixelUnshuffle(FOLD)
         self.stem = nn.Conv2d(NUM_CHANNELS * FOLD**2, widths[0], 3, padding=1)
@@ -161,11 +152,30 @@ class PromptableUNet2d(nn.Module):
         return quality.squeeze(1)
 
 
+def check_levels(widths: Sequence[int], depths: Sequence[int]) -> None:
+    """Refuse levels that no network has.
+
+    Raises:
+        ValueError: not as many widths as depths, or impossible ones.
+    """
+    if len(widths) != len(depths) or len(widths) < 2:
+        raise ValueError(
+            f"{len(widths)} widths and {len(depths)} depths; give one of each per level, "
+            "two levels or more."
+        )
+    if any(w < _GROUP or w % _GROUP for w in widths) or min(depths) < 1:
+        raise ValueError(
+            f"widths={tuple(widths)}, depths={tuple(depths)}: widths are multiples of {_GROUP} "
+            "and depths at least 1."
+        )
+
+
 def _average(features: Tensor, weights: Tensor) -> Tensor:
     """(B, C): mean over the picture, weighted; the weights are (B, 1, H, W)."""
     total = weights.sum(dim=(2, 3)).clamp_min(1e-3)
     return (features * weights).sum(dim=(2, 3)) / total
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm_of(channels: int) -> nn.GroupNorm:
+    """Group normalisation of so many channels."""
     return nn.GroupNorm(channels // _GROUP, channels)

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from limner.layers.fusion2d import IMAGE_CENTRE, IMAGE_SCALE, LOGIT_SCALE, NUM_CHANNELS
-from limner.layers.unet2d import FOLD
+from limner.layers.unet2d import FOLD, check_levels, norm_of
 
-_GROUP = 8  # channels normalised together
 _FIRST_HALVED = 2  # level from which on the slices are halved as well
 
 
@@ -107,10 +106,10 @@ class ResidualBlock3d(nn.Module):
         stride = 2 if plane else 1
         self.thin: nn.Module = nn.AvgPool3d((2, 1, 1)) if slices else nn.Identity()
         self.conv1 = InPlane(in_channels, out_channels, 3, stride, bias=False)
-        self.norm1 = _norm(out_channels)
+        self.norm1 = norm_of(out_channels)
         self.across = Across(out_channels)
         self.conv2 = InPlane(out_channels, out_channels, 3, bias=False)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = norm_of(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if plane or in_channels != out_channels:
             pool = nn.AvgPool3d((1, 2, 2)) if plane else nn.Identity()
@@ -139,16 +138,7 @@ class PromptableUNet3d(nn.Module):
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__()
-        if len(widths) != len(depths) or len(widths) < 2:
-            raise ValueError(
-                f"{len(widths)} widths and {len(depths)} depths; give one of each per level, "
-                "two levels or more."
-            )
-        if any(w < _GROUP or w % _GROUP for w in widths) or min(depths) < 1:
-            raise ValueError(
-                f"widths={tuple(widths)}, depths={tuple(depths)}: widths are multiples of {_GROUP} "
-                "and depths at least 1."
-            )
+        check_levels(widths, depths)
         levels = range(len(widths))
         halved = [(k > 0, k >= _FIRST_HALVED) for k in levels]
         plane = FOLD * 2 ** (len(widths) - 1)
@@ -243,7 +233,3 @@ def _average(features: Tensor, weights: Tensor) -> Tensor:
     """(B, C): mean over the view, weighted; the weights are (B, 1, D, H, W)."""
     total = weights.sum(dim=(2, 3, 4)).clamp_min(1e-3)
     return (features * weights).sum(dim=(2, 3, 4)) / total
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // _GROUP, channels)
