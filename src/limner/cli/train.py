@@ -64,15 +64,13 @@ def run(
         _segvol(recipe, changes, data, out, device=device, minutes=minutes, start=start)
         return
     config = read_config(recipe, steps=steps, seed=seed)
-    folder, needed = data, "pack.json" if config.dimensions == 2 else FACTS
+    folder, needed = data, FACTS if config.of_volumes else "pack.json"
     if not any((data / name).exists() for name in ("pack.json", FACTS)):
         folder = out / "pack"
         if not (folder / needed).exists():
-            pack(data, folder, config.dimensions)
-    volumes = None
-    if config.dimensions == 3:
-        volumes = open_volumes(folder, config.leave_out)
-    packed = open_pack(folder, config.leave_out, slices=config.dimensions == 2)
+            pack(data, folder, 3 if config.of_volumes else 2)
+    volumes = open_volumes(folder, config.leave_out) if config.of_volumes else None
+    packed = open_pack(folder, config.leave_out, slices=not config.of_volumes)
     outcome = train(
         config, packed, out, device=device, minutes=minutes, start=start, volumes=volumes
     )
@@ -131,5 +129,5 @@ def export(
     from limner.train.export import export as write
 
     written = write(source, output)
-    for path in (written.weights, written.graph, written.facts):
+    for path in (written.weights, *written.graphs, written.facts):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB.")

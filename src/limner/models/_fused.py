@@ -85,12 +85,7 @@ class FusedModel:
     def embed(self, view: View) -> Embedding:
         """Pixels as three channels, enlarged if the view is small, padded with black."""
         check_understood(self.card, (), view.shape)
-        times = self._habits.enlarged(view)
-        channels = three_channels(view.normalized(), len(view.shape))
-        shown = [enlarge(c, times) for c in channels]
-        image = np.stack(shown if len(shown) == 3 else shown * 3)
-        image = padded((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, self._habits.stride)
-        return Embedding(image, view.shape, times)
+        return embedded(view, self._habits.enlarged(view), self._habits.stride)
 
     def segment(
         self,
@@ -126,6 +121,15 @@ class FusedModel:
             answer = _kept_near(answer, previous, prompts, self._habits.reach)
         _obey(answer, prompts)
         return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality[0]))))
+
+
+def embedded(view: View, times: Times, stride: Sequence[int]) -> Embedding:
+    """A view as a network sees it."""
+    channels = three_channels(view.normalized(), len(view.shape))
+    shown = [enlarge(c, times) for c in channels]
+    image = np.stack(shown if len(shown) == 3 else shown * 3)
+    image = padded((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, stride)
+    return Embedding(image, view.shape, times)
 
 
 def three_channels(pixels: Floats, num_axes: int) -> Floats:

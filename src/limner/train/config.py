@@ -26,7 +26,9 @@ class TrainConfig:
         sizes: sides of the square views in pixels; each step draws one. Pictures only.
         dimensions: 2 for pictures, 3 for volumes.
         shapes: ``SLICESxROWSxCOLUMNS`` of the views, in voxels; each step draws one. Volumes only.
-        piles: share of samples that are pictures piled up into volumes. Volumes only.
+        frames: of a sequence; 1 for single pictures or volumes. Sequences are made of volumes and
+            pictures; their `dimensions` are 2.
+        piles: share of samples that are pictures: piled up into volumes, or moved as sequences.
         learning_rate: at its peak.
         warmup_steps: of linear growth before the cosine.
         weight_decay: AdamW's.
@@ -56,6 +58,7 @@ class TrainConfig:
     sizes: tuple[int, ...] = (128, 192, 256)
     dimensions: Literal[2, 3] = 2
     shapes: tuple[str, ...] = ()
+    frames: int = 1
     piles: float = 0.25
     learning_rate: float = 5e-4
     warmup_steps: int = 500
@@ -77,10 +80,8 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        counts = (
-            "steps batch_size rounds log_every validate_every validate_targets checkpoint_every"
-        )
-        for name in counts.split():
+        counts = "steps batch_size frames rounds log_every validate_every validate_targets"
+        for name in (*counts.split(), "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is at least 1.")
         for name in ("more_rounds", "synthetic", "invented", "piles", "wrong", "ema_decay"):
@@ -95,12 +96,19 @@ class TrainConfig:
         if self.dimensions == 3:
             self._check_volumes()
             return
+        if self.frames == 2:
+            raise ValueError("frames=2; a sequence that teaches following has 3 or more.")
         stride = 2 ** len(self.widths)
         if not self.sizes or any(size < stride or size % stride for size in self.sizes):
             raise ValueError(
                 f"sizes={list(self.sizes)}: with {len(self.widths)} levels they are multiples of "
                 f"{stride}."
             )
+
+    @property
+    def of_volumes(self) -> bool:
+        """Whether volumes are needed to train."""
+        return self.dimensions == 3 or self.frames > 1
 
     def _check_volumes(self) -> None:
         pattern = r"[1-9]\d*x[1-9]\d*x[1-9]\d*"

@@ -17,10 +17,11 @@ from limner import errors
 from limner.checkpoints.load import fill, read_weights
 from limner.errors import CheckpointError, FormatError
 from limner.io._atomic import atomic_bytes
+from limner.layers.follow2d import FollowNetwork
 from limner.layers.fusion2d import NUM_CHANNELS
 from limner.layers.unet2d import PromptableUNet2d
 from limner.layers.unet3d import PromptableUNet3d
-from limner.train import checkpoint
+from limner.train import checkpoint, graph_follow
 from limner.train.graph import INPUT, OUTPUTS, Graph, write_network_2d, write_network_3d
 
 _OPSET, _IR_VERSION = 18, 8  # of 2022: every runtime in use reads them
@@ -32,18 +33,19 @@ class Exported:
 
     Attributes:
         weights: safetensors in half precision.
-        graph: the ONNX file.
-        facts: JSON: ``step``, ``pack`` and ``config`` of the run, ``sha256`` of both files, and
+        graphs: the ONNX file, or that of each part of a network that follows.
+        facts: JSON: ``step``, ``pack`` and ``config`` of the run, ``sha256`` of all files, and
             ``agreement``, which is empty until it is measured (benchmarks/precision.py).
     """
 
     weights: Path
-    graph: Path
+    graphs: tuple[Path, ...]
     facts: Path
 
 
 def export(source: Path, folder: Path) -> Exported:
-    """Write a run's result as ``NAME.safetensors``, ``NAME.onnx`` and ``NAME.json``.
+    """Write a run's result as ``NAME.safetensors``, ``NAME.onnx`` and ``NAME.json``; a network that
+    follows is written in parts, ``NAME-frame.onnx`` and so on.
 
     The same source gives the same bytes.
 
@@ -61,10 +63,8 @@ def export(source: Path, folder: Path) -> Exported:
     path = _weights_file(source)
     weights, facts = read_weights(path)
     try:
-        config = facts["config"]
-        made = PromptableUNet3d if config.get("dimensions", 2) == 3 else PromptableUNet2d
-        network = made(config["widths"], config["depths"])
-        name = str(config["name"])
+        network = _network_of(facts["config"])
+        name = str(facts["config"]["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not say what network it is of ({error}).") from error
     fill(network, weights, path)
@@ -72,15 +72,32 @@ def export(source: Path, folder: Path) -> Exported:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FormatError(f"Cannot make the folder {folder}: {error.strerror}.") from error
-    written = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".onnx", ".json")]
-    checkpoint.write_weights(written[0], network.state_dict(), facts)
-    hashes = {written[0].name: hashlib.sha256(written[0].read_bytes()).hexdigest()}
-    inside = {**facts, "weights_sha256": hashes[written[0].name]}
-    export_onnx(network, written[1], facts=inside)
-    hashes[written[1].name] = hashlib.sha256(written[1].read_bytes()).hexdigest()
-    told = {**facts, "sha256": hashes, "agreement": {}}
-    atomic_bytes(written[2], (json.dumps(told, indent=2, sort_keys=True) + "\n").encode())
-    return Exported(*written)
+    plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
+    checkpoint.write_weights(plain, network.state_dict(), facts)
+    inside = {**facts, "weights_sha256": _hash(plain)}
+    if isinstance(network, FollowNetwork):
+        graphs = tuple(folder / f"{name}-{part}.onnx" for part in graph_follow.PARTS)
+        export_parts(network, graphs, facts=inside)
+    else:
+        graphs = (folder / f"{name}.onnx",)
+        export_onnx(network, graphs[0], facts=inside)
+    hashes = {p.name: _hash(p) for p in (plain, *graphs)}
+    summary = {**facts, "sha256": hashes, "agreement": {}}
+    atomic_bytes(told, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    return Exported(plain, graphs, told)
+
+
+def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | FollowNetwork:
+    sizes = config["widths"], config["depths"]
+    if config.get("frames", 1) > 1:
+        return FollowNetwork(*sizes)
+    if config.get("dimensions", 2) == 3:
+        return PromptableUNet3d(*sizes)
+    return PromptableUNet2d(*sizes)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def export_onnx(
@@ -104,22 +121,56 @@ def export_onnx(
         CheckpointError: a weight is not finite in half precision.
         MissingDependency: onnx is not installed.
     """
-    onnx = errors.require("onnx", extra="train", purpose="export a network")
+    errors.require("onnx", extra="train", purpose="export a network")
     graph = Graph(network.state_dict())
-    sizes = ["height", "width"]
+    sizes: list[int | str] = ["height", "width"]
     if isinstance(network, PromptableUNet3d):
         write_network_3d(graph, network)
         sizes = ["slices", *sizes]
     else:
         write_network_2d(graph, network)
+    ports: dict[str, Sequence[int | str]] = {
+        INPUT: ["n", NUM_CHANNELS, *sizes],
+        OUTPUTS[0]: ["n", 1, *sizes],
+        OUTPUTS[1]: ["n"],
+    }
+    _save(graph, f"promptable_unet{len(sizes)}d", ((INPUT,), OUTPUTS), ports, path, facts)
+    return path
+
+
+def export_parts(
+    network: FollowNetwork, paths: Sequence[Path], *, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write the parts of a network that follows as ONNX, as `export_onnx` does.
+
+    Inputs and outputs are named in `limner.train.graph_follow`; sizes are multiples of
+    `network.stride`.
+
+    Args:
+        network: its weights are rounded to half precision in the files.
+        paths: of the parts, in the order of `limner.train.graph_follow.PARTS`.
+        facts: JSON values by name, kept inside.
+    """
+    errors.require("onnx", extra="train", purpose="export a network")
+    ports = graph_follow.ports(network)
+    for path, (graph, ends) in zip(paths, graph_follow.written(network), strict=True):
+        _save(graph, path.stem.replace("-", "_"), ends, ports, path, facts)
+
+
+def _save(
+    graph: Graph,
+    name: str,
+    ends: tuple[tuple[str, ...], tuple[str, ...]],
+    ports: Mapping[str, Sequence[int | str]],
+    path: Path,
+    facts: Mapping[str, Any] | None,
+) -> None:
+    """Check a graph and write it."""
+    import onnx
+
+    taken, given = ([_port(port, ports[port]) for port in side] for side in ends)
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            graph.nodes,
-            f"promptable_unet{len(sizes)}d",
-            [_port(INPUT, ["n", NUM_CHANNELS, *sizes])],
-            [_port(OUTPUTS[0], ["n", 1, *sizes]), _port(OUTPUTS[1], ["n"])],
-            graph.constants,
-        ),
+        onnx.helper.make_graph(graph.nodes, name, taken, given, graph.constants),
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
         producer_name="limner",
@@ -128,7 +179,6 @@ def export_onnx(
     onnx.helper.set_model_props(model, dict(sorted(texts.items())))
     onnx.checker.check_model(model, full_check=True)
     atomic_bytes(path, model.SerializeToString(deterministic=True))
-    return path
 
 
 def _weights_file(source: Path) -> Path:

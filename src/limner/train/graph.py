@@ -78,16 +78,22 @@ class Graph:
 
 def write_network_2d(graph: Graph, network: PromptableUNet2d) -> None:
     """`PromptableUNet2d.forward`."""
-    # ONNX folds pixels block first, PyTorch channel first: the stem's kernel is turned to match.
-    kernel = network.stem.weight
-    width, _, *size = kernel.shape
-    kernel = kernel.reshape(width, NUM_CHANNELS, FOLD**2, *size).transpose(1, 2).flatten(1, 2)
-    x = graph.add("SpaceToDepth", INPUT, blocksize=FOLD)
-    x = _convolve(graph, x, "stem", network.stem, graph.widened("stem.weight", kernel))
+    x = folded_stem(graph, INPUT, network.stem)
     deepest, finest = _down_and_up(graph, x, network)
-    folded = _convolve(graph, finest, "to_logits", network.to_logits)
+    folded = convolve(graph, finest, "to_logits", network.to_logits)
     graph.add("DepthToSpace", folded, output=OUTPUTS[0], blocksize=FOLD, mode="CRD")
-    _quality(graph, deepest, finest, folded)
+    quality(graph, deepest, finest, folded)
+
+
+def folded_stem(graph: Graph, x: str, stem: nn.Conv2d) -> str:
+    """Pixels folded into channels, and the first layer.
+
+    ONNX folds pixels block first, PyTorch channel first: the stem's kernel is turned to match.
+    """
+    width, channels, *size = stem.weight.shape
+    parts = stem.weight.reshape(width, channels // FOLD**2, FOLD**2, *size)
+    kernel = graph.widened("stem.weight", parts.transpose(1, 2).flatten(1, 2))
+    return convolve(graph, graph.add("SpaceToDepth", x, blocksize=FOLD), "stem", stem, kernel)
 
 
 def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
@@ -111,7 +117,7 @@ def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
         pads=pads,
     )
     deepest, finest = _down_and_up(graph, x, network)
-    folded = _convolve(graph, finest, "to_logits", network.to_logits)
+    folded = convolve(graph, finest, "to_logits", network.to_logits)
     ones = np.eye(FOLD**2, dtype=np.float32).reshape(FOLD**2, 1, 1, FOLD, FOLD)
     graph.add(
         "ConvTranspose",
@@ -121,7 +127,7 @@ def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
         kernel_shape=[1, FOLD, FOLD],
         strides=[1, FOLD, FOLD],
     )
-    _quality(graph, deepest, finest, folded, axes=(2, 3, 4))
+    quality(graph, deepest, finest, folded, axes=(2, 3, 4))
 
 
 def _down_and_up(
@@ -132,18 +138,18 @@ def _down_and_up(
     for i, level in enumerate(network.down):
         assert isinstance(level, nn.Sequential)
         halved.append(isinstance(getattr(level[0], "thin", None), nn.AvgPool3d))
-        for k, block in enumerate(level):
-            x = _block(graph, x, f"down.{i}.{k}", block)
+        for k, one in enumerate(level):
+            x = block(graph, x, f"down.{i}.{k}", one)
         skips.append(x)
     deepest = skips.pop()
-    for i, (lift, block) in enumerate(zip(network.lift, network.up, strict=True)):
-        y = _convolve(graph, x, f"lift.{i}", lift)
-        y = _enlarged(graph, y, isinstance(network, PromptableUNet3d), slices=halved.pop())
-        x = _block(graph, graph.add("Add", y, skips.pop()), f"up.{i}", block)
+    for i, (lift, up) in enumerate(zip(network.lift, network.up, strict=True)):
+        y = convolve(graph, x, f"lift.{i}", lift)
+        y = enlarged(graph, y, isinstance(network, PromptableUNet3d), slices=halved.pop())
+        x = block(graph, graph.add("Add", y, skips.pop()), f"up.{i}", up)
     return deepest, x
 
 
-def _enlarged(graph: Graph, x: str, solid: bool, *, slices: bool) -> str:
+def enlarged(graph: Graph, x: str, solid: bool = False, *, slices: bool = False) -> str:
     """Twice the rows and columns, linear; each slice repeated where there are twice as many."""
     plane = [1, 1, 1, 2, 2] if solid else [1, 1, 2, 2]
     double = graph.constant(np.array(plane, np.float32))
@@ -162,7 +168,8 @@ def _enlarged(graph: Graph, x: str, solid: bool, *, slices: bool) -> str:
     )
 
 
-def _convolve(graph: Graph, x: str, name: str, layer: nn.Module, kernel: str | None = None) -> str:
+def convolve(graph: Graph, x: str, name: str, layer: nn.Module, kernel: str | None = None) -> str:
+    """A convolution with the weights of that name, or with another kernel."""
     assert isinstance(layer, nn.Conv2d | nn.Conv3d)
     inputs = [x, kernel or graph.weight(f"{name}.weight")]
     if layer.bias is not None:
@@ -177,24 +184,24 @@ def _convolve(graph: Graph, x: str, name: str, layer: nn.Module, kernel: str | N
     )
 
 
-def _block(graph: Graph, x: str, name: str, block: nn.Module) -> str:
+def block(graph: Graph, x: str, name: str, block: nn.Module) -> str:
     """`ResidualBlock.forward` and `ResidualBlock3d.forward`."""
     assert isinstance(block, ResidualBlock | ResidualBlock3d)
     solid = isinstance(block, ResidualBlock3d)
     if isinstance(block, ResidualBlock3d) and isinstance(block.thin, nn.AvgPool3d):
         x = _pooled(graph, x, block.thin)
-    y = _convolve(graph, x, f"{name}.conv1", block.conv1)
+    y = convolve(graph, x, f"{name}.conv1", block.conv1)
     y = graph.add("Relu", _normalize(graph, y, f"{name}.norm1", block.norm1, solid=solid))
     if isinstance(block, ResidualBlock3d):
-        beside = _convolve(graph, y, f"{name}.across", block.across)
+        beside = convolve(graph, y, f"{name}.across", block.across)
         y = graph.add("Relu", graph.add("Add", y, beside))
-    y = _convolve(graph, y, f"{name}.conv2", block.conv2)
+    y = convolve(graph, y, f"{name}.conv2", block.conv2)
     y = _normalize(graph, y, f"{name}.norm2", block.norm2, solid=solid)
     if isinstance(block.shortcut, nn.Sequential):
         pool, layer = block.shortcut
         if not isinstance(pool, nn.Identity):
             x = _pooled(graph, x, pool)
-        x = _convolve(graph, x, f"{name}.shortcut.1", layer)
+        x = convolve(graph, x, f"{name}.shortcut.1", layer)
     return graph.add("Relu", graph.add("Add", y, x))
 
 
@@ -225,7 +232,7 @@ def _normalize(graph: Graph, x: str, name: str, norm: nn.GroupNorm, *, solid: bo
     return graph.add("Add", graph.add("Mul", centred, scale), shift)
 
 
-def _quality(
+def quality(
     graph: Graph, deepest: str, finest: str, folded: str, axes: tuple[int, ...] = (2, 3)
 ) -> None:
     """`PromptableUNet2d._quality` and that of volumes."""

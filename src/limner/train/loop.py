@@ -21,15 +21,11 @@ from torch import Tensor
 from limner.errors import FormatError
 from limner.train import checkpoint
 from limner.train.config import TrainConfig, make_config, write_config
-from limner.train.interactions import Said
-from limner.train.losses import answer_loss, dice, quality_loss
+from limner.train.follow import Sequences
 from limner.train.pack import Pack
 from limner.train.pack3d import VolumePack
 from limner.train.records import Records
-from limner.train.validate import ask
 from limner.train.work import Pictures, Volumes, Work
-
-_MOST_MORE_ROUNDS = 6
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +65,9 @@ def train(
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         minutes: stop after so long, with a checkpoint; None until the last step.
         start: weights of an earlier run of the same network, to begin with instead of random ones;
-            for volumes also those of the network of the plane. Not asked for when a run goes on.
-        volumes: what to train on besides, where the recipe's dimensions are 3.
+            for volumes and sequences also those of the network of the plane. Not asked for when a
+            run goes on.
+        volumes: what to train on besides, where the recipe is for volumes or sequences.
 
     Raises:
         FormatError: `out` holds a run with another configuration or pack.
@@ -79,11 +76,13 @@ def train(
     began = time.monotonic()
     target = _device(device)
     work: Work
-    if config.dimensions == 2:
+    if not config.of_volumes:
         work = Pictures(config, pack, target)
+    elif volumes is None:
+        raise ValueError("This recipe needs volumes; open them with open_volumes.")
+    elif config.frames > 1:
+        work = Sequences(config, volumes, pack, target)
     else:
-        if volumes is None:
-            raise ValueError("A recipe for volumes needs volumes; open them with open_volumes.")
         work = Volumes(config, volumes, pack, target)
     run = _Run(config, work, out, target, start)
     deadline = math.inf if minutes is None else began + 60 * minutes
@@ -128,7 +127,10 @@ class _Run:
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        samples, losses = self._learn()
+        rng = np.random.default_rng([config.seed, self.step])
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(int(rng.integers(2**62)))
+        samples, losses = self.work.learn(self.network, rng, generator)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         if bool(torch.isfinite(norm)):  # else a single bad batch would end the run
             self.optimiser.step()
@@ -163,37 +165,6 @@ class _Run:
         path = self.out / f"{self.config.name}.safetensors"
         checkpoint.write_weights(path, self.averaged.state_dict(), facts)
 
-    def _learn(self) -> tuple[int, dict[str, Tensor]]:
-        """Gradients of one batch over all rounds, and how many samples it had; each round is a
-        graph of its own, so that memory does not grow with their number.
-        """
-        config = self.config
-        rng = np.random.default_rng([config.seed, self.step])
-        generator = torch.Generator(device=self.device)
-        generator.manual_seed(int(rng.integers(2**62)))
-        scenes, chance = self.work.scenes(rng, generator)
-        image, target, inside = scenes.image, scenes.target, scenes.inside
-        said = self.work.begin(scenes, chance)
-        self.network.train()
-        if rng.random() < config.more_rounds:
-            for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
-                with torch.no_grad():
-                    logits, _ = ask(self.network, image, said, config.precision)
-                said = self.work.correct(said, logits, scenes, chance)
-        losses: dict[str, Tensor] = {}
-        for number in range(config.rounds):
-            logits, quality = ask(self.network, image, said, config.precision)
-            answer = answer_loss(logits, target, inside, _marked(said, target))
-            judged = quality_loss(quality, logits, target, inside)
-            loss = (answer + config.quality_weight * judged) / config.rounds
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses[f"loss{number}"] = answer.detach()
-            losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
-            if number + 1 < config.rounds:
-                said = self.work.correct(said, logits, scenes, chance)
-        losses["quality"] = judged.detach()
-        return len(image), losses
-
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         own: list[Tensor] = list(self.averaged.parameters())
@@ -227,11 +198,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
-
-
-def _marked(said: Said, target: Tensor) -> Tensor:
-    """Marks that are true: clumsy ones need not be obeyed."""
-    return said.positive * target + said.negative * (1 - target)
 
 
 def _groups(network: torch.nn.Module, decay: float) -> list[dict[str, Any]]:

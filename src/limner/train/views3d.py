@@ -29,6 +29,7 @@ _EVEN = 1.5  # a volume is as good as isotropic up to this ratio of its steps
 _THICKEST = 6.0  # slices, in steps of the plane
 _GAPS = 0.4  # share of thick slices that are no means over their thickness
 _WINDOW = 1.6  # of the target's size: a session's first window
+_SLICES = (math.log(4), math.log(40))  # through a target, as they are followed
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,59 @@ def draw_view(
         bend = float(rng.uniform(0.005, 0.03) * shape[2])
     averaged = bool(native or steps[0] < _EVEN * steps[1] or rng.random() >= _GAPS)
     return View3d(shape, place / spacing, directions / spacing[:, None], bend, averaged)
+
+
+def draw_slices(
+    box: Vector, size: Vector, spacing: Vector, shape: Shape, rng: np.random.Generator
+) -> View3d:
+    """Some slices through a target, one after the other in either direction, as they are followed:
+    the first goes through the target, later ones may have left it. In the plane the window is as
+    wide as in `draw_view`.
+
+    Args:
+        box: (2, 3), of the target in the volume.
+        size: of the volume.
+        spacing: millimetres per voxel of the volume.
+        shape: slices, rows and columns of the view.
+        rng: chooses.
+    """
+    order = _order(spacing, rng)
+    own = spacing[order]
+    extent = (box[1] - box[0])[order] * own
+    length = size[order] * own
+    step = _width(extent[1:], length[1:], own[1:], rng) / shape[2]
+    step = max(step, float(own[1:].mean()) / _MOST_ENLARGED)
+    along = own[0]
+    if rng.random() < 0.5:  # as many slices through the target as other scanners would make
+        along = float(np.clip(extent[0] / np.exp(rng.uniform(*_SLICES)), own[0] / 2, 6 * own[0]))
+    else:
+        along = own[0] * float(rng.choice([1, 1, 2, 3]))
+    steps = np.array([along, step, step])
+    stretch = float(np.exp(np.clip(rng.normal(0, 0.1), -0.3, 0.3)))
+    steps = steps * np.array([1.0, stretch, 1 / stretch])
+    mirror = np.where(rng.random(3) < 0.5, -1.0, 1.0)
+    turn = _about(0, rng.uniform(-math.pi, math.pi) if rng.random() < 0.3 else rng.normal(0, 0.15))
+    centre = (box.mean(axis=0) * spacing)[order]
+    centre[0] = (box[0, order[0]] + rng.random() * (box[1] - box[0])[order[0]]) * own[0]
+    centre[0] += mirror[0] * along * (shape[0] - 1) / 2
+    slack = np.abs(0.95 * steps[1:] * shape[2] - extent[1:]) / 2
+    centre[1:] += rng.uniform(-1, 1, 2) * slack
+    directions = np.eye(3)[:, order] @ turn @ np.diag(steps * mirror)
+    place = np.empty(3)
+    place[order] = centre
+    bend = float(rng.uniform(0.005, 0.03) * shape[2]) if rng.random() < 0.2 else 0.0
+    averaged = bool(rng.random() >= _GAPS)
+    return View3d(shape, place / spacing, directions / spacing[:, None], bend, averaged)
+
+
+def _width(extent: Vector, length: Vector, own: Vector, rng: np.random.Generator) -> float:
+    """Millimetres along the sides of a square window around a target in the plane."""
+    if rng.random() < _WHOLE:
+        return float(length.max()) * rng.uniform(0.9, 1.2)
+    widest = _NEAR_WIDEST if rng.random() < _NEAR else _FAR_WIDEST
+    wider = float(np.exp(rng.uniform(np.log(1.2), np.log(widest))))
+    wanted = float((extent * wider).max()) + rng.uniform(0, 36) * float(own.mean())
+    return min(wanted, 1.2 * float(length.max()))
 
 
 def plain_view(box: Vector, size: Vector, spacing: Vector, shape: Shape) -> View3d:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -18,14 +19,16 @@ from limner.train.augment import disturb
 from limner.train.chance import Chance
 from limner.train.config import TrainConfig
 from limner.train.interactions import Said
+from limner.train.losses import answer_loss, dice, quality_loss
 from limner.train.pack import Pack
 from limner.train.pack3d import VolumePack
 from limner.train.synthetic import invent, paint
 from limner.train.targets import TargetTable
-from limner.train.validate import validate
+from limner.train.validate import ask, validate
 from limner.train.views import Bank, Scenes, draw_views
 
 _INVENTED_SHAPES = 0.5  # of the painted pictures
+_MOST_MORE_ROUNDS = 6
 
 
 class Work(Protocol):
@@ -39,20 +42,69 @@ class Work(Protocol):
     def start(self, path: Path, network: torch.nn.Module) -> None:
         """Fill a network with the result of an earlier run."""
 
+    def learn(
+        self, network: torch.nn.Module, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Gradients of one batch; how many samples it had, and what was measured."""
+
+    def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
+        """Dice per set and kind of question; None without held-out data."""
+
+
+class Conversations(ABC):
+    """Learning from rounds of prompts, answers and corrections.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    @abstractmethod
     def scenes(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Scenes, Chance]:
         """A batch, and chance for whatever is done with it."""
 
+    @abstractmethod
     def begin(self, scenes: Scenes, chance: Chance) -> Said:
         """First prompts."""
 
+    @abstractmethod
     def correct(self, said: Said, logits: Tensor, scenes: Scenes, chance: Chance) -> Said:
         """The next round."""
 
-    def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
-        """Dice per set and kind of prompt; None without held-out data."""
+    def learn(
+        self, network: torch.nn.Module, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[int, dict[str, Tensor]]:
+        """Gradients of one batch over all rounds, and how many samples it had; each round is a
+        graph of its own, so that memory does not grow with their number.
+        """
+        config = self._config
+        scenes, chance = self.scenes(rng, generator)
+        image, target, inside = scenes.image, scenes.target, scenes.inside
+        said = self.begin(scenes, chance)
+        network.train()
+        if rng.random() < config.more_rounds:
+            for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
+                with torch.no_grad():
+                    logits, _ = ask(network, image, said, config.precision)
+                said = self.correct(said, logits, scenes, chance)
+        losses: dict[str, Tensor] = {}
+        for number in range(config.rounds):
+            logits, quality = ask(network, image, said, config.precision)
+            answer = answer_loss(logits, target, inside, _marked(said, target))
+            judged = quality_loss(quality, logits, target, inside)
+            loss = (answer + config.quality_weight * judged) / config.rounds
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses[f"loss{number}"] = answer.detach()
+            losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
+            if number + 1 < config.rounds:
+                said = self.correct(said, logits, scenes, chance)
+        losses["quality"] = judged.detach()
+        return len(image), losses
 
 
-class Pictures:
+class Pictures(Conversations):
     """Learning on planes.
 
     Args:
@@ -62,8 +114,9 @@ class Pictures:
     """
 
     def __init__(self, config: TrainConfig, pack: Pack, device: torch.device) -> None:
+        super().__init__(config)
         self.digest = pack.digest
-        self._config, self._device = config, device
+        self._device = device
         self._bank = Bank(pack, device)
         self._table = TargetTable(pack, split=0, invented=config.invented)
         self._held_out: TargetTable | None = None
@@ -117,7 +170,7 @@ class Pictures:
         )
 
 
-class Volumes:
+class Volumes(Conversations):
     """Learning on volumes.
 
     Args:
@@ -133,8 +186,9 @@ class Volumes:
         from limner.train.scenes3d import SceneMaker
         from limner.train.targets3d import TargetTable3d
 
+        super().__init__(config)
         self.digest = f"{volumes.digest}+{pack.digest}"
-        self._config, self._device = config, device
+        self._device = device
         self._shapes = [shape_of(s) for s in config.shapes]
         self._maker = SceneMaker(
             volumes,
@@ -208,6 +262,11 @@ class Volumes:
             most=self._config.validate_targets,
             precision=self._config.precision,
         )
+
+
+def _marked(said: Said, target: Tensor) -> Tensor:
+    """Marks that are true: clumsy ones need not be obeyed."""
+    return said.positive * target + said.negative * (1 - target)
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
