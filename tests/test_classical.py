@@ -15,10 +15,10 @@ from limner.models import View, create_model
 from limner.models._colour import ColourBins, features_of, noise_level
 from limner.models._mincut import contrast_links, minimum_cut, shifted_pair
 from limner.models._seeds import gather_seeds, obey
-from limner.models.classical import MOST_PIXELS, VARIANTS
+from limner.models.classical import MOST_PIXELS, SOLVERS
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
-METHODS = [v.card.name for v in VARIANTS.values()]
+METHODS = [v.card.name for v in SOLVERS.values()]
 every_method = pytest.mark.parametrize("name", METHODS)
 
 

@@ -23,8 +23,9 @@ from limner import phantoms
 from limner.errors import SessionError
 from limner.models import Variant
 from limner.sessions._base import BaseSession
+from limner.sessions._events import event_from_json
 from limner.sessions._journal import Journal, read_journal
-from limner.sessions._log import Log, event_from_json
+from limner.sessions._log import Log
 
 # A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
 # Seeded: the parent knows what it will say.

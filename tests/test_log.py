@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from limner import Click
 from limner.errors import LimnerError, SessionError
-from limner.sessions._log import (
+from limner.sessions._events import (
     Added,
     Cleared,
     Committed,
     Event,
-    Log,
     Named,
     Predicted,
     Propagated,
@@ -24,6 +23,7 @@ from limner.sessions._log import (
     event_from_json,
     event_to_json,
 )
+from limner.sessions._log import Log
 
 OBJECTS = st.sampled_from([1, 2, 5])
 FRAMES = st.sampled_from([None, 0, 3])

@@ -321,8 +321,7 @@ def test_ranges_single_objects_and_leaving_the_loop() -> None:
         assert [k for k in range(12) if session.labels[k].any()] == [3, 4, 5, 6]
         walk = session.propagate()
         next(walk)
-        session.undo(object_id=2)  # the propagation
-        session.undo(object_id=2)  # the one before
+        session.undo(object_id=2)  # what was propagated
         session.undo(object_id=2)  # the mask
         with pytest.raises(SessionError, match="were taken back"):
             list(walk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limner import metrics
+from limner.metrics import _surfaces
 
 INF = float("inf")
 
@@ -134,12 +136,12 @@ def test_surfel_areas_of_all_neighbourhoods(spacing: tuple[float, ...]) -> None:
     from surface_distance import lookup_tables
 
     steps = np.array(spacing)
-    areas = np.linalg.norm(metrics._surfel_normals(3) * (steps.prod() / steps), axis=2).sum(axis=1)
+    areas = np.linalg.norm(_surfaces.surfel_normals(3) * (steps.prod() / steps), axis=2).sum(axis=1)
     expected = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
     np.testing.assert_allclose(areas, expected, rtol=1e-12, atol=1e-12)
 
     steps = steps[:2]
-    lengths = np.linalg.norm(metrics._surfel_normals(2) * (steps.prod() / steps), axis=2).sum(
+    lengths = np.linalg.norm(_surfaces.surfel_normals(2) * (steps.prod() / steps), axis=2).sum(
         axis=1
     )
     expected = lookup_tables.create_table_neighbour_code_to_contour_length(spacing[:2])
@@ -150,7 +152,7 @@ def test_surfel_areas_of_half_the_codes_are_those_of_marching_cubes() -> None:
     """The other independent source: scikit-image's triangulation, without looking at any table."""
     from skimage import measure
 
-    areas = np.linalg.norm(metrics._surfel_normals(3), axis=2).sum(axis=1)
+    areas = np.linalg.norm(_surfaces.surfel_normals(3), axis=2).sum(axis=1)
     for code in range(1, 255):
         assert areas[code] == pytest.approx(areas[255 - code])
         bits = np.array([code >> (7 - k) & 1 for k in range(8)], dtype=float).reshape(2, 2, 2)
@@ -431,3 +433,66 @@ def test_what_is_no_mask_is_refused(name: str, wrong: Any) -> None:
     for pair in ((wrong, wrong), (wrong, good), (good, wrong)):
         with pytest.raises(TypeError, match="numbers or booleans"):
             MEASURES[name](*pair)
+
+
+# -- J and F of DAVIS ---------------------------------------------------------------------------
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels that differ from a neighbour to the right, below, or both, one by one."""
+    found = np.zeros(mask.shape, dtype=bool)
+    rows, columns = mask.shape
+    for r, c in np.ndindex(*mask.shape):
+        for down, right in ((0, 1), (1, 0), (1, 1)):
+            # Beyond the last row (column) there is the same row (column) once more.
+            other = mask[min(r + down, rows - 1), min(c + right, columns - 1)]
+            found[r, c] |= other != mask[r, c]
+    return found
+
+
+def brute_f(a: np.ndarray, b: np.ndarray, radius: float) -> float:
+    """F by comparing every pixel of an outline with every one of the other."""
+    one, two = (np.argwhere(outline(m)) for m in (a, b))
+    if not len(one) or not len(two):
+        return float(len(one) == len(two))
+    gaps = np.sqrt(((one[:, None] - two[None]) ** 2).sum(axis=-1))
+    precision, recall = ((gaps.min(axis=k) <= radius).mean() for k in (1, 0))
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_boundary_f_measure_is_that_of_its_definition(seed: int) -> None:
+    shape = ((40, 50), (64, 30), (9, 200), (1, 30))[seed % 4]
+    a, b = blob(shape, seed), blob(shape, 100 + seed)
+    radius = math.ceil(0.008 * math.hypot(*shape))
+    assert metrics.boundary_f(a, b) == pytest.approx(brute_f(a, b, radius))
+    assert metrics.boundary_f(a, b, tolerance=3) == pytest.approx(brute_f(a, b, 3))
+    assert metrics.boundary_f(a, a) == 1.0
+    assert metrics.boundary_f(a, b) == pytest.approx(metrics.boundary_f(b, a))
+
+
+def test_the_boundary_f_measure_tolerates_a_small_shift() -> None:
+    mask = np.zeros((200, 200), dtype=bool)
+    mask[50:100, 60:120] = True  # 0.008 of the diagonal is 2.3 pixels, and 3 are near
+    assert metrics.boundary_f(np.roll(mask, 3, axis=0), mask) == 1.0
+    assert 0 < metrics.boundary_f(np.roll(mask, 4, axis=0), mask) < 1.0
+    assert metrics.boundary_f(np.roll(mask, 60, axis=0), mask) == 0.0
+
+
+def test_the_boundary_f_measure_of_nothing() -> None:
+    nothing, full = np.zeros((30, 30), dtype=bool), np.ones((30, 30), dtype=bool)
+    some = nothing.copy()
+    some[5:9, 5:9] = True
+    assert metrics.boundary_f(nothing, nothing) == 1.0
+    assert metrics.boundary_f(full, full) == 1.0
+    assert metrics.boundary_f(some, nothing) == metrics.boundary_f(nothing, some) == 0.0
+    with pytest.raises(ValueError, match="2D"):
+        metrics.boundary_f(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)))
+    with pytest.raises(ValueError, match="tolerance"):
+        metrics.boundary_f(some, some, tolerance=-1)
+
+
+def test_the_jaccard_index_is_intersection_over_union() -> None:
+    a, b = np.zeros((10, 10), dtype=bool), np.zeros((10, 10), dtype=bool)
+    a[:4], b[2:6] = True, True
+    assert metrics.jaccard(a, b) == metrics.iou(a, b) == pytest.approx(1 / 3)

@@ -21,7 +21,7 @@ from limner.models import create_model
 from limner.models._family import Question, Segmentation, View
 from limner.prompts.types import Prompt
 from limner.sessions._carry import box_between
-from limner.sessions._log import Propagated
+from limner.sessions._events import Propagated
 
 
 def cone(slices: int = 12) -> tuple[limner.Image, np.ndarray]:

@@ -19,6 +19,7 @@ NAMES = {
     "TextPrompt",
     "create_model",
     "everything",
+    "finish",
     "metrics",
     "models",
     "open_session",

@@ -16,7 +16,7 @@ from limner.models._family import BatchModel, ModelCard, Question, Segmentation,
 from limner.prompts.types import Prompt
 from limner.sessions._base import BaseSession
 from limner.sessions._cache import AnswerCache
-from limner.sessions._log import event_to_json
+from limner.sessions._events import event_to_json
 
 
 @dataclass(frozen=True)
@@ -529,9 +529,14 @@ def test_a_prompt_in_the_middle_of_a_propagation_ends_it_cleanly() -> None:
         walk = session.propagate()
         assert next(walk).frame == 3
         session.add(case.click, frame=2)
-        with pytest.raises(SessionError, match="ended by a later change"):
+        with pytest.raises(SessionError, match="frame 2 were changed; call propagate"):
             next(walk)
         assert session.labels[3].any()
+        walk = session.propagate()
+        assert next(walk).frame == 3
+        session.add(case.click, frame=6)
+        with pytest.raises(SessionError, match="ended by a later change"):
+            next(walk)
 
 
 def test_video_frames_are_read_when_needed_only() -> None:
@@ -651,8 +656,7 @@ def test_a_propagation_whose_prompts_were_taken_back_says_so() -> None:
             session.add(case.box, frame=2, object_id=object_id)
         walk = session.propagate()
         next(walk)
-        session.undo(object_id=2)
-        session.undo(object_id=2)
+        session.undo(object_id=2)  # of which nothing has been written yet
         with pytest.raises(SessionError, match="object 2 on frame 2 were taken back"):
             list(walk)
         assert session.labels[3].any()
@@ -697,7 +701,8 @@ def test_what_is_kept_of_a_shown_frame_is_small() -> None:
         for _ in session.propagate():
             pass
         kept = sum(len(mask.bits) for mask in session._shown._packed.values())
-        runs = sum(len(r) * r.itemsize for r, _ in session._log.committed(1).values())
+        written = [frame.runs for frame in session._log.committed(1).values()]
+        runs = sum(len(r) * r.itemsize for r in written)
         assert len(session._shown._packed) == frames - 2  # the newest is not packed
         assert kept + runs < frames * 5000  # a mask has 40,000 pixels
 
@@ -917,7 +922,7 @@ def test_the_journal_says_how_masks_were_propagated() -> None:
 
 
 def test_a_journal_from_before_ways_of_propagating_is_read() -> None:
-    from limner.sessions._log import Propagated, event_from_json
+    from limner.sessions._events import Propagated, event_from_json
 
     assert event_from_json({"op": "propagate", "object_ids": [1]}) == Propagated((1,), "carry")
     event = Propagated((1, 2), "interpolate")

@@ -10,6 +10,7 @@ import numpy as np
 WIDTH, HEIGHT = 340, 240  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 38, 10, 22, 34
 NUM_COLOURS = 7
+BLIND = ("baseline/", "classical/copy")  # models that never look at the picture
 
 
 def line_chart(
@@ -17,14 +18,18 @@ def line_chart(
     lines: Mapping[str, Sequence[float]],
     order: Sequence[str],
     limits: tuple[float, float],
+    axis: str = "prompts",
+    places: Sequence[str] | None = None,
 ) -> str:
-    """Scores by number of prompts.
+    """Scores by number of prompts, or by something else.
 
     Args:
         title: above the chart.
         lines: scores 0…1 after each prompt, by model.
         order: all models, which fixes their colours across charts.
         limits: lowest and highest score of the scale, see `scale_of`.
+        axis: what the scores go by.
+        places: names along it; numbers from 1 if None. A score that is NaN is left out.
     """
     low, high = limits
     most = max(len(line) for line in lines.values())
@@ -37,12 +42,10 @@ def line_chart(
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{tick:.1f}</text>')
     for number in _ticks(most):
-        x = _x(number - 1, most)
-        parts.append(
-            f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number}</text>'
-        )
+        x, name = _x(number - 1, most), number if places is None else places[number - 1]
+        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{name}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">prompts</text>')
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(axis)}</text>')
     for model in order:
         if model in lines:
             parts.append(_line(model, lines[model], order.index(model), most, (low, high)))
@@ -62,10 +65,12 @@ def legend(order: Sequence[str]) -> str:
 def _line(
     model: str, line: Sequence[float], number: int, most: int, limits: tuple[float, float]
 ) -> str:
-    points = [(_x(k, most), _y(value, *limits)) for k, value in enumerate(line)]
+    known = [(k, value) for k, value in enumerate(line) if np.isfinite(value)]
+    points = [(_x(k, most), _y(value, *limits)) for k, value in known]
     path = " ".join(f"{x},{y}" for x, y in points)
     dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.6"/>' for x, y in points)
-    tip = f"{model}: {', '.join(f'{value:.3f}' for value in line)}"
+    told = (f"{value:.3f}" if np.isfinite(value) else "–" for value in line)
+    tip = f"{model}: {', '.join(told)}"
     return (
         f'<g class="{_classes(model, number)}"><title>{escape(tip)}</title>'
         f'<polyline points="{path}"/>{dots}</g>'
@@ -74,7 +79,7 @@ def _line(
 
 def _classes(model: str, number: int) -> str:
     """Baselines, which never look at the picture, are dashed; so are colours used again."""
-    dashed = model.startswith("baseline/") or number >= NUM_COLOURS
+    dashed = model.startswith(BLIND) or number >= NUM_COLOURS
     return f"m{number % NUM_COLOURS}{' dashed' if dashed else ''}"
 
 

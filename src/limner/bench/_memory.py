@@ -38,6 +38,12 @@ class PeakMemory:
         return None if self._most is None else round(max(0.0, self._most), 1)
 
 
+def resident_mb() -> float | None:
+    """Memory that this process holds now (2^20 bytes); None where it is not known."""
+    held = _kilobytes("VmRSS")
+    return None if held is None else held / 1024
+
+
 def _kilobytes(name: str) -> int | None:
     try:
         lines = _STATUS.read_text().splitlines()

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Sequence
 from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from limner.bench._figures import legend, line_chart, scale_of
@@ -78,20 +79,29 @@ def page(report: Report) -> str:
 
 
 def _charts(report: Report) -> str:
-    if not report.charts:
-        return ""
     scores: dict[str, list[float]] = {}
     for chart in report.charts:
-        scores.setdefault(chart.protocol, []).extend(x for v in chart.lines.values() for x in v)
-    drawn = "\n".join(
-        line_chart(c.title, c.lines, report.models, scale_of(scores[c.protocol]))
-        for c in report.charts
-    )
-    return (
-        "<h2>Dice by number of prompts</h2>"
-        f'{legend(report.models)}<div class="charts">{drawn}</div>'
-        '<p class="note">Mean over sets. Dashed: never looks at the picture.</p>'
-    )
+        known = (x for line in chart.lines.values() for x in line if isfinite(x))
+        scores.setdefault(chart.protocol, []).extend(known)
+    parts = []
+    for axis in dict.fromkeys(chart.axis for chart in report.charts):
+        drawn = "\n".join(
+            line_chart(
+                c.title, c.lines, report.models, scale_of(scores[c.protocol]), c.axis, c.places
+            )
+            for c in report.charts
+            if c.axis == axis
+        )
+        title, note = "number of prompts", ""
+        if axis != "prompts":
+            title, note = axis, " Few objects reach far."
+        parts.append(
+            f"<h2>Dice by {escape(title)}</h2>"
+            f'{legend(report.models)}<div class="charts">{drawn}</div>'
+            '<p class="note">Mean over sets. Dashed: never looks at the picture.'
+            f"{note}</p>"
+        )
+    return "\n".join(parts)
 
 
 def _table(table: Table, *, titled: bool = True) -> str:

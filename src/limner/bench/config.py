@@ -13,7 +13,9 @@ from limner.bench.sets import Dimensions
 from limner.bench.slices import Between
 from limner.errors import FormatError
 
-Protocol: TypeAlias = Literal["box", "clicks", "mixed", "scribbles", "examples", "slices"]
+Protocol: TypeAlias = Literal[
+    "box", "clicks", "mixed", "scribbles", "examples", "slices", "propagation"
+]
 Split: TypeAlias = Literal["train", "val", "test", "all"]
 
 PROTOCOLS: dict[str, str] = {
@@ -23,9 +25,10 @@ PROTOCOLS: dict[str, str] = {
     "scribbles": "all strokes that a person drew, then corrective clicks",
     "examples": "other pictures with all pixels of the same label, then corrective clicks",
     "slices": "a box (or click) on a few slices of a volume, then corrective clicks",
+    "propagation": "one annotated slice or frame (or a few), carried to the others",
 }
 IN_PICTURES = ("box", "clicks", "mixed", "scribbles", "examples")
-IN_VOLUMES = ("box", "clicks", "mixed", "slices")
+IN_VOLUMES = ("box", "clicks", "mixed", "slices", "propagation")
 SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
     "none": "as the user means it",
@@ -42,6 +45,7 @@ VOLUME_DISTURBANCES = ("none", "click_off_5", "box_large_20", "sixteen_bit", "in
 MOST_EXAMPLES = 64
 MARKS = ("box", "click")
 BETWEEN = ("interpolate", "carry")
+STARTS = ("mask", "box", "click")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class BenchConfig:
 
     Attributes:
         data: the folder, as an absolute path.
-        models: names; all are asked about the same objects.
+        models: names; all are asked about the same objects. Of the protocol ``propagation`` also
+            two joined by ``+``: the first answers prompts, the second carries its masks.
         protocol: what the simulated user does, a key of `PROTOCOLS`.
         rounds: prompts per conversation, the first included (with ``scribbles`` all strokes of a
             person are the first, with ``examples`` all examples).
@@ -69,6 +74,11 @@ class BenchConfig:
         mark: what is said on each of these: ``"box"`` or ``"click"``.
         between: how models that work in 2D get from one marked slice to the next:
             ``"interpolate"`` boxes or ``"carry"`` masks.
+        annotated: slices or frames that are given; this and all below of the protocol
+            ``propagation`` only.
+        start: how they are given: the true ``"mask"``, the tight ``"box"`` or a ``"click"``.
+        together: all objects of an image in one session.
+        margin: slices or frames beyond the object's first and last one that are asked about, too.
     """
 
     data: str
@@ -89,6 +99,10 @@ class BenchConfig:
     slices: int = 3
     mark: str = "box"
     between: Between = "interpolate"
+    annotated: int = 1
+    start: str = "mask"
+    together: bool = False
+    margin: int = 3
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -102,6 +116,7 @@ class BenchConfig:
             ("dimensions", (2, 3)),
             ("mark", MARKS),
             ("between", BETWEEN),
+            ("start", STARTS),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -113,13 +128,20 @@ class BenchConfig:
                 f"disturb=box_large_20 needs boxes, and the protocol {self.protocol} has none; "
                 "use protocol box or mixed."
             )
-        strangers = sorted({name for name, _ in self.weights} - set(self.models))
+        strangers = sorted({name for name, _ in self.weights} - set(self.names))
         if strangers:
             raise ValueError(f"weights are given for {', '.join(strangers)}, not one of models.")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every single model, in order."""
+        if self.protocol != "propagation":
+            return self.models
+        return tuple(dict.fromkeys(part for name in self.models for part in name.split("+")))
+
     def _check_numbers(self) -> None:
-        leasts = (("rounds", 1), ("limit", 1), ("objects", 1), ("seed", 0), ("slices", 1))
-        for name, least in leasts:
+        leasts = {"rounds": 1, "limit": 1, "objects": 1, "seed": 0, "slices": 1, "annotated": 1}
+        for name, least in {**leasts, "margin": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}; it is at least {least}.")
@@ -146,18 +168,26 @@ class BenchConfig:
             )
         if self.by_slices and not solid:
             raise ValueError("by_slices is about volumes; use it with --dimensions 3.")
-        ours = [n for n in ("slices", "mark", "between") if getattr(self, n) != _DEFAULTS[n]]
-        if ours and self.protocol != "slices":
-            raise ValueError(
-                f"{ours[0]}={getattr(self, ours[0])} means nothing to the protocol "
-                f"{self.protocol}; leave it out or use protocol slices."
-            )
+        for protocol, own in _OWN.items():
+            changed = [n for n in own if getattr(self, n) != _DEFAULTS[n]]
+            if changed and self.protocol != protocol:
+                raise ValueError(
+                    f"{changed[0]}={getattr(self, changed[0])} means nothing to the protocol "
+                    f"{self.protocol}; leave it out or use protocol {protocol}."
+                )
+        if self.protocol == "propagation" and (self.by_slices or self.disturb != "none"):
+            what = "by_slices" if self.by_slices else f"disturb={self.disturb}"
+            raise ValueError(f"{what} means nothing to the protocol propagation; leave it out.")
 
     def to_json(self) -> dict[str, Any]:
         """The run as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
+_OWN = {
+    "slices": ("slices", "mark", "between"),
+    "propagation": ("annotated", "start", "together", "margin"),
+}
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(BenchConfig)}
 
 

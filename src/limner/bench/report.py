@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 from limner import errors
+from limner.bench import propagation_tables, tables, volume_tables
 from limner.bench import statistics as stats
-from limner.bench import tables, volume_tables
 from limner.bench._worst import Picture, worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
+from limner.bench.propagation import started_by
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
 from limner.bench.tables import Table
 from limner.errors import FormatError
@@ -34,17 +35,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Chart:
-    """Scores by number of prompts.
+    """Scores by number of prompts, or by something else.
 
     Attributes:
         protocol: charts of one protocol have one scale.
         title: protocol and sets.
         lines: scores after each prompt, by model.
+        axis: what the scores go by.
+        places: names of the places along it; numbers from 1 if None.
     """
 
     protocol: str
     title: str
     lines: dict[str, list[float]]
+    axis: str = "prompts"
+    places: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
     undisturbed = [row for row in rows if row.disturbance == "none"]
     plain = _grouped(_longest(undisturbed), labels)
     facts += _compare_same(plain)
+    still, moving = _apart(plain)
     disturbed = {
         name: _grouped((r for r in rows if r.disturbance == name), labels)
         for name in DISTURBANCES
@@ -99,12 +105,14 @@ def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
         facts,
         list(dict.fromkeys(labels[_identity(row)] for row in rows)),
         [
-            *_tables(plain),
+            *_tables(still),
+            *propagation_tables.tables(moving),
             *([tables.robustness(_grouped(undisturbed, labels), disturbed)] if disturbed else []),
             tables.failures(rows, lambda row: labels[_identity(row)]),
-            *_details(plain),
+            *_details(still),
+            *(propagation_tables.by_set(*task) for task in moving.items()),
         ],
-        _charts(plain),
+        [*_charts(still), *_distance_charts(moving)],
         worst_cases(folders, plain, pictures) if pictures else [],
         rows,
     )
@@ -149,15 +157,19 @@ def write_table(report: Report, path: Path) -> None:
 
 
 def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
-    """One flat record per round of every row; `seconds` is None where no prompt was needed."""
-    left_out = {"dice", "nsd", "hd95", "seconds", "prompts", "answer", "examples"}
+    """One flat record per round of every row, of the protocol ``propagation`` one per scored frame;
+    `seconds` is None where no prompt was needed, and so is what a protocol does not have.
+    """
+    left_out = {"dice", "nsd", "hd95", "seconds", "prompts", "answer", "examples", "followed"}
+    nothing = dict.fromkeys(propagation_tables.COLUMNS)
     for row in rows:
         facts = {name: value for name, value in vars(row).items() if name not in left_out}
         for k, (dice, nsd) in enumerate(zip(row.dice, row.nsd, strict=True)):
             seconds = row.seconds[k] if k < len(row.seconds) else None
             hd95 = row.hd95[k] if k < len(row.hd95) else None
             scores = {"round": k + 1, "dice": dice, "nsd": nsd, "hd95": hd95, "seconds": seconds}
-            yield {**facts, "num_examples": len(row.examples), **scores}
+            for frame in [nothing] if row.followed is None else propagation_tables.flat(row):
+                yield {**facts, "num_examples": len(row.examples), **scores, **frame}
 
 
 def _tables(plain: Grouped) -> list[Table]:
@@ -187,6 +199,38 @@ def _details(plain: Grouped) -> list[Table]:
             if volume_tables.is_solid(by_model)
         ),
     ]
+
+
+def _apart(plain: Grouped) -> tuple[Grouped, Grouped]:
+    """Conversations, and propagations."""
+    moves = propagation_tables.is_propagation
+    return (
+        {task: by_model for task, by_model in plain.items() if not moves(by_model)},
+        {task: by_model for task, by_model in plain.items() if moves(by_model)},
+    )
+
+
+def _distance_charts(plain: Grouped) -> list[Chart]:
+    """Dice by the distance from what was given: all sets, and each of them."""
+    charts = []
+    for task, by_model in plain.items():
+        names = sorted({row.set_name for rows in by_model.values() for row in rows})
+        for name in ["all sets", *(names if len(names) > 1 else [])]:
+            lines = {
+                model: propagation_tables.curve(mine)
+                for model, rows in by_model.items()
+                if (mine := [r for r in rows if name in (r.set_name, "all sets")])
+            }
+            charts.append(
+                Chart(
+                    task,
+                    f"{task.removeprefix('propagation, ')}: {name}",
+                    lines,
+                    propagation_tables.AXIS,
+                    propagation_tables.marks_on_axis(),
+                )
+            )
+    return charts
 
 
 def _charts(plain: Grouped) -> list[Chart]:
@@ -293,7 +337,8 @@ def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
     ]
     if 2 in dimensions:
         facts.append("NSD: share of both outlines within 2 pixels of the other, by length.")
-    if 3 in dimensions:
+    facts += _rules_of_propagation(folders)
+    if any(row.dimensions == 3 and row.followed is None for row in rows):
         facts.append("NSD in volumes: share of both surfaces within 2 mm of the other, by area.")
     if any(row.way == "slices" for row in rows):
         facts.append(BY_SLICES)
@@ -311,6 +356,17 @@ def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
         facts.append(f"Disturbance {name}: {DISTURBANCES[name]}.")
     facts += [f"Weights of {line}." for line in sorted(weights)]
     return list(dict.fromkeys([*facts, *_shown(rows), *_left_out(folders)]))
+
+
+def _rules_of_propagation(folders: Sequence[Path]) -> list[str]:
+    """What is given and what is scored, of the runs of that protocol."""
+    configs = [c for c in map(read_run_config, folders) if c.protocol == "propagation"]
+    return [
+        f"Given of every object: {started_by(c)}, in the middle of equal parts of the slices or "
+        f"frames that it is on; scored: all other annotated ones from its first to its last and "
+        f"{c.margin} beyond."
+        for c in configs
+    ]
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:

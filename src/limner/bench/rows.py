@@ -60,10 +60,13 @@ class Row:
         examples_sha256: of their pixels and masks.
         dimensions: 2 of a picture, 3 of a volume.
         way: of a volume, ``"whole"`` or ``"slices"``: how the model was asked.
-        marks: what was said first by the protocol ``"slices"``, such as ``"3 boxes, interpolate"``.
+        marks: what was said first by the protocols ``"slices"`` and ``"propagation"``, such as
+            ``"3 boxes, interpolate"`` and ``"1 mask"``.
         hd95: of a volume, 95th percentile of the Hausdorff distance in millimetres per round; None
             where it is not defined or infinite.
         peak_mb: of a volume, memory above that at the conversation's start; None if not known.
+        followed: of the protocol ``"propagation"``, what `propagation.Followed` holds; `dice` is
+            then that of all scored frames together, and `seconds` those to the first carried frame.
     """
 
     model: str
@@ -98,6 +101,7 @@ class Row:
     marks: str | None = None
     hd95: list[float | None] = field(default_factory=list, repr=False)
     peak_mb: float | None = None
+    followed: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> Key:
@@ -116,6 +120,8 @@ class Row:
         """The protocol, or what there is of it in the plural: ``"16 examples"``; in volumes
         ``"box, 3D"``.
         """
+        if self.protocol == "propagation":
+            return f"propagation, {self.marks}"
         if self.dimensions == 3:
             return f"{self.protocol if self.marks is None else self.marks}, 3D"
         if self.examples_asked is None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,13 +18,17 @@ from limner.bench.cases import Case, cases
 from limner.bench.config import BenchConfig
 from limner.bench.conversation import hold
 from limner.bench.disturb import disturb_image
+from limner.bench.propagation import Pair, check_follows, follow, started_by
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
 from limner.bench.rows import Key, Row, RowStore
+from limner.bench.sequences import Track, find_sequences, open_sequence, tracks
 from limner.bench.sets import DataSet, by_label, find_sets, open_picture, spread
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel, create_model
+
+M = TypeVar("M", PromptableModel, Pair)
 
 _REPORT_EVERY_S = 5.0
 
@@ -70,6 +74,12 @@ def run(
         FormatError: there is nothing to score, or `out` holds another run.
     """
     sets = asked_sets(config)
+    if config.protocol == "propagation":
+        pairs = [Pair(model) for model in models] if models is not None else _create_pairs(config)
+        for pair in pairs:
+            check_follows(pair, config)
+        hashes = {pair.card.name: pair.card.weights_sha256 for pair in pairs}
+        return _Sequences(config, pairs, RowStore(out, config, hashes)).over(sets)
     asked = list(models) if models is not None else _create(config)
     for model in asked:
         check_dimensions(model.card, config.dimensions, by_slices=config.by_slices)
@@ -85,6 +95,8 @@ def asked_sets(config: BenchConfig) -> list[DataSet]:
         FormatError: there is nothing to score.
     """
     data = Path(config.data)
+    if config.protocol == "propagation":
+        return find_sequences(data, config.split, config.sets)
     sets = find_sets(data, config.split, config.sets, dimensions=config.dimensions)
     if config.protocol == "examples":
         return [by_label(s) for s in sets]
@@ -101,18 +113,15 @@ def seed_of(config_seed: int, set_name: str, stem: str, object_id: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-class _Run:
+class _Loop(Generic[M]):
     """The loop over pictures, objects and models, with its counts."""
 
-    def __init__(
-        self, config: BenchConfig, models: Sequence[PromptableModel], store: RowStore
-    ) -> None:
+    def __init__(self, config: BenchConfig, models: Sequence[M], store: RowStore) -> None:
         self._config = config
-        self._models = models
+        self._models: Sequence[M] = models
         self._store = store
         self._new = self._failed = self._left_out = self._objects_left_out = 0
         self._reason = ""
-        self._references: References | None = None  # of the set at hand
         self._began = self._told = time.monotonic()
 
     def over(self, sets: Sequence[DataSet]) -> Outcome:
@@ -133,53 +142,18 @@ class _Run:
         return Outcome(len(self._store.done), self._new, self._failed, *left_out, seconds)
 
     def _picture(self, data_set: DataSet, stem: str) -> None:
-        image = open_picture(data_set, stem)
-        shown = disturb_image(image, self._config.disturb)
-        if shown is None:
-            return
-        drawn = self._config.protocol == "scribbles"
-        found = False
-        for case in cases(data_set, stem, image, most=self._config.objects, drawn=drawn):
-            found = True
-            self._object(data_set, stem, image, shown, case)
-        if not found:
-            reason = "nobody drew on an object" if drawn else "no object is large enough"
-            self._leave_out(data_set.name, stem, f"{reason}.")
+        """Every object of a picture."""
+        raise NotImplementedError
 
-    def _object(self, data_set: DataSet, stem: str, image: Image, shown: Image, case: Case) -> None:
-        """Ask every model that has not been asked; `shown` is the picture as disturbed."""
+    def _unasked(self, data_set: DataSet, stem: str, case: Case | Track) -> list[M]:
+        """The models that have not been asked about an object."""
         done = self._store.done
-        models = [m for m in self._models if _key(m.card, data_set, stem, case) not in done]
-        if not models:
-            return
-        seed = seed_of(self._config.seed, data_set.name, stem, case.object_id)
-        if self._config.protocol == "examples":
-            case = self._with_references(data_set, stem, case, seed)
-            if not case.references:
-                return
-        facts = _facts(self._config, data_set, stem, case)
-        facts |= {"image_sha256": image.pixel_hash(), "target_sha256": _hash(case)}
-        for model in models:
-            row = Row(
-                model=model.card.name,
-                weights_sha256=model.card.weights_sha256,
-                **facts,
-                **hold(model, shown, case, self._config, seed=seed),
-            )
-            self._store.append(row)
-            self._new += 1
-            self._failed += row.error is not None
+        return [m for m in self._models if _key(m.card, data_set, stem, case) not in done]
 
-    def _with_references(self, data_set: DataSet, stem: str, case: Case, seed: int) -> Case:
-        """The case with pictures to show; where there are none that is noted."""
-        if self._references is None or self._references.data_set is not data_set:
-            self._references = References(data_set, disturb=self._config.disturb)
-        rng = np.random.default_rng((seed, 3))
-        references = self._references.draw(stem, case.object_id, self._config.examples, rng)
-        if not references:
-            reason = f"no other picture that may be shown holds label {case.object_id}."
-            self._leave_out(data_set.name, stem, reason, object_id=case.object_id)
-        return replace(case, references=references)
+    def _append(self, row: Row) -> None:
+        self._store.append(row)
+        self._new += 1
+        self._failed += row.error is not None
 
     def _leave_out(
         self, set_name: str, stem: str, reason: str, *, object_id: str | None = None
@@ -205,6 +179,93 @@ class _Run:
         )
 
 
+class _Run(_Loop[PromptableModel]):
+    """Conversations about pictures and volumes."""
+
+    _references: References | None = None  # of the set at hand
+
+    def _picture(self, data_set: DataSet, stem: str) -> None:
+        image = open_picture(data_set, stem)
+        shown = disturb_image(image, self._config.disturb)
+        if shown is None:
+            return
+        drawn = self._config.protocol == "scribbles"
+        found = False
+        for case in cases(data_set, stem, image, most=self._config.objects, drawn=drawn):
+            found = True
+            self._object(data_set, stem, image, shown, case)
+        if not found:
+            reason = "nobody drew on an object" if drawn else "no object is large enough"
+            self._leave_out(data_set.name, stem, f"{reason}.")
+
+    def _object(self, data_set: DataSet, stem: str, image: Image, shown: Image, case: Case) -> None:
+        """Ask every model that has not been asked; `shown` is the picture as disturbed."""
+        models = self._unasked(data_set, stem, case)
+        if not models:
+            return
+        seed = seed_of(self._config.seed, data_set.name, stem, case.object_id)
+        if self._config.protocol == "examples":
+            case = self._with_references(data_set, stem, case, seed)
+            if not case.references:
+                return
+        facts = _facts(self._config, data_set, stem, case)
+        facts |= {"image_sha256": image.pixel_hash(), "target_sha256": _hash(case)}
+        for model in models:
+            row = Row(
+                model=model.card.name,
+                weights_sha256=model.card.weights_sha256,
+                **facts,
+                **hold(model, shown, case, self._config, seed=seed),
+            )
+            self._append(row)
+
+    def _with_references(self, data_set: DataSet, stem: str, case: Case, seed: int) -> Case:
+        """The case with pictures to show; where there are none that is noted."""
+        if self._references is None or self._references.data_set is not data_set:
+            self._references = References(data_set, disturb=self._config.disturb)
+        rng = np.random.default_rng((seed, 3))
+        references = self._references.draw(stem, case.object_id, self._config.examples, rng)
+        if not references:
+            reason = f"no other picture that may be shown holds label {case.object_id}."
+            self._leave_out(data_set.name, stem, reason, object_id=case.object_id)
+        return replace(case, references=references)
+
+
+class _Sequences(_Loop[Pair]):
+    """Objects followed through volumes and videos."""
+
+    def _picture(self, data_set: DataSet, stem: str) -> None:
+        image, config = open_sequence(data_set, stem), self._config
+        found = tracks(data_set, stem, image, given=config.annotated, most=config.objects)
+        groups = [list(found)] if config.together else ([track] for track in found)
+        any_found = False
+        for group in groups:
+            any_found = any_found or bool(group)
+            if group:
+                self._group(data_set, stem, image, group)
+        if not any_found:
+            least = config.annotated + 1
+            what = "slice" if data_set.kind == "volume" else "annotated frame"
+            few = f"no object is on {least} {what}s, so that one could be scored"
+            self._leave_out(data_set.name, stem, f"{few}.")
+
+    def _group(self, data_set: DataSet, stem: str, image: Image, group: Sequence[Track]) -> None:
+        """Ask every model that has not been asked about all of some objects."""
+        image_sha256 = image.pixel_hash()  # reads a volume, which is then no part of the memory
+        of = {track.object_id: self._unasked(data_set, stem, track) for track in group}
+        seeds = [seed_of(self._config.seed, data_set.name, stem, t.object_id) for t in group]
+        for pair in (m for m in self._models if any(m in models for models in of.values())):
+            answers = follow(pair, image, group, self._config, seeds=seeds)
+            for track, fields in zip(group, answers, strict=True):
+                if pair not in of[track.object_id]:
+                    continue
+                facts = _facts(self._config, data_set, stem, track)
+                facts |= {"image_sha256": image_sha256, "target_sha256": _hash(track)}
+                card = pair.card
+                row = Row(model=card.name, weights_sha256=card.weights_sha256, **facts, **fields)
+                self._append(row)
+
+
 def _create(config: BenchConfig) -> list[PromptableModel]:
     weights = dict(config.weights)
     return [
@@ -217,7 +278,21 @@ def _create(config: BenchConfig) -> list[PromptableModel]:
     ]
 
 
-def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case) -> dict[str, Any]:
+def _create_pairs(config: BenchConfig) -> list[Pair]:
+    """Every model is made once, whomever it works with."""
+    weights = dict(config.weights)
+    made = {
+        name: create_model(name, weights=weights.get(name), device=config.device)
+        for name in config.names
+    }
+    found = []
+    for name in config.models:
+        first, plus, second = name.partition("+")
+        found.append(Pair(made[first], made[second] if plus else None))
+    return found
+
+
+def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case | Track) -> dict[str, Any]:
     return {
         "version": limner.__version__,
         "set_name": data_set.name,
@@ -235,7 +310,7 @@ def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case) -> dic
         "seed": config.seed,
         "dimensions": config.dimensions,
         "marks": marks_of(config),
-        **(_shown(config, case) if config.protocol == "examples" else {}),
+        **(_shown(config, case) if isinstance(case, Case) and case.references else {}),
     }
 
 
@@ -249,7 +324,9 @@ def _shown(config: BenchConfig, case: Case) -> dict[str, Any]:
 
 
 def marks_of(config: BenchConfig) -> str | None:
-    """What the protocol ``"slices"`` says first, in words."""
+    """What the protocols ``"slices"`` and ``"propagation"`` say first, in words."""
+    if config.protocol == "propagation":
+        return started_by(config)
     if config.protocol != "slices":
         return None
     plural = {"box": "boxes", "click": "clicks"}[config.mark]
@@ -258,13 +335,13 @@ def marks_of(config: BenchConfig) -> str | None:
     return f"{plural} on {config.slices} slices, {config.between}"
 
 
-def _key(card: ModelCard, data_set: DataSet, stem: str, case: Case) -> Key:
+def _key(card: ModelCard, data_set: DataSet, stem: str, case: Case | Track) -> Key:
     """As `Row.key` of the row to come."""
     name, sha = card.name, card.weights_sha256
     return (name, sha, data_set.name, stem, case.object_id, case.annotator)
 
 
-def _hash(case: Case) -> str:
+def _hash(case: Case | Track) -> str:
     digest = hashlib.sha256(f"{case.target.shape}".encode())
     digest.update(np.packbits(case.target).tobytes())
     return digest.hexdigest()

@@ -1,9 +1,11 @@
-"""Which pictures or volumes the benchmark asks about: data sets, and their parts.
+"""Which pictures, volumes or videos the benchmark asks about: data sets, and their parts.
 
 A data set of pictures is a folder with ``images/`` and ``masks/`` (perhaps ``instances/``,
 ``scribbles/``, ``dataset.json``), files matched by stem; one of volumes has ``images/`` and
-``labels/``, or ``imagesTr/`` and ``labelsTr/``. A data root with ``splits.json`` says which stems
-are test, what one object is and what models may be trained on; without it everything is test.
+``labels/``, or ``imagesTr/`` and ``labelsTr/``; one of videos has folders of clips with ``frames/``
+and ``masks/`` each, where frames without a mask are not annotated. A data root with ``splits.json``
+says which stems are test, what one object is and what models may be trained on; without it
+everything is test.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from limner.io.image import Image
 Unit: TypeAlias = Literal["label", "instance", "component", "whole"]
 Standing: TypeAlias = Literal["seen", "unseen", "other"]
 Dimensions: TypeAlias = Literal[2, 3]
+Kind: TypeAlias = Literal["picture", "volume", "video"]
 T = TypeVar("T")
 
 _UNITS: tuple[Unit, ...] = ("label", "instance", "component")
 _VOLUMES = "3d/"  # how names of sets of volumes begin in a data root
-_OTHER_SETS = (_VOLUMES, "video/", "pool/")  # of a data root: not pictures, or not for scores
-_LAYOUTS: dict[int, tuple[tuple[str, str], ...]] = {
-    2: (("images", "masks"),),
-    3: (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks")),
+_FIRST: dict[Kind, str] = {"volume": _VOLUMES, "video": "video/"}  # likewise, of others
+_NO_SCORES = "pool/"
+_LAYOUTS: dict[Kind, tuple[tuple[str, str], ...]] = {
+    "picture": (("images", "masks"),),
+    "volume": (("images", "labels"), ("imagesTr", "labelsTr"), ("images", "masks")),
+    "video": (("frames", "masks"),),  # of every clip
 }
 _FIRST_CHANNEL = re.compile(r"(.+)_0000")  # nnU-Net: the label map has no number
 _DOUBLE_SUFFIXES = (".nii.gz", ".seg.nrrd", ".ome.tif", ".ome.tiff")
@@ -62,6 +67,8 @@ class DataSet:
         dimensions: 2 for pictures, 3 for volumes.
         annotated: by stem the labels that were annotated there, where only some of the set's were:
             what has no such label is not known to be background.
+        clips: of videos, by stem and by name of the frame likewise; empty where it is not said.
+        kind: what the images are.
     """
 
     name: str
@@ -76,6 +83,8 @@ class DataSet:
     teaching: tuple[Mapping[str, Path], Mapping[str, Path]] = ({}, {})
     dimensions: Dimensions = 2
     annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    clips: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    kind: Kind = "picture"
 
 
 def find_sets(
@@ -92,27 +101,44 @@ def find_sets(
     Raises:
         FormatError: nothing to score is found, or a description is damaged.
     """
-    parts = " or ".join(f"{a}/ and {b}/" for a, b in _LAYOUTS[dimensions])
+    kind: Kind = "picture" if dimensions == 2 else "volume"
+    return chosen(list_sets(data, split, kind), data, split, patterns, (kind,))
+
+
+def list_sets(data: Path, split: str, kind: Kind) -> list[DataSet]:
+    """All data sets of a kind with something of a split; perhaps none. Errors as for `find_sets`
+    but that.
+    """
     if not data.is_dir():
-        raise FormatError(f"There is no folder {data}; name one with {parts}.")
+        raise FormatError(f"There is no folder {data}; name one with {_described_layout(kind)}.")
     if (data / "splits.json").is_file():
-        found = list(_split_sets(data, split, dimensions))
+        found = list(_split_sets(data, split, kind))
     elif split not in ("test", "all"):
         raise FormatError(
             f"{data} has no splits.json, so everything in it is test; leave out --split {split}."
         )
-    elif _layout(data, dimensions):
-        found = [_described(data.resolve().name, data, dimensions)]
+    elif _layout(data, kind):
+        found = [_described(data.resolve().name, data, kind)]
     else:
         every = (p for depth in ("*", "*/*") for p in data.glob(depth))
-        folders = sorted(p for p in every if _layout(p, dimensions))
-        found = [_described(p.relative_to(data).as_posix(), p, dimensions) for p in folders]
-    found = [data_set for data_set in found if data_set.images]
+        folders = sorted(p for p in every if _layout(p, kind))
+        found = [_described(p.relative_to(data).as_posix(), p, kind) for p in folders]
+    return [data_set for data_set in found if data_set.images]
+
+
+def chosen(
+    found: Sequence[DataSet], data: Path, split: str, patterns: Sequence[str], kinds: Sequence[Kind]
+) -> list[DataSet]:
+    """Those of some sets whose names are asked for.
+
+    Raises:
+        FormatError: there are none.
+    """
     if not found:
-        what = "pictures" if dimensions == 2 else "volumes"
+        layouts = " or ".join(map(_described_layout, kinds))
         raise FormatError(
-            f"{data} holds nothing to score: no folder with {parts} that has "
-            f"{what} of the split {split}."
+            f"{data} holds nothing to score: no folder with {layouts} that has "
+            f"{' or '.join(f'{kind}s' for kind in kinds)} of the split {split}."
         )
     wanted = [s for s in found if not patterns or _matches(s.name, patterns)]
     if not wanted:
@@ -120,6 +146,11 @@ def find_sets(
         asked = " or ".join(patterns)
         raise FormatError(f"No set of the split {split} is called {asked}; there are {names}.")
     return wanted
+
+
+def _described_layout(kind: Kind) -> str:
+    parts = " or ".join(f"{a}/ and {b}/" for a, b in _LAYOUTS[kind])
+    return f"CLIP/frames/ and CLIP/masks/ ({parts})" if kind == "video" else parts
 
 
 def dimensions_of(data: Path, patterns: Sequence[str]) -> Dimensions:
@@ -131,7 +162,8 @@ def dimensions_of(data: Path, patterns: Sequence[str]) -> Dimensions:
     if (data / "splits.json").is_file() or not data.is_dir():
         return 2
     places = [data, *(p for depth in ("*", "*/*") for p in data.glob(depth))]
-    flat, solid = (any(_layout(p, n) for p in places) for n in (2, 3))
+    kinds: tuple[Kind, ...] = ("picture", "volume")
+    flat, solid = (any(_layout(p, kind) for p in places) for kind in kinds)
     return 3 if solid and not flat else 2
 
 
@@ -192,7 +224,7 @@ def stem_of(path: Path) -> str:
     return path.stem
 
 
-def _split_sets(data: Path, split: str, dimensions: Dimensions) -> Iterator[DataSet]:
+def _split_sets(data: Path, split: str, kind: Kind) -> Iterator[DataSet]:
     source = data / "splits.json"
     splits = read_json(source)
     listed = splits.get("sets")
@@ -202,15 +234,15 @@ def _split_sets(data: Path, split: str, dimensions: Dimensions) -> Iterator[Data
     unseen, seen = set(splits.get("test_only", ())), set(splits.get("train_commercial_ok", ()))
     parts = ("train", "val", "test") if split == "all" else (split,)
     for name, lists in sorted(listed.items()):
-        wanted = name.startswith(_VOLUMES) == (dimensions == 3)
-        if name in out or not wanted or (dimensions == 2 and name.startswith(_OTHER_SETS)):
+        theirs = [k for k, first in _FIRST.items() if name.startswith(first)] or ["picture"]
+        if name in out or name.startswith(_NO_SCORES) or kind not in theirs:
             continue
-        if not _layout(data / name, dimensions):
+        if not _layout(data / name, kind):
             _log.warning("%s: splits.json lists %s, which is not there.", data, name)
             continue
         standing: Standing = "unseen" if name in unseen else "seen" if name in seen else "other"
         unit = splits.get("unit", {}).get(name, "label")
-        described = _described(name, data / name, dimensions, unit=unit, standing=standing)
+        described = _described(name, data / name, kind, unit=unit, standing=standing)
         there = described.images
         by_part = {
             part: {stem: there[stem] for stem in lists.get(part, ()) if stem in there}
@@ -227,7 +259,7 @@ def _split_sets(data: Path, split: str, dimensions: Dimensions) -> Iterator[Data
 def _described(
     name: str,
     folder: Path,
-    dimensions: Dimensions,
+    kind: Kind,
     *,
     unit: str | None = None,
     standing: Standing = "other",
@@ -236,28 +268,34 @@ def _described(
     path = folder / "dataset.json"
     facts = read_json(path) if path.is_file() else {}
     has_instances = (folder / "instances").is_dir()
-    by_value = dimensions == 3 and facts.get("instances") is True
+    by_value = kind == "volume" and facts.get("instances") is True
     default = "instance" if has_instances or by_value else "label"
     chosen = unit or facts.get("unit", default)
     if chosen not in _UNITS:
         raise FormatError(f"{name}: unit={chosen!r} is unknown; use {', '.join(_UNITS)}.")
-    layout = _layout(folder, dimensions)
+    layout = _layout(folder, kind)
     assert layout is not None
-    images, masks = (_by_stem(folder / part) for part in layout)
+    if kind == "video":
+        clips = sorted(path for path in folder.iterdir() if _is_clip(path))
+        images, masks = ({clip.name: clip / part for clip in clips} for part in layout)
+    else:
+        images, masks = (_by_stem(folder / part) for part in layout)
     if chosen == "instance" and has_instances:
         masks = _by_stem(folder / "instances")
     return DataSet(
         name,
         folder,
-        images if dimensions == 2 else _first_channels(images, masks),
+        _first_channels(images, masks) if kind == "volume" else images,
         masks,
         chosen,
         standing,
         _modality(facts),
         _texts(facts.get("targets")) or _label_names(facts.get("labels")),
         _texts(facts.get("group")),
-        dimensions=dimensions,
+        dimensions=2 if kind == "picture" else 3,
         annotated=_annotated(facts.get("cases")),
+        clips=_annotated_frames(facts.get("clips")),
+        kind=kind,
     )
 
 
@@ -288,6 +326,20 @@ def _annotated(value: Any) -> dict[str, frozenset[str]]:
     }
 
 
+def _annotated_frames(value: Any) -> dict[str, dict[str, frozenset[str]]]:
+    """Annotated labels by clip and frame, from ``clips``: ``{"clip": {"annotated": {"007":
+    ["1"]}}}``; anything else instead of the labels by frame, such as ``"all"``, says nothing.
+    """
+    if not isinstance(value, dict):
+        return {}
+    said = {str(k): v.get("annotated") for k, v in value.items() if isinstance(v, dict)}
+    return {
+        clip: {str(frame): frozenset(map(str, labels)) for frame, labels in frames.items()}
+        for clip, frames in said.items()
+        if isinstance(frames, dict) and all(isinstance(v, list) for v in frames.values())
+    }
+
+
 def _texts(value: Any) -> dict[str, str]:
     """An object of texts; anything else, such as a note in words, says nothing."""
     return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
@@ -298,12 +350,19 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(n, pattern) for n in names for pattern in patterns)
 
 
-def _layout(folder: Path, dimensions: int) -> tuple[str, str] | None:
-    """Names of the folders of images and masks; None if this is no set."""
-    for names in _LAYOUTS[dimensions]:
+def _layout(folder: Path, kind: Kind) -> tuple[str, str] | None:
+    """Names of the folders of images and masks; None if this is no set of the kind."""
+    if kind == "video":
+        there = folder.is_dir() and any(_is_clip(path) for path in folder.iterdir())
+        return _LAYOUTS[kind][0] if there else None
+    for names in _LAYOUTS[kind]:
         if all((folder / name).is_dir() for name in names):
             return names
     return None
+
+
+def _is_clip(folder: Path) -> bool:
+    return all((folder / name).is_dir() for name in _LAYOUTS["video"][0])
 
 
 def _first_channels(images: Mapping[str, Path], masks: Mapping[str, Path]) -> dict[str, Path]:

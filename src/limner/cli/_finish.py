@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner.errors import FormatError
+from limner.errors import FormatError, require
 
 if TYPE_CHECKING:
+    from limner.cli._carried import Carried
     from limner.io.image import Image
     from limner.io.labels import Labels
     from limner.sessions._base import BaseSession
@@ -24,30 +25,34 @@ def check_output(
     *,
     journal: Path | None = None,
     inputs: Iterable[Path | None] = (),
+    scores: Path | None = None,
 ) -> None:
     """Refuse a place where nothing can be written, before any work is done.
 
     Args:
         output: of the mask; its manifest lies beside it.
-        preview: of the picture.
+        preview: of the picture or film.
         image: what is delineated.
         journal: of the session.
         inputs: other files that are read, such as prompts and weights.
+        scores: of the frames.
 
     Raises:
+        MissingDependency: a film without PyAV.
         FormatError: the folder is missing or closed, the suffix is unknown, or an input, the
             journal or another output would be overwritten.
     """
     from limner.io import manifest_path, writer
 
     writer(output)
-    written = [p for p in (output, manifest_path(output), preview, journal) if p is not None]
+    places = (output, manifest_path(output), preview, journal, scores)
+    written = [p for p in places if p is not None]
     for number, path in enumerate(written):
         if any(_is_same(path, other) for other in written[:number]):
             raise FormatError(f"{path} would be written twice; name another file.")
         if any(_is_same(path, other) for other in inputs if other is not None):
             raise FormatError(f"{path} is one of the inputs and would be lost; name another file.")
-    for path in filter(None, (output, preview)):
+    for path in filter(None, (output, preview, scores)):
         folder = path.resolve().parent
         if not folder.is_dir():
             raise FormatError(f"The folder {folder} does not exist; make it first.")
@@ -55,8 +60,17 @@ def check_output(
             raise FormatError(f"The folder {folder} cannot be written to; choose another -o.")
         if image.is_made_of(path):
             raise FormatError(f"{path} is the image itself; choose another file.")
-    if preview is not None and preview.suffix.lower() not in (".png", ".gif"):
-        raise FormatError(f"A preview is a .png (or .gif), not {preview.name}.")
+    if preview is not None:
+        _check_preview(preview, image)
+
+
+def _check_preview(path: Path, image: Image) -> None:
+    suffix, moves = path.suffix.lower(), image.kind != "image"
+    if suffix not in ((".png", ".gif", ".mp4") if moves else (".png",)):
+        known = "a .png, or moving a .gif or .mp4" if moves else "a .png"
+        raise FormatError(f"A preview of one {image.kind} is {known}, not {path.name}.")
+    if suffix == ".mp4":
+        require("av", extra="video", purpose="write a film as .mp4")
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -74,26 +88,38 @@ def finish(
     dicom_type: str | None,
     as_json: bool,
     began: float,
+    carried: Carried | None = None,
+    model_3d: str | None = None,
 ) -> None:
-    """Answer all prompts, write the mask and the picture, and say what came of it."""
+    """Answer all prompts, write the mask and the picture, and say what came of it.
+
+    Args:
+        session: that is at its end.
+        output: of the mask.
+        preview: of the picture or film.
+        dicom_type: of a .dcm.
+        as_json: report on stdout as JSON.
+        began: when the command did, of `time.perf_counter`.
+        carried: what was propagated; the annotated frames are added to it.
+        model_3d: goes over the masks at the end.
+    """
     import limner
 
-    scores = predict_all(session)
+    scores = predict_all(session, carried)
     answered = time.perf_counter()
-    found = session.export()
+    if model_3d is None:
+        found = session.export()
+    else:
+        from limner.sessions._finish3d import finish as in_3d
+
+        found = in_3d(session, model_3d)
     limner.write(output, found, like=session.image, dicom_type=dicom_type)
     if preview is not None:
-        from limner.cli.overlay import write_preview
-
-        write_preview(
-            preview,
-            session.image,
-            found.to_array(),
-            names=found.names,
-            prompts=session.entries,
-            window=session.options.window,
-        )
+        _draw(preview, session, found, carried)
     report = summary(session, found, scores)
+    if found.manifest is not None and "finished" in found.manifest:
+        report["finished"] = found.manifest["finished"]["changed_voxels"]
+        report["finished_by"] = found.manifest["finished"]["model"]["name"]
     report["output"] = str(output)
     report["seconds"] = {
         "answer": round(answered - began, 3),
@@ -105,11 +131,36 @@ def finish(
         _tell(report)
 
 
-def predict_all(session: BaseSession) -> dict[int, float]:
+def _draw(path: Path, session: BaseSession, labels: Labels, carried: Carried | None) -> None:
+    if path.suffix.lower() == ".png":
+        from limner.cli.overlay import write_preview
+
+        write_preview(
+            path,
+            session.image,
+            labels.to_array(),
+            names=labels.names,
+            prompts=session.entries,
+            window=session.options.window,
+        )
+        return
+    from limner.cli._bar import bar
+    from limner.cli._carried import told
+    from limner.cli._film import write_story
+
+    story = told(session) if carried is None else carried.story(session)
+    with bar("drawing", "pictures") as tell:
+        window = session.options.window
+        write_story(path, session.image, labels, story, window=window, tell=tell)
+
+
+def predict_all(session: BaseSession, carried: Carried | None = None) -> dict[int, float]:
     """Answer every object wherever it has prompts; the lowest score per object."""
     scores: dict[int, float] = {}
     for found in session.predict_all():
         scores[found.object_id] = min(found.score, scores.get(found.object_id, 1.0))
+        if carried is not None and found.frame is not None:
+            carried.take(found, annotated=True)
     return scores
 
 
@@ -167,6 +218,12 @@ def _tell(report: dict[str, Any]) -> None:
         if facts["score"] is not None:
             parts.append(f"score {facts['score']:.2f}")
         console.print(f"[bold]{escape(name)}[/bold]: {', '.join(parts)}")
+        change = report.get("finished", {}).get(str(facts["id"]))
+        if change is not None:
+            console.print(
+                f"  {report['finished_by']} added {change['added']:,} {elements} and took off "
+                f"{change['removed']:,}"
+            )
         if not facts["pixels"]:
             console.print("  nothing was found; try a box, another click or another model")
     console.print(

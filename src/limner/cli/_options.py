@@ -80,7 +80,8 @@ Excluded = Annotated[
     list[str] | None, typer.Option("--not", help="A click outside the object, likewise.")
 ]
 Slice = Annotated[
-    int | None, typer.Option("--slice", help="2D prompts are about this slice or frame.")
+    int | None,
+    typer.Option("--slice", "--frame", help="2D prompts are about this slice or frame."),
 ]
 Axis = Annotated[
     str | None,
@@ -112,7 +113,14 @@ Names = Annotated[list[str] | None, typer.Option(help="The objects' names, in or
 KeepJournal = Annotated[
     Path | None, typer.Option(help="Keep the conversation here; see limner resume.")
 ]
-Preview = Annotated[Path | None, typer.Option(help="Also write a picture: .png or .gif.")]
+Propagator = Annotated[
+    str | None,
+    typer.Option(help="Another model that carries the masks; --model then answers the prompts."),
+]
+PropagatorWeights = Annotated[Path | None, typer.Option(help="The propagator's weights file.")]
+Preview = Annotated[
+    Path | None, typer.Option(help="Also write a picture: .png; of frames or slices .gif or .mp4.")
+]
 ImagePath = Annotated[Path, typer.Argument(help="Picture, volume, video, DICOM file or folder.")]
 Series = Annotated[
     str | None, typer.Option(help="Which DICOM series of a folder: number, UID or end of UID.")

@@ -135,9 +135,18 @@ def _resized(labels: Array, size: tuple[int, int]) -> Array:
 
 def _with_objects(base: Pixels, labels: Array) -> Pixels:
     """Translucent fill and an outline of two pixels, the outer one dark."""
-    inside = labels > 0
-    if not inside.any():
+    found = np.nonzero(labels.any(axis=1))[0], np.nonzero(labels.any(axis=0))[0]
+    if not found[0].size:
         return base.copy()
+    # Only where they are, and two pixels around: films have many pictures.
+    place = tuple(slice(max(0, int(f[0]) - 2), int(f[-1]) + 3) for f in found)
+    result = base.copy()
+    result[place] = _tinted(base[place], labels[place], thick=min(labels.shape) > 300)
+    return result
+
+
+def _tinted(base: Pixels, labels: Array, *, thick: bool) -> Pixels:
+    inside = labels > 0
     palette = np.asarray(PALETTE, dtype=np.float32)
     colors = palette[(labels.astype(np.int64) - 1) % len(PALETTE)]
     result = base.astype(np.float32)
@@ -145,8 +154,8 @@ def _with_objects(base: Pixels, labels: Array) -> Pixels:
     edge = _touches_other(labels) & inside
     rim = _dilated(edge) & ~inside
     result[rim] *= 0.35
-    thick = (edge | (_dilated(edge) & inside)) if min(labels.shape) > 300 else edge
-    result[thick] = colors[thick]
+    line = (edge | (_dilated(edge) & inside)) if thick else edge
+    result[line] = colors[line]
     return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
 
 

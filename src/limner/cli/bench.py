@@ -32,12 +32,22 @@ def run(
             help="Data root with splits.json, a set (images/ and masks/, or labels/), or sets."
         ),
     ],
-    model: Annotated[list[str], typer.Option(help="See limner models. Repeat to compare.")],
+    model: Annotated[
+        list[str],
+        typer.Option(
+            help="See limner models. Repeat to compare. With --protocol propagation also A+B: A "
+            "answers prompts, B carries masks."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run; unfinished ones go on.")
     ],
     protocol: Annotated[
-        str, typer.Option(help="box, clicks, mixed, scribbles or examples; slices in 3D.")
+        str,
+        typer.Option(
+            help="box, clicks, mixed, scribbles or examples; slices in 3D; propagation in volumes "
+            "and videos."
+        ),
     ] = "box",
     rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6,
     examples: Annotated[
@@ -55,6 +65,16 @@ def run(
     between: Annotated[
         str, typer.Option(help="With --protocol slices, 2D models: interpolate or carry.")
     ] = "interpolate",
+    annotated: Annotated[
+        int, typer.Option(help="With --protocol propagation: slices or frames that are given.")
+    ] = 1,
+    start: Annotated[str, typer.Option(help="How they are given: mask, box or click.")] = "mask",
+    together: Annotated[
+        bool, typer.Option("--together", help="All objects of an image in one session.")
+    ] = False,
+    margin: Annotated[
+        int, typer.Option(help="Slices or frames beyond the object that are asked about, too.")
+    ] = 3,
     split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
     sets: Annotated[
         list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
@@ -79,6 +99,10 @@ def run(
     from limner.bench.run import run as run_bench
     from limner.bench.sets import dimensions_of
 
+    names = model
+    if protocol == "propagation":
+        dimensions = dimensions or 3
+        names = [part for name in model for part in name.split("+")]
     patterns = tuple(part for text in sets or () for part in text.split(","))
     config = BenchConfig(
         data=str(data.resolve()),
@@ -91,7 +115,7 @@ def run(
         objects=objects,
         seed=seed,
         disturb=disturb,
-        weights=parse_weights(weights or (), model),
+        weights=parse_weights(weights or (), names),
         device=device,
         examples=examples,
         dimensions=dimensions or dimensions_of(data, patterns),  # type: ignore[arg-type]
@@ -99,6 +123,10 @@ def run(
         slices=slices,
         mark=mark,
         between=between,  # type: ignore[arg-type]
+        annotated=annotated,
+        start=start,
+        together=together,
+        margin=margin,
     )
     show_progress("limner.bench")
     try:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limner.cli import _options as options
-from limner.errors import PromptError
+from limner.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
+    from limner.cli._carried import Carried
     from limner.cli.segment import Said
     from limner.io.image import Image
     from limner.prompts.types import Prompt
     from limner.sessions._base import BaseSession
+    from limner.sessions._prediction import Prediction
+
+_log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
-_LEAST_SURE = 3  # frames that are named
+_MOST_COLOURS = 4
+_LEAST_SURE, _MOST_NAMED = 3, 12  # frames that are named
 
 
 def propagate(
@@ -46,6 +52,13 @@ def propagate(
         Path | None, typer.Option(help="Prompts with frames as JSON (docs/prompts.md).")
     ] = None,
     slice_: options.Slice = None,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a volume: carry across axis 0, 1 or 2, or axial, coronal, sagittal. "
+            "Default 0: as stored."
+        ),
+    ] = None,
     start: Annotated[int | None, typer.Option(help="First slice or frame to write.")] = None,
     stop: Annotated[int | None, typer.Option(help="First one not to write.")] = None,
     direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "both",
@@ -57,12 +70,22 @@ def propagate(
         ),
     ] = "carry",
     partial: Annotated[
-        bool, typer.Option("--partial", help="On Ctrl-C, write what is done.")
+        bool, typer.Option("--partial", help="On Ctrl-C or a damaged frame, write what is done.")
     ] = False,
+    finish_3d: Annotated[
+        str | None,
+        typer.Option(
+            "--finish",
+            metavar="MODEL",
+            help="On a volume: hand the masks to a 3D model, such as limner-3d, at the end.",
+        ),
+    ] = None,
     order: options.Order = None,
     world: options.World = None,
     model: options.Model = None,
     weights: options.Weights = None,
+    propagator: options.Propagator = None,
+    propagator_weights: options.PropagatorWeights = None,
     device: options.Device = "auto",
     window: options.Window = None,
     exact: options.Exact = False,
@@ -75,22 +98,34 @@ def propagate(
     lenient: options.Lenient = False,
     dicom_type: options.DicomType = None,
     preview: options.Preview = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="Also write JSON: score, area and centre per frame, where to look."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Carry masks from marked slices or frames to the others of a volume or video."""
     import limner
+    from limner.cli._carried import Carried
     from limner.cli._finish import check_output, finish
     from limner.cli.segment import Said, compare, say
+    from limner.io._across import Across
     from limner.models import default_model
 
     began = time.perf_counter()
-    picture = limner.read(image, series=series, channel=channel, strict=not lenient)
-    if picture.kind == "image":
+    stored = limner.read(image, series=series, channel=channel, strict=not lenient)
+    if stored.kind == "image":
         raise PromptError(f"{image} is one picture; limner segment delineates in it.")
+    if finish_3d is not None and stored.kind != "volume":
+        raise PromptError(f"--finish goes over the slices of a volume; {image} is a video.")
+    _check_channels(stored)
+    across = options.parse_axis(axis, stored, 0 if slice_ is None else slice_)
+    picture = stored if across == 0 else Across(stored, across)
     file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
     if weights is None and model is None and file.weights is not None:
         weights = Path(file.weights)
-    check_output(output, preview, picture, journal=journal, inputs=(mask, prompts, weights))
+    inputs = (mask, prompts, weights, propagator_weights)
+    check_output(output, preview, picture, journal=journal, inputs=inputs, scores=scores)
     said = Said(
         tuple(box or ()),
         tuple(click or ()),
@@ -98,11 +133,16 @@ def propagate(
         mask=mask,
         prompts=None if prompts is None else file,
     )
-    entries = _placed(said, picture, slice_, order=order, world=world)
+    entries = _placed(said, stored, slice_, order=order, world=world, axis=across)
+    _check_readable(picture, entries)
+    first, last = start or 0, picture.geometry.shape[0] if stop is None else stop
+    carried = Carried(range(first, last))
     with limner.open_session(
         picture,
         model or file.model or default_model(picture.kind, flat=True),
         weights=weights,
+        propagator=propagator,
+        propagator_weights=propagator_weights,
         device=device,
         exact=exact,
         keep_embeddings=keep_embeddings,
@@ -113,23 +153,9 @@ def propagate(
         say(session, entries, file.names, name or ())
         compare(session, file, prompts)
         walk = session.propagate(start=start, stop=stop, direction=direction, how=how)
-        begin, end = start or 0, picture.geometry.shape[0] if stop is None else stop
-        total = (end - begin) * len(session.object_ids)
-        scores: dict[int, float] = {}
-        whole = True
-        try:
-            from limner.cli._bar import bar
-
-            with bar("propagating") as tell:
-                for done, found in enumerate(walk, start=1):
-                    assert found.frame is not None
-                    scores[found.frame] = min(found.score, scores.get(found.frame, 1.0))
-                    tell(done, total)
-        except KeyboardInterrupt:
-            if not partial:
-                _say_where(journal, len(scores))
-                raise
-            whole = False
+        stopped = _carry(walk, carried, _expected(session, carried.asked, direction, how))
+        if stopped is not None and not partial:
+            raise _kept(stopped, journal, carried)
         finish(
             session,
             output,
@@ -137,16 +163,85 @@ def propagate(
             dicom_type=dicom_type,
             as_json=as_json,
             began=began,
+            carried=carried,
+            model_3d=finish_3d,
         )
-        _tell(session, scores)
-    if not whole:
+        if scores is not None:
+            carried.write(scores, session)
+        _tell(session, carried)
+    if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(INTERRUPTED)
+    if stopped is not None:
+        raise FormatError(f"{stopped} {output} holds what was done before it.") from stopped
+
+
+def _carry(
+    walk: Iterator[Prediction], carried: Carried, total: int
+) -> KeyboardInterrupt | FormatError | None:
+    """Go through a propagation; what stopped it before its end, if anything did."""
+    from limner.cli._bar import bar
+
+    try:
+        with bar("propagating", "frames") as tell:
+            for found in walk:
+                carried.take(found)
+                tell(carried.num_frames, total)
+    except (KeyboardInterrupt, FormatError) as stop:  # the latter: a frame cannot be read
+        return stop
+    return None
+
+
+def _expected(session: BaseSession, frames: range, direction: str, how: str) -> int:
+    """How many frames something will be carried to."""
+    marked: dict[int, set[int]] = {}
+    for entry in session.entries:
+        if entry.frame is not None:
+            marked.setdefault(entry.object_id, set()).add(entry.frame)
+    count = set()
+    for own in marked.values():
+        low = min(own) if direction == "forward" or how == "interpolate" else -1
+        high = max(own) if direction == "backward" or how == "interpolate" else frames.stop
+        count |= {k for k in frames if low < k < high and k not in own}
+    return len(count)
+
+
+def _check_channels(image: Image) -> None:
+    """Warn of a volume with time points, which models would see as so many colours."""
+    count = image.num_channels or 1
+    if image.kind == "volume" and count > _MOST_COLOURS:
+        _log.warning(
+            "%s has %d channels or time points, and the model sees them all together; "
+            "take one with --channel K.",
+            image.path,
+            count,
+        )
+
+
+def _check_readable(image: Image, entries: list[options.Placed]) -> None:
+    """Refuse prompts on a damaged frame, before anything is done.
+
+    Raises:
+        FormatError: one is.
+    """
+    if image.kind != "video":
+        return
+    for frame in sorted({e.frame for e in entries if e.frame is not None}):
+        if 0 <= frame < image.geometry.shape[0]:
+            image.plane(frame)
+        if frame in image.damaged:
+            raise FormatError(f"{image.damaged[frame]} Annotate another frame.")
 
 
 def _placed(
-    said: Said, image: Image, frame: int | None, *, order: str | None, world: str | None
+    said: Said,
+    image: Image,
+    frame: int | None,
+    *,
+    order: str | None,
+    world: str | None,
+    axis: int,
 ) -> list[options.Placed]:
-    """All prompts as 2D prompts on their slices.
+    """All prompts as 2D prompts on their slices across an axis.
 
     The first boxes on each slice are object 1, the second object 2, and so on; clicks are about
     object 1.
@@ -158,8 +253,8 @@ def _placed(
     entries: list[options.Placed] = []
     if said.boxes:
         seen: Counter[int] = Counter()
-        for entry in gather(Said(said.boxes), image, frame, order=order, world=world):
-            for flat in _on_planes(entry, image):
+        for entry in gather(Said(said.boxes), image, frame, order=order, world=world, axis=axis):
+            for flat in _on_planes(entry, image, axis):
                 assert flat.frame is not None
                 seen[flat.frame] += 1
                 entries.append(flat._replace(object_id=seen[flat.frame]))
@@ -170,47 +265,72 @@ def _placed(
             )
     rest = replace(said, boxes=())
     if rest != Said() or not entries:
-        for entry in gather(rest, image, frame, order=order, world=world):
-            entries += _on_planes(entry, image)
+        for entry in gather(rest, image, frame, order=order, world=world, axis=axis):
+            entries += _on_planes(entry, image, axis)
     return entries
 
 
-def _on_planes(entry: options.Placed, image: Image) -> list[options.Placed]:
+def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.Placed]:
     """A prompt as one 2D prompt per slice that it marks."""
+    import numpy as np
+
     from limner.prompts.types import MaskPrompt, num_axes
     from limner.sessions._planar import onto_plane
 
     prompt: Prompt = entry.prompt
     if num_axes(prompt) == 2 and entry.frame is not None:
-        return [entry]
+        if entry.axis not in (0, axis):  # 0: a file that says nothing of it
+            raise PromptError(
+                f"A {prompt.kind} lies on a slice across axis {entry.axis}, and masks are carried "
+                f"across axis {axis}; say --axis {entry.axis}."
+            )
+        return [entry._replace(axis=0)]
     if isinstance(prompt, MaskPrompt) and prompt.mask.shape == image.geometry.shape:
-        drawn = [k for k, plane in enumerate(prompt.mask) if plane.any()]
-        return [entry._replace(prompt=MaskPrompt(prompt.mask[k]), frame=k) for k in drawn]
-    dropped = onto_plane(prompt)
+        planes = np.moveaxis(prompt.mask, axis, 0)
+        drawn = [k for k, plane in enumerate(planes) if plane.any()]
+        masks = [(k, MaskPrompt(np.array(planes[k]))) for k in drawn]
+        return [entry._replace(prompt=flat, frame=k, axis=0) for k, flat in masks]
+    dropped = onto_plane(prompt, axis)
     if dropped is None:
         raise PromptError(
             f"A {prompt.kind} to start from lies on one slice or frame: say which with --slice K, "
             "or give s,r,c and s0,r0,c0,s1,r1,c1 with s1 = s0 + 1."
         )
-    return [entry._replace(prompt=dropped[0], frame=dropped[1])]
+    return [entry._replace(prompt=dropped[0], frame=dropped[1], axis=0)]
 
 
-def _say_where(journal: Path | None, count: int) -> None:
-    """After Ctrl-C: where the work is that was done."""
-    if journal is None or not count:
-        return
-    print(
-        f"limner: {count} slices or frames are in the journal; limner resume {journal} -o FILE "
-        "writes them.",
-        file=sys.stderr,
-    )
+def _kept(
+    stopped: KeyboardInterrupt | FormatError, journal: Path | None, carried: Carried
+) -> BaseException:
+    """Why it stopped, with where the work is that was done."""
+    count = carried.num_frames
+    text = ""
+    if journal is not None and count:
+        text = (
+            f"{count} slices or frames are in the journal; limner resume {journal} -o FILE "
+            "writes them"
+        )
+    if isinstance(stopped, KeyboardInterrupt):
+        if text:
+            print(f"limner: {text}, and with --continue goes on first.", file=sys.stderr)
+        return stopped
+    if not count:
+        return stopped
+    if not text:
+        text = f"The {count} frames done before were not written: --partial does, or --journal FILE"
+    return FormatError(f"{stopped} {text}.")
 
 
-def _tell(session: BaseSession, scores: dict[int, float]) -> None:
+def _tell(session: BaseSession, carried: Carried) -> None:
     """How far it went, and where to look."""
-    what = "slices" if session.image.kind == "volume" else "frames"
-    text = f"carried to {len(scores)} {what}"
-    worst: Sequence[int] = sorted(scores, key=lambda k: (scores[k], k))[:_LEAST_SURE]
-    if worst:
-        text += "; least sure: " + ", ".join(f"{k} ({scores[k]:.2f})" for k in worst)
+    image = session.image
+    text = f"carried to {carried.num_frames} {'slices' if image.kind == 'volume' else 'frames'}"
+    doubtful = session.doubtful(_LEAST_SURE)
+    if doubtful:
+        text += "; least sure: " + ", ".join(f"{d.frame} ({d.score:.2f})" for d in doubtful)
     print(text, file=sys.stderr)
+    if image.damaged:
+        frames = ", ".join(str(k) for k in sorted(image.damaged)[:_MOST_NAMED])
+        more = len(image.damaged) - _MOST_NAMED
+        rest = f" and {more} more" if more > 0 else ""
+        print(f"could not be read, so left empty: {frames}{rest}", file=sys.stderr)

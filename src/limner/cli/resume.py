@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ from limner.errors import PromptError
 if TYPE_CHECKING:
     from limner.cli.segment import Said
     from limner.sessions._base import BaseSession
+
+_LEAST_SURE = 3  # frames that are named
 
 
 def resume(
@@ -33,6 +36,12 @@ def resume(
         int, typer.Option("--object", help="Which object the new prompts are about.", min=1)
     ] = 1,
     image: Annotated[Path | None, typer.Option(help="The image, if it has moved.")] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Go on with the propagation that was cut short or corrected."
+        ),
+    ] = False,
     preview: options.Preview = None,
     dicom_type: options.DicomType = None,
     as_json: options.AsJson = False,
@@ -50,6 +59,8 @@ def resume(
         if said != Said():
             across = options.parse_axis(axis, session.image, slice_)
             _add(session, said, slice_, object_id, across)
+        if go_on:
+            _go_on(session, journal)
         if output is None:
             _list(session, as_json=as_json)
             return
@@ -75,6 +86,32 @@ def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, ax
         for talk in (rehearsal, session):
             for e in entries:
                 talk.add(e.prompt, object_id=e.object_id, frame=e.frame, axis=e.axis)
+
+
+def _go_on(session: BaseSession, journal: Path) -> None:
+    """Run what is missing of the propagation that was asked for last."""
+    from limner.cli._bar import bar
+
+    what = "slices" if session.image.kind == "volume" else "frames"
+    seen: set[int | None] = set()
+    found: set[int | None] = set()
+    try:
+        with bar("going on", what) as tell:
+            for prediction in session.go_on():
+                seen.add(prediction.frame)
+                if not prediction.known:
+                    found.add(prediction.frame)
+                tell(len(seen), session.image.geometry.shape[0])
+    except KeyboardInterrupt:
+        print(
+            f"limner: stopped; {len(found)} {what} more are in the journal. The same command goes "
+            f"on: limner resume {journal} --continue",
+            file=sys.stderr,
+        )
+        raise
+    text = f"carried to {len(found)} more {what}" if found else "nothing was missing"
+    worst = ", ".join(f"{d.frame} ({d.score:.2f})" for d in session.doubtful(_LEAST_SURE))
+    print(text + (f"; least sure: {worst}" if worst else ""), file=sys.stderr)
 
 
 def _list(session: BaseSession, *, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
+from limner.io._across import Across, as_seen, as_stored
 from limner.io._choice import (
     IMAGE_READERS,
     LABEL_READERS,
@@ -59,6 +60,7 @@ def read(
     series: str | int | None = None,
     channel: int | None = None,
     strict: bool = True,
+    axis: int = 0,
 ) -> Image:
     """Read an image, a volume or a video: its header now, its pixels when they are wanted.
 
@@ -68,19 +70,23 @@ def read(
             that `SeriesChoice` shows.
         channel: take only this one of several channels, counted from 0.
         strict: False accepts what is probably right although the file contradicts itself, such as
-            missing slices; each time a warning is logged.
+            missing slices; each time a warning is logged. Frames of a video that cannot be read are
+            noted in `Image.damaged`.
+        axis: of a volume, the one across which its slices lie, to work on them from another side:
+            0 (as stored), 1 or 2. It comes first in the image. What `write` is given ``like`` such
+            an image is written as stored.
 
     Raises:
         FormatError: the file is missing, empty, damaged or of an unknown kind.
         SeriesChoice: the folder holds several series and `series` does not say which.
-        GeometryError: the grid is impossible, such as a spacing of 0.
+        GeometryError: the grid is impossible, such as a spacing of 0; or no volume has that axis.
     """
     path = Path(path)
     module = reader_of(path, IMAGE_READERS)
     with plain_errors(path):
         image: Image = module.read(path, channel=channel, series=series, strict=strict)
     image.read_options = {"series": series, "channel": channel, "strict": strict}
-    return image
+    return Across(image, axis) if axis != 0 else image
 
 
 def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
@@ -97,6 +103,8 @@ def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
     """
     path = Path(path)
     image, geometry = _as_like(like)
+    if isinstance(image, Across):
+        return as_seen(read_labels(path, like=image.stored), image)
     module = reader_of(path, LABEL_READERS)
     with plain_errors(path):
         if hasattr(module, "read_labels"):
@@ -144,6 +152,8 @@ def write(
     target = writer(path, dicom_type=dicom_type)
     image, geometry = _as_like(like)
     found = _as_labels(labels, geometry, names)
+    if isinstance(image, Across):
+        found, image = as_stored(found, image), image.stored
     if image is not None:
         _refuse_to_replace(path, image)
     if not target.keeps_overlaps:

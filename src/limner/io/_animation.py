@@ -15,8 +15,10 @@ from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io import _png, raster
 from limner.io._complaints import one_line
+from limner.io._damage import LENIENT, Forgiving, stacked
 from limner.io._limits import check_allocation
 from limner.io._pictures import check_channel, choose_channel
+from limner.io._recent import Recent
 from limner.io.image import Image
 
 Array = NDArray[Any]
@@ -27,34 +29,56 @@ _EXTENSION, _FRAME, _TRAILER = 0x21, 0x2C, 0x3B  # first bytes of the blocks of 
 
 @dataclass(eq=False)
 class _Player:
-    """An animation in memory; frames in order cost one decoding, going back starts anew."""
+    """An animation, compressed in memory; frames in order cost one decoding.
+
+    Going back starts anew, and keeps some of the frames before the wanted one.
+    """
 
     path: Path
     size: tuple[int, int]  # columns, rows, as Pillow says it
     grey: bool
+    strict: bool
     _picture: Any = None
     _at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self._kept = Recent(self.size[0] * self.size[1] * (1 if self.grey else 3))
+
     def frame(self, index: int) -> Array:
         with self._lock:
             try:
-                if self._picture is None or index < self._at:  # Pillow's own way back has gaps
+                if index in self._kept:
+                    return np.asarray(self._kept[index])
+                back = self._picture is not None and index < self._at
+                if self._picture is None or back:  # Pillow's own way back has gaps
                     self._picture = raster.open_picture(
                         io.BytesIO(self.path.read_bytes()), self.path
                     )
-                self._picture.seek(index)
-                if self._picture.size != self.size:  # a frame may ask for a larger canvas
-                    raise ValueError(f"its size is {self._picture.size}")
-                self._picture.load()
-                self._at = index
-                return np.array(self._picture.convert("L" if self.grey else "RGB"))
+                    self._kept.clear()
+                if back:
+                    self._keep_before(index)
+                return self._pixels(index)
             except Exception as error:  # a decoder may raise anything on bytes made by others
                 self._picture = None
-                raise FormatError(
+                text = (
                     f"{self.path}: frame {index} (counted from 0) cannot be decoded "
                     f"({one_line(error)})."
-                ) from error
+                )
+                raise FormatError(f"{text} {LENIENT}" if self.strict else text) from error
+
+    def _pixels(self, index: int) -> Array:
+        self._picture.seek(index)
+        if self._picture.size != self.size:  # a frame may ask for a larger canvas
+            raise ValueError(f"its size is {self._picture.size}")
+        self._picture.load()
+        self._at = index
+        return np.array(self._picture.convert("L" if self.grey else "RGB"))
+
+    def _keep_before(self, index: int) -> None:
+        """Decode and keep the frames before one, as far as there is room."""
+        for k in range(max(0, index - self._kept.room), index):
+            self._kept.keep(k, self._pixels(k))
 
 
 def is_animation(head: bytes) -> bool:
@@ -62,34 +86,33 @@ def is_animation(head: bytes) -> bool:
     return head.startswith(_GIF) or _png.is_animated(head) or raster.is_animated_webp(head)
 
 
-def read_animation(path: Path, *, channel: int | None, name: str) -> Image:
+def read_animation(path: Path, *, channel: int | None, name: str, strict: bool = True) -> Image:
     """Open an animated picture as a video; with one frame it is an image.
 
     Frames are composed as they would be shown, in 8-bit RGB. A GIF whose only palette is grey is
-    grey.
+    grey. With `strict` False what is there of a truncated one is taken; see `video.read`.
 
     Raises:
         FormatError: damaged or truncated.
     """
     header = raster.read_header(path)
-    count, grey = _survey(path, header)
+    count, grey = _survey(path, header, strict)
     if count == 1:
         return raster.read(path, channel=channel)
     num_channels = None if grey else 3
     shape = (count, header.rows, header.columns)
     full = shape if num_channels is None or channel is not None else (*shape, 3)
     check_channel(channel, num_channels, path)
-    player = _Player(path, (header.columns, header.rows), grey)
+    player = _Player(path, (header.columns, header.rows), grey, strict)
 
-    def plane(index: int) -> Array:
+    def chosen(index: int) -> Array:
         return choose_channel(player.frame(index), channel, num_channels)
+
+    plane = chosen if strict else Forgiving(chosen, count)
 
     def load() -> Array:
         check_allocation(full, 1, path)
-        pixels = np.empty(full, dtype=np.uint8)
-        for k in range(count):
-            pixels[k] = plane(k)
-        return pixels
+        return stacked(plane, full, np.dtype(np.uint8))
 
     return Image(
         load,
@@ -101,26 +124,27 @@ def read_animation(path: Path, *, channel: int | None, name: str) -> Image:
         path=path,
         format=name,
         metadata={"container": header.format.lower()},
+        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
     )
 
 
-def _survey(path: Path, header: raster.Header) -> tuple[int, bool]:
+def _survey(path: Path, header: raster.Header, strict: bool) -> tuple[int, bool]:
     """Number of frames, and whether all of them are grey."""
     content = path.read_bytes()
     try:
         if header.format == "GIF":
-            return _survey_gif(content)
-        if header.format == "PNG":
+            return _survey_gif(content, strict)
+        if header.format == "PNG" and strict:
             _png.check_chunks(content)
         with raster.open_picture(io.BytesIO(content), path) as picture:
             return int(getattr(picture, "n_frames", 1)), False
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
-            f"{path}: the animation is damaged or incomplete ({one_line(error)})."
+            f"{path}: the animation is damaged or incomplete ({one_line(error)}). {LENIENT}"
         ) from error
 
 
-def _survey_gif(content: bytes) -> tuple[int, bool]:
+def _survey_gif(content: bytes, strict: bool) -> tuple[int, bool]:
     """Walk over the blocks of a GIF without decoding (specification 89a, appendix B).
 
     Raises:
@@ -139,11 +163,13 @@ def _survey_gif(content: bytes) -> tuple[int, bool]:
         elif content[position] == _EXTENSION:
             position += 2
         else:
+            if not strict and count:
+                break
             raise ValueError(f"unknown block at byte {position}")
         while position < len(content) and content[position]:
             position += content[position] + 1
         position += 1
-    if position >= len(content):
+    if position >= len(content) and strict:
         raise ValueError("the file ends early")
     if not count:
         raise ValueError("there is no frame")

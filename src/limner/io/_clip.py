@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.errors import FormatError, require
+from limner.errors import FormatError
 from limner.io._complaints import one_line
+from limner.io._container import open_container, video_stream
+from limner.io._damage import LENIENT
 from limner.io._pictures import check_picture
+from limner.io._recent import Recent
+from limner.io._stated import check_complete
 
 Array = NDArray[Any]
 
-# What FFmpeg may take a file for. Left out are the formats that name other files or addresses to
-# read (playlists, concat scripts, DASH, SDP), devices, and folders of pictures.
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,yuv4mpegpipe,"
-    "h264,hevc,m4v,ivf,nut,mjpeg,gif,apng,dv,mxf"
-)
 _GREY = ("gray", "gray8", "pal8gray", "gray9le", "gray10le", "gray12le", "gray14le", "gray16le")
-_HEAD = 4096  # bytes in which a container says how long it is
 _NEAR = 32  # frames ahead that are decoded rather than sought
+_MOST_FAILURES = 50  # packets beyond the number of frames; then the decoder gets no further
 
 _LOG = logging.getLogger(__name__)
+
+
+class _NoFrame(ValueError):
+    """The decoder went on and left a frame out, or gave one that it calls corrupt."""
 
 
 @dataclass(eq=False)
 class Clip:
     """The frames of one stream.
 
-    One decoder is kept at the frame it gave last, so that frames in order are decoded once.
+    One decoder is kept at the frame it gave last, so that frames in order are decoded once. Going
+    back, some of those before the wanted one are kept, so that a group of frames is not decoded
+    anew for each of them.
 
     Attributes:
         path: the file.
@@ -46,7 +51,8 @@ class Clip:
             ones, then frames are found by counting from the start.
         keys: stamps of the key frames, increasing.
         times: seconds of each frame.
-        strict: whether damage that the decoder could hide is an error.
+        strict: whether damage that the decoder could hide is an error. Otherwise only those frames
+            are missing of which it makes nothing; those after them are as it makes them.
         metadata: facts for `limner info`.
     """
 
@@ -64,6 +70,10 @@ class Clip:
     _at: int = -1  # index of the frame decoded last
     _sought: bool = False  # whether the decoder began elsewhere than at the start
     _last: Any = None
+    _next: Any = None  # decoded in the search of a frame before it, not yet asked for
+    _failures: int = 0  # packets that could not be decoded since the decoder began
+    _kept: Recent | None = None  # decoded frames, on the way back
+    _broken: dict[int, tuple[int, str]] = field(default_factory=dict)  # by key frame: the first bad
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -83,21 +93,44 @@ class Clip:
             except MemoryError:
                 raise
             except Exception as error:  # the decoder fails in many ways on damaged data
-                self._close()
-                raise FormatError(
+                if self.strict or not isinstance(error, _NoFrame):
+                    self._close()
+                text = (
                     f"{self.path}: frame {index} (counted from 0) cannot be decoded "
                     f"({one_line(error)}); the file is damaged or incomplete."
-                ) from error
+                )
+                raise FormatError(f"{text} {LENIENT}" if self.strict else text) from error
 
     def _decoded(self, index: int) -> Any:
         if index == self._at and self._last is not None:
             return self._last
-        if not self._is_ahead(index):
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        group = self._key(index)
+        first, reason = self._broken.get(group, (self.shape[0], ""))
+        if self.strict and index >= first:
+            built = f"frame {first}, on which it is built, is damaged"
+            raise ValueError(reason if index == first else built)
+        try:
+            return self._found(index)
+        except Exception as error:
+            self._broken[group] = index, one_line(error)
+            raise
+
+    def _found(self, index: int) -> Any:
+        if 0 <= index < self._at:
+            with suppress(Exception):  # what is damaged before it does not concern it
+                kept = Recent(3 * self.shape[1] * self.shape[2])
+                self._seek(max(0, index - kept.room + 1))
+                self._kept = kept
+                return self._advance(index)
+            self._seek(index)
+        elif not self._is_ahead(index):
             self._seek(index)
         try:
             return self._advance(index)
         except Exception:
-            if not self._sought:
+            if not self._sought or (self._failures and not self.strict):
                 raise
             # Frames right after a key frame may lean on earlier ones ("open" groups), and indices
             # of containers may be wrong: the way from the start is slow but certain.
@@ -111,8 +144,9 @@ class Clip:
         return index - self._at <= _NEAR or self.stamps is None or self._key(index) <= self._at
 
     def _key(self, index: int) -> int:
-        """Index of the last key frame at or before `index`."""
-        assert self.stamps is not None
+        """Index of the last key frame at or before `index`; 0 where they are not known."""
+        if self.stamps is None:
+            return 0
         key = int(np.searchsorted(self.keys, self.stamps[index], side="right")) - 1
         return int(np.searchsorted(self.stamps, self.keys[key])) if key >= 0 else 0
 
@@ -135,40 +169,77 @@ class Clip:
         self._sought = True
 
     def _advance(self, index: int) -> Any:
-        assert self._frames is not None
-        for frame in self._frames:
+        self._last = None
+        while True:
+            frame = self._decode()
+            if frame is None:
+                self._at = self.shape[0]
+                raise _NoFrame("the decoder gives no such frame")
             if frame.is_corrupt and self.strict and not self._sought:
                 raise ValueError("the data of the frame are corrupt")
             if self.stamps is None:
                 self._at += 1
             elif frame.pts < self.stamps[index]:
+                self._keep(frame)
                 continue
             elif frame.pts > self.stamps[index]:
-                break
+                self._next, self._at = frame, index
+                raise _NoFrame("the decoder leaves it out")
             else:
                 self._at = index
+            self._keep(frame)
             if self._at == index:
-                if frame.is_corrupt and self.strict:
-                    raise ValueError("the data of the frame are corrupt")
+                if frame.is_corrupt:
+                    raise _NoFrame("the data of the frame are corrupt")
                 self._last = frame
                 return frame
-        raise ValueError("the decoder gives no such frame")
+
+    def _decode(self) -> Any:
+        """The next frame that the decoder gives, None at the end."""
+        if self._next is not None:
+            frame, self._next = self._next, None
+            return frame
+        while True:
+            assert self._frames is not None
+            try:
+                return next(self._frames, None)
+            except Exception as error:
+                self._failures += 1
+                if self.strict or isinstance(error, MemoryError):
+                    raise
+                if self._failures > self.shape[0] + _MOST_FAILURES:
+                    return None
+                self._frames = self._container.decode(self._container.streams[self.stream])
+
+    def _keep(self, frame: Any) -> None:
+        """Remember a frame on the way back."""
+        if self._kept is None or frame.is_corrupt:
+            return
+        index = self._at
+        if self.stamps is not None:
+            index = int(np.searchsorted(self.stamps, frame.pts))
+            if self.stamps[min(index, len(self.stamps) - 1)] != frame.pts:
+                return
+        self._kept.keep(index, frame)
 
     def _pixels(self, frame: Any) -> Array:
         if (frame.height, frame.width) != self.shape[1:3]:
-            raise ValueError(f"its size is {frame.height}×{frame.width}")
+            raise _NoFrame(
+                f"it has {frame.height}×{frame.width} pixels, the first frame "
+                f"{self.shape[1]}×{self.shape[2]}"
+            )
         return to_pixels(frame, self.num_channels is None, self.dtype)
 
     def _close(self) -> None:
-        self._frames = self._last = None
-        self._at, self._sought = -1, False
+        self._frames = self._last = self._next = self._kept = None
+        self._at, self._sought, self._failures = -1, False, 0
         if self._container is not None:
             self._container.close()
             self._container = None
 
 
 class _Packet:
-    """The facts about one compressed frame, without its data."""
+    """The facts about one compressed frame."""
 
     __slots__ = ("is_corrupt", "is_discard", "is_keyframe", "pts")
 
@@ -193,12 +264,18 @@ def open_clip(path: Path, *, series: str | None, strict: bool) -> Clip:
     container = None
     try:
         container = open_container(path)
-        stream = _stream(container, series, path)
+        stream = video_stream(container, series, path)
         found = [_Packet(p) for p in container.demux(stream) if p.size]
         packets = [p for p in found if not p.is_discard]
         if not packets:
             raise FormatError(f"{path}: the video has no frames.")
-        _check_complete(path, container.format.name, stream.frames, found, strict)
+        check_complete(
+            path,
+            stream.frames if "mov" in container.format.name else 0,  # others count in units of time
+            len(found),
+            ends_inside=found[-1].is_corrupt,
+            strict=strict,
+        )
         return _clip(path, stream, packets, strict)
     except FormatError:
         raise
@@ -209,39 +286,11 @@ def open_clip(path: Path, *, series: str | None, strict: bool) -> Clip:
             container.close()
 
 
-def open_container(path: Path) -> Any:
-    """Open a video file in PyAV so that it cannot name other files or addresses to read."""
-    av = require("av", extra="video", purpose=f"read the video {path.name}")
-    return av.open(
-        f"file:{path.resolve()}",
-        container_options={"protocol_whitelist": "file", "format_whitelist": _CONTAINERS},
-        metadata_errors="replace",
-    )
-
-
 def to_pixels(frame: Any, grey: bool, dtype: np.dtype[Any]) -> Array:
     """The pixels of a decoded frame: grey values as stored, else 8-bit RGB."""
     if not grey:
         return np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
     return np.ascontiguousarray(frame.to_ndarray(), dtype=dtype)
-
-
-def _stream(container: Any, series: str | None, path: Path) -> Any:
-    streams = [s for s in container.streams.video if not _is_cover(s)]
-    if not streams:
-        raise FormatError(f"{path}: the file has no video stream.")
-    if series is None:
-        return streams[0]
-    if not series.isdecimal() or int(series) >= len(streams):
-        raise FormatError(
-            f"{path}: there is no video stream {series!r}; the file has {len(streams)}, "
-            "counted from 0."
-        )
-    return streams[int(series)]
-
-
-def _is_cover(stream: Any) -> bool:
-    return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
 
 
 def _clip(path: Path, stream: Any, packets: list[_Packet], strict: bool) -> Clip:
@@ -289,67 +338,34 @@ def _counted(path: Path, stream: int, strict: bool) -> tuple[int, list[float]]:
     """Number of frames and their times by decoding them all, for files without time stamps."""
     container = open_container(path)
     times: list[float] = []
+    failures = 0
     try:
-        for frame in container.decode(container.streams[stream]):
+        frames = container.decode(container.streams[stream])
+        while True:
+            try:
+                frame = next(frames, None)
+            except Exception as error:
+                failures += 1
+                if strict:
+                    raise FormatError(
+                        f"{path}: frame {len(times)} (counted from 0) cannot be decoded "
+                        f"({one_line(error)}). {LENIENT}"
+                    ) from error
+                if failures > len(times) + _MOST_FAILURES:
+                    break
+                frames = container.decode(container.streams[stream])
+                continue
+            if frame is None:
+                break
             times.append(len(times) / 25.0 if frame.time is None else float(frame.time))
-    except Exception as error:
-        if strict:
-            raise FormatError(
-                f"{path}: frame {len(times)} (counted from 0) cannot be decoded "
-                f"({one_line(error)})."
-            ) from error
-        _LOG.warning("%s: only the first %d frames can be decoded.", path, len(times))
     finally:
         container.close()
+    if failures and times:
+        _LOG.warning(
+            "%s: %d frames cannot be decoded and are not counted, since the file has no times.",
+            path,
+            failures,
+        )
     if not times:
-        raise FormatError(f"{path}: the video has no frames.")
+        raise FormatError(f"{path}: the video has no frames that can be decoded.")
     return len(times), sorted(times)
-
-
-def _check_complete(
-    path: Path, container: str, stated: int, packets: list[_Packet], strict: bool
-) -> None:
-    """Refuse, or with `strict` False report, a file that ends before its container says it does."""
-    with path.open("rb") as file:
-        size, head = path.stat().st_size, file.read(_HEAD)
-    if "mov" in container and stated > len(packets):  # others count in units of time
-        reason = f"states {stated} frames but holds {len(packets)}"
-    elif stated_size(head) > size:
-        reason = f"states {stated_size(head)} bytes but holds {size}"
-    elif packets[-1].is_corrupt:
-        reason = f"ends inside frame {len(packets) - 1}"
-    else:
-        return
-    message = f"{path}: the file {reason}; it is truncated"
-    if strict:
-        raise FormatError(f"{message}. Copy it again, or take what is there with strict=False.")
-    _LOG.warning("%s.", message)
-
-
-def stated_size(head: bytes) -> int:
-    """Bytes that an AVI (RIFF) or Matroska file says it has, 0 where it does not say.
-
-    Args:
-        head: the first bytes of the file.
-    """
-    if head[:4] == b"RIFF" and len(head) >= 8:
-        return 8 + int.from_bytes(head[4:8], "little")
-    if head[:4] != b"\x1aE\xdf\xa3":
-        return 0
-    size, start = _ebml_size(head, 4)
-    segment = start + size  # EBML header, then the segment, which is the rest of the file
-    if head[segment : segment + 4] != b"\x18S\x80g":
-        return 0
-    size, start = _ebml_size(head, segment + 4)
-    return start + size if size else 0
-
-
-def _ebml_size(head: bytes, at: int) -> tuple[int, int]:
-    """Size of a Matroska element and where its content begins; 0 for "unknown" (RFC 8794)."""
-    first = head[at] if at < len(head) else 0
-    length = 9 - first.bit_length()  # leading zero bits tell how many bytes follow
-    content = head[at : at + length]
-    if first == 0 or len(content) < length:
-        return 0, at
-    value = int.from_bytes(content, "big") & ((1 << 7 * length) - 1)
-    return (0 if value == (1 << 7 * length) - 1 else value), at + length

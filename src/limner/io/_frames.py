@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.errors import FormatError
+from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
 from limner.io import raster, tiff
+from limner.io._damage import LENIENT, Forgiving, stacked
 from limner.io._limits import check_allocation
 from limner.io._pictures import fitted_geometry
 from limner.io.image import Image
@@ -31,7 +32,7 @@ def is_frame_folder(folder: Path) -> bool:
     return _has_pictures(folder) or _has_pictures(folder / _SUBFOLDER)
 
 
-def read_folder(folder: Path, *, channel: int | None, name: str) -> Image:
+def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = True) -> Image:
     """Open a folder of frames; every header is read now, pixels one frame at a time.
 
     Args:
@@ -39,6 +40,7 @@ def read_folder(folder: Path, *, channel: int | None, name: str) -> Image:
             are not pictures are passed over.
         channel: of colour frames, the one to take as grey.
         name: of the format, for the image.
+        strict: False takes a picture that cannot be opened, or that differs, for a damaged frame.
 
     Raises:
         FormatError: no pictures, several kinds of picture, or one that differs in size, channels
@@ -46,20 +48,25 @@ def read_folder(folder: Path, *, channel: int | None, name: str) -> Image:
     """
     files = frame_files(folder)
     module = _module_of(files)
-    first = _check_alike(files, module)
+    first, odd = _usual(files, module, strict)
+    assert first.path is not None
 
-    def plane(index: int) -> Array:
-        return np.asarray(module.read(files[index], channel=channel).array)
+    def one(index: int) -> Array:
+        if index in odd:
+            raise FormatError(odd[index])
+        try:
+            return np.asarray(module.read(files[index], channel=channel).array)
+        except FormatError as error:
+            raise FormatError(f"{error} {LENIENT}" if strict else str(error)) from error
+
+    plane = one if strict else Forgiving(one, len(files))
 
     def load() -> Array:
         shape = (len(files), *opened.shape)
         check_allocation(shape, first.dtype.itemsize, folder)
-        pixels = np.empty(shape, dtype=first.dtype)
-        for k in range(len(files)):
-            pixels[k] = plane(k)
-        return pixels
+        return stacked(plane, shape, first.dtype)
 
-    opened = module.read(files[0], channel=channel)
+    opened = module.read(first.path, channel=channel)
     spacing = first.spacing if first.geometry.has_spacing else None
     return Image(
         load,
@@ -73,6 +80,7 @@ def read_folder(folder: Path, *, channel: int | None, name: str) -> Image:
         path=folder,
         format=name,
         metadata={"container": "folder of frames", "frame_format": first.format},
+        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
     )
 
 
@@ -85,7 +93,7 @@ def read_label_folder(folder: Path, *, like: Image | None) -> Labels:
     """
     files = frame_files(folder)
     module = _module_of(files)
-    first = _check_alike(files, module)
+    first, _ = _usual(files, module, strict=True)
     geometry = Geometry.from_spacing((len(files), *first.geometry.shape))
     geometry = fitted_geometry(geometry, like, folder)
     check_allocation(geometry.shape, 4, folder)
@@ -126,20 +134,37 @@ def _module_of(files: list[Path]) -> ModuleType:
     return raster if files[0].suffix.lower() in raster.SUFFIXES else tiff
 
 
-def _check_alike(files: list[Path], module: ModuleType) -> Image:
-    """The first frame like most others; refuse the one that is not."""
-    images: list[Image] = [module.read(p) for p in files]
-    facts = [(i.shape, str(i.dtype)) for i in images]
-    (usual, count), *_ = Counter(facts).most_common(1)
-    for path, image, fact in zip(files, images, facts, strict=True):
-        if image.kind != "image":
-            raise FormatError(f"{path}: holds several pictures; a frame is one picture.")
-        if fact != usual:
-            raise FormatError(
-                f"{path}: this frame is {_show(fact)}, but {count} of {len(files)} are "
-                f"{_show(usual)}; all frames of a video are alike."
-            )
-    return images[0]
+def _usual(files: list[Path], module: ModuleType, strict: bool) -> tuple[Image, dict[int, str]]:
+    """The first frame like most others, and what is wrong with those that are not, by number.
+
+    Raises:
+        FormatError: one is not, and `strict`; or none can be opened.
+    """
+    facts: list[tuple[tuple[int, ...], str] | None] = []
+    wrong: dict[int, str] = {}
+    for number, path in enumerate(files):
+        try:
+            image: Image = module.read(path)
+            if image.kind != "image":
+                raise FormatError(f"{path}: holds several pictures; a frame is one picture.")
+            facts.append((image.shape, str(image.dtype)))
+        except LimnerError as error:
+            if strict or len(wrong) == len(files) - 1:
+                raise
+            facts.append(None)
+            wrong[number] = str(error)
+    (usual, count), *_ = Counter(f for f in facts if f is not None).most_common(1)
+    for number, (path, fact) in enumerate(zip(files, facts, strict=True)):
+        if fact is None or fact == usual:
+            continue
+        text = (
+            f"{path}: this frame is {_show(fact)}, but {count} of {len(files)} are "
+            f"{_show(usual)}; all frames of a video are alike."
+        )
+        if strict:
+            raise FormatError(f"{text} {LENIENT}")
+        wrong[number] = text
+    return module.read(files[facts.index(usual)]), wrong
 
 
 def _show(fact: tuple[tuple[int, ...], str]) -> str:

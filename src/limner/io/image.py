@@ -40,6 +40,11 @@ class Image:
         path: the file or folder.
         format: the reader that understood it, such as ``"nifti"``.
         metadata: facts for `limner info` and the writers.
+        damaged: see the attribute.
+
+    Attributes:
+        damaged: slices or frames that could not be read so far, and why; others stand in for them.
+            Only of images that were read with ``strict=False``: else such a frame is an error.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Image:
         path: Path | None = None,
         format: str = "array",
         metadata: Mapping[str, Any] | None = None,
+        damaged: Mapping[int, str] | None = None,
     ) -> None:
         self.geometry = geometry
         self.kind: Kind = kind or ("image" if geometry.ndim == 2 else "volume")
@@ -62,6 +68,7 @@ class Image:
         self.path = path
         self.format = format
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
+        self.damaged: Mapping[int, str] = MappingProxyType({} if damaged is None else damaged)
         self.read_options: dict[str, Any] = {}  # with which `limner.read` reads it again
         self._plane = plane
         self._load: Callable[[], Array] | None = None
@@ -138,15 +145,23 @@ class Image:
         return path.resolve() in {self.path.resolve(), *(Path(f).resolve() for f in files)}
 
     def pixel_hash(self) -> str:
-        """SHA-256 over shape, type and pixels: the same image whatever file it came from."""
+        """SHA-256 over shape, type and pixels: the same image whatever file it came from.
+
+        A frame that cannot be read counts as such, so that a damaged video has a hash, too.
+        """
         if self._hash is not None:
             return self._hash
         digest = hashlib.sha256(f"{self.shape} {self.dtype.str}".encode())
         if self.geometry.ndim == 2:
             digest.update(np.ascontiguousarray(self.array).data)
         else:
-            for plane in self.planes():
-                digest.update(np.ascontiguousarray(plane).data)
+            for k in range(self.geometry.shape[0]):
+                try:
+                    digest.update(np.ascontiguousarray(self.plane(k)).data)
+                except FormatError:
+                    if self.kind != "video":
+                        raise
+                    digest.update(f"frame {k} cannot be read".encode())
         self._hash = digest.hexdigest()
         return self._hash
 

@@ -3,9 +3,9 @@
 A video is ``(frame, row, column[, channel])`` in order of presentation. Frames are decoded when
 they are asked for: all in order cost one decoding, one at random those since the last key frame.
 Grey stays grey, 8 or 16 bit; everything else becomes 8-bit RGB. A rotation in the container is not
-applied, as EXIF's is not in pictures. Frame rates may vary: frames are counted, not timed
-(`frame_times` has the times). Of a cut-off file all but MPEG transport and elementary streams say
-so; those have no stated end.
+applied, as EXIF's is not in pictures. Frame rates may vary: frames are counted, not timed, and a
+warning says so (`frame_times` has the times). Of a cut-off file all but MPEG transport and
+elementary streams say so; those have no stated end.
 
 A folder is a video if it holds pictures of one size and type, in natural order of their names (2
 before 10), or one folder named ``frames`` that does.
@@ -13,6 +13,7 @@ before 10), or one folder named ``frames`` that does.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from limner.errors import require
 from limner.geometry import Geometry
 from limner.io._animation import is_animation, read_animation
 from limner.io._clip import Clip, open_clip
+from limner.io._damage import Forgiving, stacked
 from limner.io._frames import is_frame_folder, read_folder, read_label_folder
 from limner.io._limits import check_allocation
 from limner.io._pictures import (
@@ -36,6 +38,8 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 
 Array = NDArray[Any]
+
+_log = logging.getLogger(__name__)
 
 NAME = "video"
 SUFFIXES: tuple[str, ...] = (
@@ -80,21 +84,30 @@ def read(
         path: a file, or a folder of frames.
         channel: of a colour video, the one to take as grey.
         series: of a file with several video streams, the number of one.
-        strict: False takes what can be decoded of a truncated or damaged file.
+        strict: False takes what can be decoded of a truncated or damaged file or folder. Frames
+            that cannot be read are then shown as the last one before them that can, and
+            `Image.damaged` names them once they were asked for.
 
     Raises:
         FormatError: not a video, damaged, without frames, or too large for this machine.
         MissingDependency: a video file (not a folder, not an animated picture) without PyAV.
     """
     if path.is_dir():
-        return read_folder(path, channel=channel, name=NAME)
+        return read_folder(path, channel=channel, name=NAME, strict=strict)
     check_not_empty(path)
     with path.open("rb") as file:
         head = file.read(4096)
     if is_animation(head):
-        return read_animation(path, channel=channel, name=NAME)
+        return read_animation(path, channel=channel, name=NAME, strict=strict)
     require("av", extra="video", purpose=f"read the video {path.name}")
-    return _image(open_clip(path, series=series, strict=strict), channel)
+    clip = open_clip(path, series=series, strict=strict)
+    if not clip.metadata["constant_rate"]:
+        _log.warning(
+            "%s has a varying frame rate; frames are counted from 0 to %d, not timed.",
+            path,
+            clip.shape[0] - 1,
+        )
+    return _image(clip, channel)
 
 
 def read_labels(path: Path, *, like: Image | None = None) -> Labels:
@@ -126,16 +139,14 @@ def frame_times(path: Path, *, series: str | None = None) -> Array:
 def _image(clip: Clip, channel: int | None) -> Image:
     check_channel(channel, clip.num_channels, clip.path)
 
-    def plane(index: int) -> Array:
+    def chosen(index: int) -> Array:
         return choose_channel(clip.frame(index), channel, clip.num_channels)
+
+    plane = chosen if clip.strict else Forgiving(chosen, clip.shape[0])
 
     def load() -> Array:
         check_allocation(clip.shape, clip.dtype.itemsize, clip.path)
-        shape = clip.shape if channel is None else clip.shape[:3]
-        pixels = np.empty(shape, dtype=clip.dtype)
-        for k in range(len(pixels)):
-            pixels[k] = plane(k)
-        return pixels
+        return stacked(plane, clip.shape if channel is None else clip.shape[:3], clip.dtype)
 
     return Image(
         load,
@@ -147,4 +158,5 @@ def _image(clip: Clip, channel: int | None) -> Image:
         path=clip.path,
         format=NAME,
         metadata=clip.metadata,
+        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
     )

@@ -21,10 +21,12 @@ from limner.checkpoints import store
 from limner.errors import CheckpointError
 from limner.models._family import (
     BatchModel,
+    Before,
     CarryingModel,
     CheckingModel,
     EncodedFrame,
     EncodingModel,
+    FollowingModel,
     MemoryLimits,
     ModelCard,
     PromptableModel,
@@ -38,10 +40,12 @@ from limner.models._family import (
 
 __all__ = [
     "BatchModel",
+    "Before",
     "CarryingModel",
     "CheckingModel",
     "EncodedFrame",
     "EncodingModel",
+    "FollowingModel",
     "MemoryLimits",
     "ModelCard",
     "PromptableModel",

@@ -31,6 +31,8 @@ class ModelCard:
         window: the most pixels per axis, per number of axes, that the model works well on, such as
             ``{2: 256, 3: 96}``, or ``{3: (64, 128, 128)}`` for slices, rows and columns; sessions
             shrink and crop to it when they zoom.
+        exact_masks: whether a mask that is the last thing said is the answer, to the pixel: of
+            models that carry what was drawn. Others take it as a rough guess.
         judges: whether the score is a prediction, learnt, that compares answers on different views.
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
@@ -46,6 +48,7 @@ class ModelCard:
     zoom: bool
     window: Mapping[int, int | tuple[int, ...]]
     judges: bool = False
+    exact_masks: bool = False
     weights_sha256: str | None = None
     runtime: str | None = None
 
@@ -363,6 +366,71 @@ class PropagatingModel(PromptableModel, Protocol):
         self, frame: EncodedFrame, probabilities: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Probabilities (…, H, W) on the network's grid, on the view's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The frame before, seen in the same window.
+
+    Attributes:
+        view: of the same shape and scale.
+        logits: of its shape, above 0 where the object was.
+    """
+
+    view: View
+    logits: NDArray[np.float32]
+
+
+@runtime_checkable
+class FollowingModel(PromptableModel, Protocol):
+    """A model that carries one object over frames by a memory of its own making.
+
+    Sessions keep the memory, choose the views and the order of frames, and hand everything back;
+    the model is stateless. A memory is a mapping of names to arrays, so that a propagation can be
+    written down and gone on with; it is bounded however many frames were remembered.
+    """
+
+    def look(self, view: View, origin: tuple[float, float]) -> Any:
+        """A frame, or a window of it, once; several objects may be followed on the same look.
+
+        Args:
+            view: what is seen.
+            origin: of its first pixel, as row and column in pixels of the view: the same place on
+                all frames has the same position while the view's scale stays.
+        """
+
+    def remember(
+        self,
+        memory: Mapping[str, Array] | None,
+        looked: Any,
+        logits: NDArray[np.float32],
+        *,
+        place: int,
+        given: bool,
+    ) -> Mapping[str, Array]:
+        """The memory with one frame more; the old one is not changed.
+
+        Args:
+            memory: so far; None for none.
+            looked: of `look`.
+            logits: of the view's shape, above 0 inside the object.
+            place: the frame's number.
+            given: whether the user said so; such frames are not forgotten.
+        """
+
+    def find(
+        self,
+        memory: Mapping[str, Array],
+        looked: Any,
+        before: Before | None,
+    ) -> Segmentation:
+        """The object on a frame, by memory; its score is low where it is likely to be wrong.
+
+        Args:
+            memory: with one frame at least.
+            looked: of `look`.
+            before: the frame before; None where the object was not on it.
+        """
 
 
 @dataclass(frozen=True)

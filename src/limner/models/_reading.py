@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from limner.errors import PromptError
 from limner.models._family import ModelCard
 from limner.prompts.raster import rasterize
-from limner.prompts.types import Prompt, num_axes
+from limner.prompts.types import MaskPrompt, Prompt, Scribble, num_axes
 
 
 def check_understood(
@@ -55,3 +55,27 @@ def footprint(
         if layer is not None:
             return layer
     return np.zeros(shape, dtype=np.bool_)
+
+
+def drawn(
+    prompts: Iterable[Prompt],
+    shape: tuple[int, ...],
+    previous: NDArray[np.float32] | None = None,
+) -> NDArray[np.bool_]:
+    """What the user drew, as it is, on what there was before.
+
+    Args:
+        prompts: a mask replaces everything, a line around adds, a brush adds or takes away.
+        shape: of the view.
+        previous: logits of what there was before.
+    """
+    mask = np.zeros(shape, np.bool_) if previous is None else previous > 0
+    for prompt in prompts:
+        area = footprint(prompt, shape)
+        if isinstance(prompt, MaskPrompt):
+            mask = area
+        elif isinstance(prompt, Scribble) and not prompt.positive:
+            mask = mask & ~area
+        else:
+            mask = mask | area
+    return mask

@@ -1,8 +1,8 @@
 """Segmentation without any weights: region growing, graph cut and random walk from the prompts.
 
 This is what a user has today without a trained model, made as good as is reasonable; the benchmark
-always shows it. All three share the reading of the prompts (`_seeds`) and the statistics of colour
-(`_colour`); they differ in how they decide the pixels between:
+always shows it. Three of them share the reading of the prompts (`_seeds`) and the statistics of
+colour (`_colour`); they differ in how they decide the pixels between:
 
 - ``region`` grows from the seeds along similar colours and stops where the border of what it has
   has the strongest contrast.
@@ -14,6 +14,9 @@ always shows it. All three share the reading of the prompts (`_seeds`) and the s
 Constants of colour and growth were checked on training images with `limner bench`, and
 those of lone clicks also on phantoms; the others are older and were not chosen anew.
 A correction changes the answer only where it was made (`_correct`).
+
+``copy`` and ``flow`` carry a drawn mask over the frames of a video or the slices of a volume
+(`_flow`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from scipy import ndimage
 from limner.models._colour import ColourBins, features_of
 from limner.models._correct import corrected
 from limner.models._family import ModelCard, Segmentation, Variant, View
+from limner.models._flow import VARIANTS as FOLLOWERS
 from limner.models._mincut import contrast_links, minimum_cut
 from limner.models._problem import Problem, connected_parts
 from limner.models._reading import check_understood
@@ -254,8 +258,9 @@ def _variant(name: str, summary: str, solve: Solver) -> Variant:
     return Variant(card, build)
 
 
-VARIANTS = {
+SOLVERS = {
     "region": _variant("region", "seeded region growing; no weights", grow_region),
     "graphcut": _variant("graphcut", "minimum cut of colour and contrast; no weights", cut_graph),
     "randomwalk": _variant("randomwalk", "random walker with priors; no weights", walk_randomly),
 }
+VARIANTS = SOLVERS | FOLLOWERS

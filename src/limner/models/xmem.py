@@ -30,9 +30,9 @@ from limner.models._family import (
     View,
 )
 from limner.models._files import hash_of
-from limner.models._reading import check_understood, footprint
+from limner.models._reading import check_understood, drawn
 from limner.models._sam import bilinear, eight_bit, sigmoid
-from limner.prompts.types import MaskPrompt, Prompt, Scribble
+from limner.prompts.types import Prompt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -169,15 +169,7 @@ class XMem:
             PromptError: another kind of prompt.
         """
         check_understood(self.card, prompts, embedding)
-        mask = np.zeros(embedding, np.bool_) if previous is None else previous > 0
-        for prompt in prompts:
-            area = footprint(prompt, embedding)
-            if isinstance(prompt, MaskPrompt):
-                mask = area
-            elif isinstance(prompt, Scribble) and not prompt.positive:
-                mask = mask & ~area
-            else:
-                mask = mask | area
+        mask = drawn(prompts, embedding, previous)
         logits = np.where(mask, np.float32(DRAWN), np.float32(-DRAWN))
         return Segmentation(logits, 1.0 if mask.any() else 0.0)
 

@@ -19,22 +19,22 @@ from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
 from limner.sessions._answer import Answer
 from limner.sessions._cache import AnswerCache
+from limner.sessions._doubt import Doubtful
 from limner.sessions._entry import Entry
-from limner.sessions._ids import check_frame, check_object_id
-from limner.sessions._interrupt import uninterrupted
-from limner.sessions._journal import Journal
-from limner.sessions._log import (
-    Action,
+from limner.sessions._events import (
     Added,
     Cleared,
     Event,
-    Log,
     Named,
     Predicted,
     Redone,
     Undone,
     event_to_json,
 )
+from limner.sessions._ids import check_frame, check_object_id
+from limner.sessions._interrupt import uninterrupted
+from limner.sessions._journal import Journal
+from limner.sessions._log import Action, Log
 from limner.sessions._manifest import Options, manifest
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
@@ -59,9 +59,11 @@ class BaseSession:
         *,
         log: Log | None = None,
         journal: Journal | None = None,
+        propagator: PromptableModel | None = None,
     ) -> None:
         self.image = image
         self.model = model
+        self.propagator = propagator  # carries answers to other frames; None: `model` does it
         self.options = options
         self.journal = journal
         self._log = log or Log()
@@ -213,9 +215,18 @@ class BaseSession:
         direction: str = "both",
         object_id: int | None = None,
         how: str = "carry",
+        again: bool = False,
     ) -> Iterator[Prediction]:
         """Carry masks to other frames or slices; only videos and volumes have any."""
         raise SessionError("A 2D image has no other frames to propagate to.")
+
+    def go_on(self) -> Iterator[Prediction]:
+        """Go on with the propagation asked for last; only videos and volumes have any."""
+        return self.propagate()
+
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[Doubtful, ...]:
+        """The propagated frames that most need a look: none; see `PlanesSession.doubtful`."""
+        return ()
 
     @property
     def labels(self) -> LabelArray:
@@ -237,6 +248,7 @@ class BaseSession:
             self.entries,
             self.names,
             {i: self._log.ways(i) for i in self.object_ids},
+            propagator=None if self.propagator is None else self.propagator.card,
         )
         return Labels(
             self.image.geometry,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,19 @@ BOX_MARGIN = 0.1  # of the object's size, around the last mask for models that t
 
 @dataclass(frozen=True)
 class Leg:
-    """Part of a propagation: carry from an annotated frame over a run of frames, in order."""
+    """Part of a propagation: carry from an annotated frame over a run of frames, in order.
+
+    Attributes:
+        object_id: whose.
+        source: the annotated frame.
+        frames: to write.
+        ahead: the next annotated frame beyond, None where there is none.
+    """
 
     object_id: int
     source: int
     frames: range
+    ahead: int | None = None
 
 
 def legs(
@@ -33,16 +42,33 @@ def legs(
     both = direction == "both"
     if direction != "backward":
         for k, source in enumerate(sources):
-            end = high if k + 1 == len(sources) else sources[k + 1]
-            if both and k + 1 < len(sources):
+            ahead = None if k + 1 == len(sources) else sources[k + 1]
+            end = high if ahead is None else ahead
+            if both and ahead is not None:
                 end = (source + end) // 2 + 1
-            yield Leg(object_id, source, range(max(source + 1, low), min(end, high)))
+            yield Leg(object_id, source, range(max(source + 1, low), min(end, high)), ahead)
     if direction != "forward":
         for k, source in reversed(list(enumerate(sources))):
-            end = low - 1 if k == 0 else sources[k - 1]
-            if both and k > 0:
+            ahead = None if k == 0 else sources[k - 1]
+            end = low - 1 if ahead is None else ahead
+            if both and ahead is not None:
                 end = (source + end) // 2
-            yield Leg(object_id, source, range(min(source, high) - 1, max(end, low - 1), -1))
+            frames = range(min(source, high) - 1, max(end, low - 1), -1)
+            yield Leg(object_id, source, frames, ahead)
+
+
+def gaps(object_id: int, marks: Sequence[int], low: int, high: int) -> Iterator[Leg]:
+    """The frames between annotated ones that follow one another."""
+    for before, after in pairwise(marks):
+        yield Leg(object_id, before, range(max(before + 1, low), min(after, high)), after)
+
+
+def in_order(parts: Sequence[Leg]) -> Iterator[tuple[Leg, int]]:
+    """Frames as they are come to by legs of one direction, all objects together."""
+    if not parts:
+        return
+    for frame in sorted({k for leg in parts for k in leg.frames})[:: parts[0].frames.step]:
+        yield from ((leg, frame) for leg in parts if frame in leg.frames)
 
 
 def braked(answer: Answer, before: Region) -> Answer:

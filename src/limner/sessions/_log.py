@@ -1,4 +1,4 @@
-"""What was said in a session: events, and the state that follows from them.
+"""What was said in a session: the state that follows from events.
 
 The state is a pure fold over events, so a journal of events is all that has to survive a crash.
 Undo and redo are events too: they mark actions as not counting, and as counting again.
@@ -6,128 +6,38 @@ Undo and redo are events too: they mark actions as not counting, and as counting
 
 from __future__ import annotations
 
+import sys
 from array import array
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from limner.errors import SessionError
-from limner.prompts.types import Prompt, from_json, to_json
-
-Runs: TypeAlias = "array[int]"  # row-major runs of a mask, see `limner.rle`
-
-
-@dataclass(frozen=True)
-class Added:
-    """A prompt was added to an object, on a frame or (None) on the whole image."""
-
-    prompt: Prompt
-    object_id: int
-    frame: int | None
-    op: ClassVar[str] = "add"
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """The answer to all prompts so far was asked for: a round ended here."""
-
-    object_id: int
-    frame: int | None
-    op: ClassVar[str] = "predict"
+from limner.prompts.types import Prompt
+from limner.sessions._events import (
+    Added,
+    Cleared,
+    Committed,
+    Event,
+    Named,
+    Predicted,
+    Propagated,
+    Redone,
+    Requested,
+    Runs,
+    Undone,
+)
 
 
-@dataclass(frozen=True)
-class Undone:
-    """The last action of an object, or (None) of the session, was taken back."""
-
-    object_id: int | None
-    op: ClassVar[str] = "undo"
-
-
-@dataclass(frozen=True)
-class Redone:
-    """The action taken back last, of an object or (None) of the session, counts again."""
-
-    object_id: int | None
-    op: ClassVar[str] = "redo"
-
-
-@dataclass(frozen=True)
-class Cleared:
-    """All prompts and propagated frames of an object, or (None) of all objects, were dropped."""
-
-    object_id: int | None
-    op: ClassVar[str] = "reset"
-
-
-@dataclass(frozen=True)
-class Named:
-    """An object got a name."""
-
-    object_id: int
-    name: str
-    op: ClassVar[str] = "name"
-
-
-@dataclass(frozen=True)
-class Propagated:
-    """A propagation of objects began; the frames it commits follow. `how`: see `propagate`."""
-
-    object_ids: tuple[int, ...]
-    how: str = "carry"
-    op: ClassVar[str] = "propagate"
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A propagation wrote one frame of one object; `counts` are the row-major runs of its mask."""
-
-    object_id: int
-    frame: int
-    counts: tuple[int, ...]
-    score: float
-    op: ClassVar[str] = "commit"
-
-
-Event: TypeAlias = Added | Predicted | Undone | Redone | Cleared | Named | Propagated | Committed
-_EVENTS: dict[str, type[Event]] = {
-    kind.op: kind
-    for kind in (Added, Predicted, Undone, Redone, Cleared, Named, Propagated, Committed)
-}
-
-
-def event_to_json(event: Event) -> dict[str, Any]:
-    """An event as JSON values."""
-    if isinstance(event, Added):
-        fields = {
-            "prompt": to_json(event.prompt),
-            "object_id": event.object_id,
-            "frame": event.frame,
-        }
-    else:
-        fields = asdict(event)
-    return {"op": event.op, **fields}
-
-
-def event_from_json(value: dict[str, Any]) -> Event:
-    """Inverse of `event_to_json`.
-
-    Raises:
-        SessionError: unknown or malformed event.
+class Written(NamedTuple):
+    """A frame that a propagation committed; see `Committed`. An array of runs takes a twentieth of
+    the memory of a tuple, and a video has many frames.
     """
-    fields = dict(value)
-    kind = _EVENTS.get(fields.pop("op", ""))
-    if kind is None:
-        raise SessionError(f"Unknown event {value.get('op')!r} in the journal.")
-    try:
-        if kind is Added:
-            fields["prompt"] = from_json(fields["prompt"])
-        for name in ("object_ids", "counts"):
-            if name in fields:
-                fields[name] = tuple(fields[name])
-        return kind(**fields)
-    except (KeyError, TypeError) as error:
-        raise SessionError(f"Malformed {kind.op!r} event in the journal: {error}.") from error
+
+    runs: Runs
+    score: float
+    basis: str
 
 
 @dataclass(eq=False)
@@ -142,8 +52,7 @@ class Action:
         prompt: for an added prompt.
         clears: True for a reset.
         how: of a propagation, else None.
-        frames: runs and score of each frame that a propagation committed; an array of runs takes
-            a tenth of the memory of a tuple, and a video has many frames.
+        frames: what a propagation committed, by frame.
     """
 
     number: int
@@ -153,7 +62,7 @@ class Action:
     prompt: Prompt | None = None
     clears: bool = False
     how: str | None = None
-    frames: dict[int, tuple[Runs, float]] = field(default_factory=dict)
+    frames: dict[int, Written] = field(default_factory=dict)
 
 
 class Log:
@@ -161,11 +70,14 @@ class Log:
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.names: dict[int, str] = {}
+        self.requested: Requested | None = None  # the propagation asked for last
+        self.turns: Counter[int] = Counter()  # undo, redo and reset that concerned an object
         self._known: set[int] = set()
         self._done: list[Action] = []
         self._undone: list[Action] = []
         self._rounds: set[tuple[int, ...]] = set()
         self._number = self._group = 0
+        self._begun = -1  # group of the propagation that began last
         for event in events:
             self.apply(event)
 
@@ -206,17 +118,23 @@ class Log:
             case Cleared():
                 for object_id in self._concerned(event.object_id):
                     self._do(object_id, clears=True)
+                    self.turns[object_id] += 1
                 self._group += 1
             case Named():
                 self._known.add(event.object_id)
                 self.names[event.object_id] = event.name
+            case Requested():
+                self.requested = event
             case Propagated():
+                if not event.joins:
+                    self._begun, self._group = self._group, self._group + 1
                 for object_id in event.object_ids:
-                    self._do(object_id, how=event.how)
-                self._group += 1
+                    self._do(object_id, group=self._begun, how=event.how)
             case Committed():
                 action = self._propagation(event.object_id)
-                action.frames[event.frame] = (array("Q", event.counts), event.score)
+                code = "I" if max(event.counts, default=0) < 1 << 32 else "Q"
+                found = Written(array(code, event.counts), event.score, sys.intern(event.basis))
+                action.frames[event.frame] = found
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -252,15 +170,25 @@ class Log:
         """Frames on which an object has prompts, ascending."""
         return tuple(sorted({a.frame for a in self.all_prompts(object_id) if a.frame is not None}))
 
-    def committed(
-        self, object_id: int, *, before: int | None = None
-    ) -> dict[int, tuple[Runs, float]]:
-        """Propagated frames of an object: runs and score. `before`: only by earlier actions."""
-        result: dict[int, tuple[Runs, float]] = {}
+    def committed(self, object_id: int, *, before: int | None = None) -> dict[int, Written]:
+        """Propagated frames of an object. `before`: only by earlier actions."""
+        result: dict[int, Written] = {}
         for action in self._counting():
             if action.object_id == object_id and (before is None or action.number < before):
                 result.update(action.frames)
         return result
+
+    def known(self, object_id: int) -> dict[tuple[int, str], Written]:
+        """All that propagations wrote of an object by frame and basis, also what was written over
+        since.
+        """
+        return {
+            (frame, found.basis): found
+            for action in self._counting()
+            if action.object_id == object_id
+            for frame, found in action.frames.items()
+            if found.basis
+        }
 
     def ways(self, object_id: int) -> dict[int, str]:
         """How each propagated frame of an object came to be."""
@@ -287,18 +215,21 @@ class Log:
             tuple(_facts(a) for a in self._done),
             tuple(_facts(a) for a in self._undone),
             frozenset(self._rounds),
+            self.requested,
         )
 
-    def _do(self, object_id: int, **fields: Any) -> None:
+    def _do(self, object_id: int, *, group: int | None = None, **fields: Any) -> None:
         self._known.add(object_id)
         self._undone = [a for a in self._undone if a.object_id != object_id]
-        self._done.append(Action(self._number, self._group, object_id, **fields))
+        group = self._group if group is None else group
+        self._done.append(Action(self._number, group, object_id, **fields))
         self._number += 1
 
     def _move(self, source: list[Action], target: list[Action], object_id: int | None) -> None:
         moved = self._chosen(source, object_id)
         for action in moved:
             source.remove(action)
+            self.turns[action.object_id] += 1
         target.extend(reversed(moved))
         if target is self._done:  # redone actions take their old place in time
             target.sort(key=lambda a: a.number)

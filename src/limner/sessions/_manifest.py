@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ class Options:
         device: as given.
         exact: compute in float32.
         keep_embeddings: keep encoded pictures on disk; answers do not depend on it.
+        propagator_weights: path of the weights file that was given for the propagator, or None.
+        propagator_zoom: whether the propagator looks twice; None where there is none.
     """
 
     zoom: bool
@@ -39,6 +41,8 @@ class Options:
     device: str = "auto"
     exact: bool = False
     keep_embeddings: bool = False
+    propagator_weights: str | None = None
+    propagator_zoom: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -49,6 +53,8 @@ class Options:
             "device": self.device,
             "exact": self.exact,
             "keep_embeddings": self.keep_embeddings,
+            "propagator_weights": self.propagator_weights,
+            "propagator_zoom": self.propagator_zoom,
         }
 
     @classmethod
@@ -56,12 +62,16 @@ class Options:
         """Inverse of `to_json`."""
         window = value["window"]
         pair = None if window is None else (float(window[0]), float(window[1]))
-        newer = {k: value.get(k, False) for k in ("exact", "keep_embeddings")}  # than some journals
+        newer = {
+            f.name: value.get(f.name, f.default) for f in fields(cls)[4:]
+        }  # than some journals
         return cls(value["zoom"], pair, value["weights"], value["device"], **newer)
 
 
-def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:
-    """What an answer depends on besides the prompts."""
+def header(
+    image: Image, card: ModelCard, options: Options, propagator: ModelCard | None = None
+) -> dict[str, Any]:
+    """What an answer depends on besides the prompts. `propagator`: None where the model carries."""
     return {
         "limner": limner.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,6 +84,7 @@ def header(image: Image, card: ModelCard, options: Options) -> dict[str, Any]:
             "pixel_sha256": image.pixel_hash(),
         },
         "model": card.to_json(),
+        "propagator": None if propagator is None else propagator.to_json(),
         "options": options.to_json(),
     }
 
@@ -85,6 +96,8 @@ def manifest(
     entries: Sequence[Entry],
     names: dict[int, str],
     propagated: Mapping[int, Mapping[int, str]],
+    *,
+    propagator: ModelCard | None = None,
 ) -> dict[str, Any]:
     """The answer to "how was this mask made?"; who made it is not recorded.
 
@@ -95,6 +108,7 @@ def manifest(
         entries: the prompts.
         names: of the objects.
         propagated: frames that each object was carried to, and how.
+        propagator: the card of the model that carried; None where it is the same.
     """
     objects: dict[str, Any] = {}
     for entry in entries:
@@ -109,7 +123,7 @@ def manifest(
             objects[str(object_id)]["propagated_frames"] = sorted(frames)
             objects[str(object_id)]["propagated_how"] = sorted(set(frames.values()))
     return {
-        **header(image, card, options),
+        **header(image, card, options, propagator),
         "objects": objects,
         "overlap": OVERLAP_RULE,
         "notice": "Research use only; not a medical device.",

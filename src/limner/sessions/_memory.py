@@ -8,9 +8,9 @@ used are forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,27 @@ class MemoryBank:
         if self._all is None:
             return 0
         return sum(int(getattr(self._all, f.name).nbytes) for f in fields(self._all))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that is remembered, as arrays of its own."""
+        sizes = np.array([self._area, self.num_prototypes, *self.places], dtype=np.int64)
+        if self._all is None:
+            return {"sizes": sizes}
+        held = {f.name: getattr(self._all, f.name).copy(order="K") for f in fields(self._all)}
+        return {"sizes": sizes, **held}
+
+    @classmethod
+    def restored(cls, limits: MemoryLimits, state: Mapping[str, NDArray[Any]]) -> Self:
+        """The bank of which `state` was.
+
+        Raises:
+            KeyError: an array is missing.
+        """
+        bank = cls(limits)
+        bank._area, bank.num_prototypes, *bank.places = state["sizes"].tolist()
+        if len(state) > 1:  # laid out as they were, so that sums come out alike to the last bit
+            bank._all = _Elements(*(state[f.name].copy(order="K") for f in fields(_Elements)))
+        return bank
 
     def add(self, frame: EncodedFrame, value: Floats, *, permanent: int | None = None) -> None:
         """Remember a frame.

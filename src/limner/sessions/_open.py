@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from limner.io.image import Image
 from limner.models import PromptableModel, create_model, default_model
 from limner.models._intensity import resolve_window
 from limner.sessions._base import BaseSession
+from limner.sessions._events import event_from_json
 from limner.sessions._journal import Journal
-from limner.sessions._log import Log, event_from_json
+from limner.sessions._log import Log
 from limner.sessions._manifest import Options, header
 
 
@@ -31,6 +33,8 @@ def open_session(
     window: str | Sequence[float] | None = None,
     exact: bool = False,
     keep_embeddings: bool = False,
+    propagator: str | PromptableModel | None = None,
+    propagator_weights: str | Path | None = None,
 ) -> BaseSession:
     """Open a session; the kind follows from the image.
 
@@ -44,6 +48,9 @@ def open_session(
         window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
         exact: compute in float32, for a name; default: the fastest that gives the same masks.
         keep_embeddings: keep encoded pictures on disk, for a name; see `limner.create_model`.
+        propagator: another model that carries masks over slices or frames, a name or an object;
+            `model` answers prompts, and its answers are what is carried. Default: `model` does it.
+        propagator_weights: the propagator's weights file, for a name.
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
@@ -52,33 +59,32 @@ def open_session(
         TypeError: neither an image nor an array of numbers, or no model.
     """
     picture = as_image(image)
-    if isinstance(model, str) or model is None:
-        asked: Any = create_model(
-            model or default_model(picture.kind),
-            weights=weights,
-            device=device,
-            exact=exact,
-            keep_embeddings=keep_embeddings,
-        )
-    elif weights is not None:
-        raise TypeError("weights= goes with a model's name, not with a model object.")
-    elif isinstance(model, PromptableModel):
-        asked = model
-    else:
-        raise TypeError(f"A model is a name or an object with card, embed and segment: {model!r}.")
+    made = partial(create_model, device=device, exact=exact, keep_embeddings=keep_embeddings)
+    if model is None:
+        model = default_model(picture.kind, flat=propagator is not None)
+    asked = _model(model, weights, made, "weights")
+    if propagator is None and propagator_weights is not None:
+        raise TypeError("propagator_weights= goes with a propagator's name: propagator=.")
+    carrier = None
+    if propagator is not None:
+        carrier = _model(propagator, propagator_weights, made, "propagator_weights")
+        _check_propagator(picture, asked, carrier)
     options = Options(
         zoom=asked.card.zoom if zoom is None else zoom,
         window=resolve_window(window),
-        weights=None if weights is None else str(Path(weights).resolve()),
+        weights=_resolved(weights),
         device=device,
         exact=exact,
         keep_embeddings=keep_embeddings,
+        propagator_weights=_resolved(propagator_weights),
+        propagator_zoom=_zoom_of(carrier, zoom),
     )
     kind = _session_kind(picture, asked)
     record = None
     if journal is not None:
-        record = Journal.create(Path(journal), header(picture, asked.card, options))
-    return kind(picture, asked, options, journal=record)
+        facts = header(picture, asked.card, options, None if carrier is None else carrier.card)
+        record = Journal.create(Path(journal), facts)
+    return kind(picture, asked, options, journal=record, propagator=carrier)
 
 
 def resume(
@@ -86,6 +92,7 @@ def resume(
     *,
     image: Image | ArrayLike | str | Path | None = None,
     model: PromptableModel | None = None,
+    propagator: PromptableModel | None = None,
 ) -> BaseSession:
     """Continue a session from its journal: prompts, names, undo and redo history as acknowledged.
 
@@ -93,6 +100,7 @@ def resume(
         journal: the file given to `open_session`.
         image: the image, if it has moved or was an array; by default it is read from where it was.
         model: the model object, if the session was opened with one of your own.
+        propagator: the propagator, likewise.
 
     Raises:
         SessionError: no journal, damaged or in use; or the image or the model is not the same.
@@ -105,8 +113,15 @@ def resume(
             log.apply(event)
         picture = _same_image(facts["image"], image, path)
         options = Options.from_json(facts["options"])
-        asked = _same_model(facts["model"], model, options)
-        return _session_kind(picture, asked)(picture, asked, options, log=log, journal=record)
+        asked = _same_model(facts["model"], model, options, options.weights)
+        carrier = None
+        if facts.get("propagator") is not None:
+            weights = options.propagator_weights
+            carrier = _same_model(facts["propagator"], propagator, options, weights, "propagator")
+        elif propagator is not None:
+            raise SessionError(f"The session of {path} was held without a propagator; pass none.")
+        kind = _session_kind(picture, asked)
+        return kind(picture, asked, options, log=log, journal=record, propagator=carrier)
     except BaseException:
         record.close()
         raise
@@ -133,6 +148,46 @@ def as_image(image: Image | ArrayLike | str | Path) -> Image:
     colour = array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == 3
     shape = array.shape[:2] if colour else array.shape
     return Image(array, Geometry.from_spacing(shape))
+
+
+def _model(
+    model: str | PromptableModel,
+    weights: str | Path | None,
+    made: Callable[..., PromptableModel],
+    option: str,
+) -> PromptableModel:
+    """A model from its name or itself."""
+    if isinstance(model, str):
+        return made(model, weights=weights)
+    if weights is not None:
+        raise TypeError(f"{option}= goes with a model's name, not with a model object.")
+    if isinstance(model, PromptableModel):
+        return model
+    raise TypeError(f"A model is a name or an object with card, embed and segment: {model!r}.")
+
+
+def _resolved(weights: str | Path | None) -> str | None:
+    return None if weights is None else str(Path(weights).resolve())
+
+
+def _zoom_of(carrier: PromptableModel | None, zoom: bool | None) -> bool | None:
+    return None if carrier is None else carrier.card.zoom if zoom is None else zoom
+
+
+def _check_propagator(image: Image, asked: PromptableModel, model: PromptableModel) -> None:
+    """Refuse a propagator that has nothing to carry, or cannot look at frames."""
+    if image.kind == "image":
+        raise SessionError("A 2D image has no other frames to carry to; leave out propagator=.")
+    if 2 not in model.card.ndim:
+        raise SessionError(
+            f"{model.card.name} works on whole volumes only and cannot carry from slice to slice; "
+            "name a propagator that works in 2D (limner models)."
+        )
+    if 2 not in asked.card.ndim:
+        raise SessionError(
+            f"{asked.card.name} answers about the whole volume, which leaves nothing to carry; "
+            "with propagator= name a model that works in 2D (limner models)."
+        )
 
 
 def _session_kind(image: Image, model: PromptableModel) -> type[BaseSession]:
@@ -173,19 +228,23 @@ def _same_image(
 
 
 def _same_model(
-    facts: dict[str, Any], given: PromptableModel | None, options: Options
+    facts: dict[str, Any],
+    given: PromptableModel | None,
+    options: Options,
+    weights: str | None,
+    role: str = "model",
 ) -> PromptableModel:
     if given is None:
         try:
             given = create_model(
                 facts["name"],
-                weights=options.weights,
+                weights=weights,
                 device=options.device,
                 exact=options.exact,
                 keep_embeddings=options.keep_embeddings,
             )
         except (ValueError, CheckpointError) as error:
-            raise SessionError(f"{error} Pass the session's own model object as model=.") from error
+            raise SessionError(f"{error} Pass the session's own object as {role}=.") from error
     card = given.card
     if (card.name, card.weights_sha256) != (facts["name"], facts["weights_sha256"]):
         raise SessionError(

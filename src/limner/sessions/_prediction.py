@@ -25,6 +25,7 @@ class Prediction:
             prediction here; None if nothing changed.
         object_id: whose mask.
         frame: frame or slice, None for the whole image or volume.
+        known: whether an earlier propagation had found it, so that no model was asked.
     """
 
     region: Region
@@ -32,6 +33,7 @@ class Prediction:
     box: Box | None
     object_id: int
     frame: int | None
+    known: bool = False
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:

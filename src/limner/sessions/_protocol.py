@@ -34,6 +34,7 @@ class Session(Protocol):
         direction: str = "both",
         object_id: int | None = None,
         how: str = "carry",
+        again: bool = False,
     ) -> Iterator[Prediction]:
         """Carry masks to other frames or slices, one answer at a time."""
 

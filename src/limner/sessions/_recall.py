@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from limner.layers.memory import aggregated
 from limner.models import EncodedFrame, PropagatingModel
 from limner.sessions._answer import Answer
+from limner.sessions._basis import digest
 from limner.sessions._carry import Leg
 from limner.sessions._memory import MemoryBank
 from limner.sessions._scene import Scene
+from limner.sessions._snapshots import Kept
 from limner.sessions._zoom import Look, region_of
 
 Floats = NDArray[np.float32]
@@ -115,6 +118,44 @@ class Recall:
                 self.sensory, self._deep = after, self._step
         return result
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that is remembered, as arrays of its own."""
+        counters = np.array([self._step, self._remembered, self._deep], dtype=np.int64)
+        arrays: dict[str, NDArray[Any]] = {"counters": counters}
+        arrays |= {f"sensory.{i}": hidden.copy() for i, hidden in self.sensory.items()}
+        for number, (members, bank) in enumerate(self.banks):
+            arrays[f"{number}.members"] = np.array(members, dtype=np.int64)
+            arrays |= {f"{number}.{name}": part for name, part in bank.state().items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Go back to a state; False, and nothing done, where other objects shared memories then, or
+        something is missing.
+        """
+        try:
+            counters = arrays["counters"].tolist()
+            banks = self._restored_banks(arrays)
+        except KeyError:
+            return False
+        if [m for m, _ in banks[: len(self.banks)]] != [m for m, _ in self.banks]:
+            return False
+        self._step, self._remembered, self._deep = counters
+        self.banks = banks
+        prefix = "sensory."
+        hidden = ((k, a) for k, a in arrays.items() if k.startswith(prefix))
+        self.sensory = {int(k.removeprefix(prefix)): a.copy() for k, a in hidden}
+        return True
+
+    def _restored_banks(
+        self, arrays: Mapping[str, NDArray[Any]]
+    ) -> list[tuple[tuple[int, ...], MemoryBank]]:
+        banks: list[tuple[tuple[int, ...], MemoryBank]] = []
+        while (prefix := f"{len(banks)}.") + "members" in arrays:
+            own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+            members = tuple(own.pop("members").tolist())
+            banks.append((members, MemoryBank.restored(self._limits, own)))
+        return banks
+
     def _segmented(
         self, frame: EncodedFrame, objects: tuple[int, ...], *, keep_sensory: bool
     ) -> dict[int, Floats]:
@@ -169,12 +210,71 @@ class Recall:
         return np.zeros((self._model.sensory_channels, *frame.grid), np.float32)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A frame that a pass looks at.
+
+    Attributes:
+        frame: its number.
+        here: legs that write it, by object.
+        given: objects that are annotated on it.
+        ahead: annotated frames to remember before going on, with the objects that set out here.
+    """
+
+    frame: int
+    here: Mapping[int, Leg]
+    given: tuple[int, ...]
+    ahead: Mapping[int, Sequence[int]]
+
+
+def route(legs: Sequence[Leg], marks: Mapping[int, Sequence[int]]) -> list[Stop]:
+    """The stops of one pass, in order: frames to write, and annotated ones before the last.
+
+    Args:
+        legs: all in one direction, one at least.
+        marks: all annotated frames by object.
+    """
+    step = legs[0].frames.step
+    everyone = sorted({leg.object_id for leg in legs})
+    found = []
+    for frame in _stops(legs, marks, step):
+        here = {leg.object_id: leg for leg in legs if frame in leg.frames}
+        given = tuple(i for i in everyone if frame in marks[i])
+        found.append(Stop(frame, here, given, _ahead(legs, marks, frame)))
+    return found
+
+
+def chain(
+    stops: Sequence[Stop], start: str, mark: Callable[[int, int], str]
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Digests of what a pass has seen: by frame, when it has looked at the frame, which is what the
+    masks there follow from; and when it is about to go on, which is what its state does.
+
+    Args:
+        stops: of the pass.
+        start: what it begins with.
+        mark: digest of an object's mask on an annotated frame.
+    """
+    there: dict[int, str] = {}
+    after: dict[int, str] = {}
+    so_far = start
+    for stop in stops:
+        given = [[i, mark(i, stop.frame)] for i in stop.given]
+        so_far = there[stop.frame] = digest(so_far, stop.frame, sorted(stop.here), given)
+        if stop.ahead:
+            ahead = [[i, mark(i, k)] for k, objects in stop.ahead.items() for i in objects]
+            so_far = digest(so_far, ahead)
+        after[stop.frame] = so_far
+    return there, after
+
+
 def recalled(
     model: PropagatingModel,
     legs: Sequence[Leg],
     marks: Mapping[int, Sequence[int]],
     scene: Callable[[int], Scene],
     drawn: Callable[[int, int], NDArray[np.bool_]],
+    kept: Kept | None = None,
 ) -> Iterator[tuple[Leg, int, Answer]]:
     """One pass over the frames of some legs of one direction, each frame seen once.
 
@@ -187,6 +287,7 @@ def recalled(
         marks: all annotated frames by object.
         scene: a frame.
         drawn: an object's mask on an annotated frame.
+        kept: to go on where an earlier pass stopped.
 
     Yields:
         The leg, the frame, and where the object is there: logits are above 0 where it is likelier
@@ -194,34 +295,35 @@ def recalled(
     """
     if not legs:
         return
-    step = legs[0].frames.step
-    recall = Recall(model)
-    stops = _stops(legs, marks, step)
-    for objects in _alike(legs, marks):
-        recall.announce(objects)
+    recall, stops = Recall(model), route(legs, marks)
+    for together in _alike(legs, marks):
+        recall.announce(together)
+    frame, parts = (-1, {}) if kept is None else kept.load()
+    if None in parts and recall.restore(parts[None]):
+        stops = stops[1 + [stop.frame for stop in stops].index(frame) :]
 
     def seen(frame: int) -> EncodedFrame:
         shown = scene(frame)
         return model.encode_frame(shown.view(shown.whole, shown.shape))
 
     def given_on(encoded: EncodedFrame, frame: int, objects: Iterable[int]) -> dict[int, Floats]:
-        return {i: model.to_grid(encoded, drawn(i, frame)) for i in objects if frame in marks[i]}
+        return {i: model.to_grid(encoded, drawn(i, frame)) for i in objects}
 
-    everyone = sorted({leg.object_id for leg in legs})
-    for frame in stops:
-        encoded = seen(frame)
-        here = {leg.object_id: leg for leg in legs if frame in leg.frames}
-        given = given_on(encoded, frame, everyone)
-        active = sorted(here.keys() | given.keys())
-        found = recall.step(encoded, given, active, place=frame, last=frame == stops[-1])
-        if here:
+    for stop in stops:
+        frame, encoded = stop.frame, seen(stop.frame)
+        given = given_on(encoded, frame, stop.given)
+        active = sorted(stop.here.keys() | given.keys())
+        found = recall.step(encoded, given, active, place=frame, last=stop is stops[-1])
+        if stop.here:
             probabilities = model.to_view(encoded, found.probabilities)
             for object_id, answer in _answers(scene(frame), probabilities, found.objects):
-                if object_id in here:
-                    yield here[object_id], frame, answer
-        for ahead, objects in _ahead(legs, marks, frame).items():
+                if object_id in stop.here:
+                    yield stop.here[object_id], frame, answer
+        for ahead, objects in stop.ahead.items():
             encoded = seen(ahead)
             recall.remember(encoded, given_on(encoded, ahead, objects), ahead)
+        if kept is not None and stop is not stops[-1] and kept.due():
+            kept.save(frame, {None: recall.state()})
 
 
 def _stops(legs: Sequence[Leg], marks: Mapping[int, Sequence[int]], step: int) -> list[int]:

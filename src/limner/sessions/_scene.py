@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models import PromptableModel, View
+from limner.models import FollowingModel, PromptableModel, View
 from limner.models._axes import Axes, Bounds
 from limner.sessions._resize import shrink
 
@@ -57,7 +57,7 @@ class Scene:
         self._directions = None if directions is None else self.axes.directions(directions)
         self._clean = clean
         self._coarse: dict[Shape, Array] = {}
-        self._embeddings: OrderedDict[tuple[Bounds, Shape], Any] = OrderedDict()
+        self._embeddings: OrderedDict[tuple[str, Bounds, Shape], Any] = OrderedDict()
 
     @property
     def whole(self) -> Bounds:
@@ -71,15 +71,24 @@ class Scene:
 
     def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
         """What the model's expensive half says of a window shrunk to `shape`; cached."""
-        key = (bounds, shape)
+        return self._once(("embed", bounds, shape), lambda: model.embed(self.view(bounds, shape)))
+
+    def looked(self, model: FollowingModel, bounds: Bounds, shape: Shape) -> Any:
+        """What a model that follows sees in a window shrunk to `shape`; cached."""
+        scale = np.divide(shape, np.subtract(bounds[1], bounds[0]))
+        top, left = (float(n) for n in np.multiply(bounds[0], scale))
+        return self._once(
+            ("look", bounds, shape), lambda: model.look(self.view(bounds, shape), (top, left))
+        )
+
+    def _once(self, key: tuple[str, Bounds, Shape], make: Callable[[], Any]) -> Any:
         if key in self._embeddings:
             self._embeddings.move_to_end(key)
             return self._embeddings[key]
-        embedding = model.embed(self.view(bounds, shape))
-        self._embeddings[key] = embedding
+        self._embeddings[key] = made = make()
         while len(self._embeddings) > _CACHED_VIEWS:
             self._embeddings.popitem(last=False)
-        return embedding
+        return made
 
     def view(self, bounds: Bounds, shape: Shape) -> View:
         """A window shrunk to `shape`, as a model is shown it."""

@@ -14,6 +14,7 @@ from limner.prompts.types import Box
 from limner.sessions._region import Region, true_bounds
 
 Mask = NDArray[np.bool_]
+BUDGET = 64 << 20  # a mask of a video of 512x512 takes some hundred bytes
 
 
 @dataclass(frozen=True)
@@ -48,28 +49,51 @@ class PackedMask:
 
 class Shown:
     """The masks shown last: the newest as it is, so that click after click costs no packing; the
-    others packed.
+    others packed. Of those that were shown longest ago only that they were, where there are many.
+
+    Args:
+        budget: bytes of packed masks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int = BUDGET) -> None:
+        self._budget = budget
+        self._size = 0
         self._packed: dict[Hashable, PackedMask] = {}
+        self._forgotten: set[Hashable] = set()
         self._newest: tuple[Hashable, Region] | None = None
 
     def show(self, key: Hashable, region: Region) -> Box | None:
-        """Show a region as the answer for `key`; returns the box of what changed there."""
-        before: PackedMask | Region | None = self._packed.pop(key, None)
+        """Show a region as the answer for `key`; returns the box of what changed there, which is
+        everything where it is not known any more.
+        """
+        packed = self._packed.pop(key, None)
+        self._size -= 0 if packed is None else len(packed.bits)
+        before: PackedMask | Region | None = packed
         if self._newest is not None:
             newest, shown = self._newest
             if newest == key:
                 before = shown
             else:
-                self._packed[newest] = PackedMask.of(shown)
+                self._pack(newest, shown)
         self._newest = key, region
+        if key in self._forgotten:
+            self._forgotten.remove(key)
+            return Box((0,) * len(region.shape), region.shape)
         return changed_box(before, region)
+
+    def _pack(self, key: Hashable, region: Region) -> None:
+        self._packed[key] = packed = PackedMask.of(region)
+        self._size += len(packed.bits)
+        while self._size > self._budget and len(self._packed) > 1:
+            oldest = next(iter(self._packed))
+            self._size -= len(self._packed.pop(oldest).bits)
+            self._forgotten.add(oldest)
 
     def clear(self) -> None:
         """Forget all."""
         self._packed.clear()
+        self._forgotten.clear()
+        self._size = 0
         self._newest = None
 
 

@@ -76,10 +76,23 @@ def answers(
             asked about many together.
         zoom: look twice; otherwise the model sees the whole scene at full resolution.
     """
-    turned = asks if scene.axes.is_same else [_turned(scene, ask) for ask in asks]
-    for look in looks(model, scene, turned, zoom=zoom):
+    open_asks = [ask for ask in asks if _drawn(model, ask) is None]
+    turned = open_asks if scene.axes.is_same else [_turned(scene, ask) for ask in open_asks]
+    found = looks(model, scene, turned, zoom=zoom)
+    for ask in asks:
+        mask = _drawn(model, ask)
+        if mask is not None:
+            yield Answer(Region.of_mask(mask), 1.0 if mask.any() else 0.0)
+            continue
+        look = next(found)
         region = region_of(scene, look).turned(scene.axes.inverse)
         yield Answer(region, look.score, look.memory)
+
+
+def _drawn(model: PromptableModel, ask: Ask) -> NDArray[np.bool_] | None:
+    """The mask that is the answer as it is, if the model says that of masks."""
+    last = ask.prompts[-1] if ask.prompts and model.card.exact_masks else None
+    return last.mask if isinstance(last, MaskPrompt) else None
 
 
 def _turned(scene: Scene, ask: Ask) -> Ask:

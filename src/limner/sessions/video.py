@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
 
-from limner.errors import PromptError
+from limner.errors import FormatError, PromptError
 from limner.models._intensity import robust_limits
 from limner.prompts.types import Prompt
 from limner.sessions._planar import onto_plane
@@ -52,4 +53,8 @@ class VideoSession(StackSession):
         if self.options.window is not None:
             return self.options.window
         sampled = np.linspace(0, self.num_frames - 1, _SAMPLED_FRAMES).astype(int)
-        return robust_limits(np.stack([self.image.plane(int(k)) for k in sorted(set(sampled))]))
+        seen = []
+        for k in sorted(set(sampled.tolist())):
+            with suppress(FormatError):  # a damaged frame is an error where it is looked at
+                seen.append(self.image.plane(k))
+        return robust_limits(np.stack(seen or [self.image.plane(0)]))

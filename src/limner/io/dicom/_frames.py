@@ -341,3 +341,30 @@ def _slice_offsets(header: Header, num_frames: int) -> Array | None:
         return None
     step = _number(dataset.get("SpacingBetweenSlices")) or _number(dataset.get("SliceThickness"))
     return None if not step else np.arange(num_frames) * step
+
+
+def frame_time_ms(frames: Sequence[Frame]) -> float | None:
+    """Milliseconds from frame to frame of a video; None where nothing tells.
+
+    As stated, else the usual step of the trigger times within a heart beat, else the rate at which
+    it is to be shown.
+    """
+    header = frames[0].header
+    stated = as_number(header.text("FrameTime") or None)
+    if stated:
+        return stated
+    times = [as_number(f.facts().get("TriggerTime")) for f in frames]
+    known = [t for t in times if t is not None]
+    if len(known) == len(times) > 1 and (step := float(np.median(np.diff(known)))) > 0:
+        return step
+    for keyword in ("CineRate", "RecommendedDisplayFrameRate"):
+        if rate := as_number(header.text(keyword) or None):
+            return 1000.0 / rate
+    return None
+
+
+def as_number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

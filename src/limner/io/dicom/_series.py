@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io.dicom._frames import DISTINGUISHING, TEMPORAL, Frame
+from limner.io.dicom._frames import DISTINGUISHING, TEMPORAL, Frame, as_number
 from limner.io.image import Kind
 
 logger = logging.getLogger(__name__)
@@ -173,18 +173,11 @@ def _in_time(frames: list[Frame]) -> Stack:
     """Frames at one position are a video, in the order of whatever clock tells them apart."""
     facts = [f.facts() for f in frames]
     for keyword in TEMPORAL:
-        values = [_as_number(f.get(keyword)) for f in facts]
+        values = [as_number(f.get(keyword)) for f in facts]
         if None not in values and len(set(values)) == len(frames):
             order = np.argsort(np.asarray(values, dtype=float), kind="stable")
             return Stack(tuple(frames[k] for k in order), "video")
     return Stack(tuple(frames), "video")
-
-
-def _as_number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 def positions_along_normal(frames: Sequence[Frame]) -> Array:
@@ -272,7 +265,7 @@ def _repeats(frames: list[Frame], ranks: Array) -> list[tuple[Frame, ...]] | Non
 
 
 def _natural(value: tuple[str, ...]) -> tuple[tuple[float, str], ...]:
-    numbers = (_as_number(text) for text in value)
+    numbers = (as_number(text) for text in value)
     return tuple(
         (np.inf if number is None else number, text)
         for number, text in zip(numbers, value, strict=True)
@@ -368,6 +361,17 @@ def _gap_text(steps: Array, along: Array, median: float, wrong: Array) -> str:
     if wrong.size > 1:
         text += f"; {wrong.size} places in all"
     return text
+
+
+def is_even(stack: Stack, geometry: Geometry) -> bool:
+    """Whether every slice lies where the affine puts it, to a tenth of a step."""
+    places = [f.position for f in stack.frames if f.position is not None]
+    if stack.kind != "volume" or len(places) < len(stack.frames):
+        return stack.kind != "volume"
+    index = np.zeros((len(places), 3))
+    index[:, 0] = np.arange(len(places))
+    gap = np.linalg.norm(geometry.index_to_world(index) - np.asarray(places), axis=1)
+    return bool(gap.max() < 0.1 * geometry.spacing[0])
 
 
 def _complain(stack: Stack, text: str, *, strict: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, require
+from limner.io._recent import Recent
 
 Array = NDArray[Any]
 
@@ -20,7 +21,8 @@ _FORMATS = "mpeg,mpegts,mpegvideo,m4v,h264,hevc,mov,mp4,m4a,3gp,3g2,mj2"
 
 
 class StreamFrames:
-    """Decodes a stream frame by frame; going forward is cheap, going back starts again.
+    """Decodes a stream frame by frame; going forward is cheap. Going back starts again and keeps
+    some of the frames on the way.
 
     Args:
         content: the whole stream.
@@ -36,6 +38,7 @@ class StreamFrames:
         self._frames: Iterator[Array] = iter(())
         self._current: Array | None = None
         self._index = -1
+        self._kept = Recent(3 * size[0] * size[1])
 
     def frame(self, index: int) -> Array:
         """Frame `index` as 8-bit RGB ``(row, column, 3)``.
@@ -45,13 +48,19 @@ class StreamFrames:
             MissingDependency: PyAV is not installed.
         """
         with self._lock:
-            if self._current is None or index < self._index:
+            if index in self._kept:
+                return np.asarray(self._kept[index])
+            back = self._current is not None and index < self._index
+            if self._current is None or back:
+                self._kept.clear()
                 self._frames, self._index = self._decoded(), -1
             while self._index < index:
                 self._current = next(self._frames, None)
                 self._index += 1
                 if self._current is None:
                     raise FormatError(f"{self._path}: its video stream ends at {self._index}.")
+                if back:
+                    self._kept.keep(self._index, self._current)
             assert self._current is not None
             return self._current
 

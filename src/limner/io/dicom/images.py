@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
 from limner.geometry import Geometry
+from limner.io._damage import Forgiving, stacked
 from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
 from limner.io.dicom._codecs import is_video_stream
@@ -37,9 +38,9 @@ from limner.io.dicom._files import (
     reading,
     sop_class_of,
 )
-from limner.io.dicom._frames import FRAME_TAGS, frames_of
+from limner.io.dicom._frames import FRAME_TAGS, frame_time_ms, frames_of
 from limner.io.dicom._pixels import FrameReader
-from limner.io.dicom._series import Stack, geometry_of, stacks_of
+from limner.io.dicom._series import Stack, geometry_of, is_even, stacks_of
 from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
 
@@ -83,6 +84,8 @@ _SERIES_TAGS = (
     "WindowCenter",
     "WindowWidth",
     "FrameTime",
+    "CineRate",
+    "RecommendedDisplayFrameRate",
     "DoseGridScaling",
     "TotalPixelMatrixColumns",
     *(
@@ -116,7 +119,8 @@ def read(
         channel: of a colour image, the only one to keep.
         series: which image, where there are several: a key of `SeriesChoice.series`, its end, or
             its number counted from 1.
-        strict: False reads a series with gaps, doubled slices or unreadable files as an even stack.
+        strict: False reads a series with gaps, doubled slices or unreadable files as an even stack,
+            and shows the last readable frame of a video in place of a damaged one.
 
     Returns:
         A lazy `Image`: ``"image"`` from one frame, ``"volume"`` from frames at different positions,
@@ -253,14 +257,19 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
     load_plane = _plane_loader(stack, plan)
     frame_shape = geometry.shape[-2:] + channels
 
-    def plane(index: int) -> Array:
+    def one(index: int) -> Array:
         target = np.empty(frame_shape, dtype=plan.dtype)
         load_plane(index, target)
         return target
 
+    forgives = stack.kind == "video" and not strict
+    plane = Forgiving(one, geometry.shape[0]) if forgives else one
+
     def load() -> Array:
         if geometry.ndim == 2:
             return plane(0)
+        if forgives:
+            return stacked(plane, geometry.shape + channels, plan.dtype)
         target = np.empty(geometry.shape + channels, dtype=plan.dtype)
         workers = 1 if is_video_stream(header.syntax) else min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
@@ -278,6 +287,7 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
         path=path,
         format=NAME,
         metadata=_metadata(stack, plan, geometry),
+        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
     )
 
 
@@ -348,6 +358,7 @@ def _one_channel(image: Image, channel: int | None) -> Image:
         path=image.path,
         format=image.format,
         metadata=image.metadata,
+        damaged=image.damaged,
     )
 
 
@@ -367,8 +378,8 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
     facts["inverted"] = plan.inverted
     if stack.first.spacing_source:
         facts["spacing_source"] = stack.first.spacing_source
-    if stack.kind == "video" and header.text("FrameTime"):
-        facts["frame_time_ms"] = float(header.dataset.FrameTime)
+    if stack.kind == "video" and (step := frame_time_ms(stack.frames)):
+        facts["frame_time_ms"] = step
     if stack.note:
         facts["stack"] = stack.note
     if "MOSAIC" in header.text("ImageType").upper():
@@ -377,21 +388,10 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
     facts["patient_space"] = (
         stack.first.position is not None and stack.first.orientation is not None
     )
-    facts["evenly_spaced"] = _is_even(stack, geometry)
+    facts["evenly_spaced"] = is_even(stack, geometry)
     facts["sources"] = {
         "files": [str(f.header.path) for f in stack.frames],
         "frames": [f.index for f in stack.frames],
         "sop_instance_uids": [f.uid for f in stack.frames],
     }
     return facts
-
-
-def _is_even(stack: Stack, geometry: Geometry) -> bool:
-    """Whether every slice lies where the affine puts it, to a tenth of a step."""
-    places = [f.position for f in stack.frames if f.position is not None]
-    if stack.kind != "volume" or len(places) < len(stack.frames):
-        return stack.kind != "volume"
-    index = np.zeros((len(places), 3))
-    index[:, 0] = np.arange(len(places))
-    gap = np.linalg.norm(geometry.index_to_world(index) - np.asarray(places), axis=1)
-    return bool(gap.max() < 0.1 * geometry.spacing[0])

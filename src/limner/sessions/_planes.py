@@ -1,0 +1,252 @@
+"""Volumes and videos are made of planes: the answers on each, and what was carried to them."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner import rle
+from limner.errors import PromptError, SessionError
+from limner.models import PromptableModel
+from limner.prompts.convert import check_inside
+from limner.prompts.types import Box, Prompt
+from limner.sessions._ahead import Plane, num_ahead
+from limner.sessions._base import BaseSession, Part
+from limner.sessions._doubt import Doubtful, certainties, worst
+from limner.sessions._events import Runs
+from limner.sessions._finite import finite
+from limner.sessions._ids import check_frame, check_object_id
+from limner.sessions._log import Action
+from limner.sessions._prediction import Prediction
+from limner.sessions._region import Region
+from limner.sessions._scene import Scene
+
+_CACHED_SCENES = 4
+
+
+class PlanesSession(BaseSession):
+    """A conversation about an image of several planes: slices of a volume, frames of a video."""
+
+    plane_name = "frame"
+
+    @cached_property
+    def _scenes(self) -> OrderedDict[tuple[int, bool], Plane]:
+        """The frames looked at last, by whether the propagator did."""
+        return OrderedDict()
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames or slices."""
+        return self.image.geometry.shape[0]
+
+    def go_on(self) -> Iterator[Prediction]:
+        """Go on with the propagation that was asked for last, as after a crash: `propagate` with
+        the same arguments, which runs only what is missing.
+
+        Raises:
+            SessionError: none was asked for, or it cannot begin.
+        """
+        asked = self._log.requested
+        if asked is None:
+            raise SessionError("No propagation was begun in this session; call propagate().")
+        return self.propagate(
+            start=asked.start,
+            stop=asked.stop,
+            direction=asked.direction,
+            object_id=asked.object_id,
+            how=asked.how,
+        )
+
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[Doubtful, ...]:
+        """The propagated frames that most need a look, the worst first.
+
+        A frame is doubtful where its score is low, or where the mask jumps in area or place against
+        the frames beside it. Frames near one another are one entry: correct the worst, propagate,
+        and ask again.
+
+        Args:
+            count: of frames, at most.
+            object_id: one object, default all.
+
+        Returns:
+            Tuples ``(frame, score, object_id)``; the score is 0…1, and the object the one that is
+            in doubt there.
+        """
+        self._check_open()
+        objects = self.object_ids if object_id is None else (check_object_id(object_id),)
+        sure: dict[int, tuple[float, int]] = {}
+        for i in objects:
+            marked = self._log.frames(i)
+            left_out = {*marked, *self.image.damaged}
+            written = self._log.committed(i).items()
+            carried = {k: (w.runs, w.score) for k, w in written if k not in left_out}
+            beside = (k for k in marked if {k - 1, k + 1} & carried.keys())
+            fixed = {k: array("Q", rle.encode(self._frame_answer(i, k).mask())) for k in beside}
+            for k, score in certainties(carried, fixed).items():
+                sure[k] = min(sure.get(k, (score, i)), (score, i))
+        return worst(sure, count)
+
+    # -- the model that carries ---------------------------------------------------------------
+
+    @property
+    def _carrier(self) -> PromptableModel:
+        """What carries answers from frame to frame."""
+        return self.model if self.propagator is None else self.propagator
+
+    @property
+    def _carrier_zooms(self) -> bool:
+        zoom = self.options.propagator_zoom
+        return self.options.zoom if self.propagator is None or zoom is None else zoom
+
+    # -- answers ------------------------------------------------------------------------------
+
+    def _frame_answer(self, object_id: int, frame: int) -> Region:
+        return self._answer(object_id, frame, self._log.prompts(object_id, frame)).region
+
+    def _base(self, object_id: int, frame: int | None, first: Action) -> Region | None:
+        """What earlier actions left on this frame, so that a first correction starts from it."""
+        if frame is None:
+            return None
+        committed = self._log.committed(object_id, before=first.number).get(frame)
+        if committed is not None:
+            return Region.of_mask(self._decoded(committed.runs))
+        earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]
+        return self._answer(object_id, None, earlier).region.plane(frame) if earlier else None
+
+    def _composed(self, object_id: int) -> Part:
+        """Answers on frames, over propagated frames, over the answer on the whole."""
+        if self._is_whole(object_id):
+            return super()._composed(object_id)
+        mask = np.zeros(self.image.geometry.shape, dtype=np.bool_)
+        for place, inside in self._by_plane(object_id):
+            mask[place] = inside
+        return (slice(None),) * mask.ndim, mask
+
+    def _painted(self) -> NDArray[np.unsignedinteger] | None:
+        """The label map, or None where objects overlap; made frame by frame, so that it is all the
+        memory that is needed.
+        """
+        dtype = np.min_scalar_type(max(self.object_ids, default=0))
+        labels = np.zeros(self.image.geometry.shape, dtype=dtype)
+        for object_id in self.object_ids:
+            for place, inside in self._by_plane(object_id):
+                plane = labels[place]
+                if plane[inside].any():
+                    return None
+                plane[inside] = object_id
+        return labels
+
+    def _by_plane(
+        self, object_id: int
+    ) -> Iterator[tuple[tuple[int, slice, slice], NDArray[np.bool_]]]:
+        """The object's mask frame by frame: a window of each on which something is known of it, and
+        the mask there.
+        """
+        frames, committed = set(self._log.frames(object_id)), self._log.committed(object_id)
+        known = frames | committed.keys()
+        if self._log.prompts(object_id, None):
+            (along, rows, columns), inside = super()._composed(object_id)
+            for frame, part in enumerate(inside, start=along.start or 0):
+                if frame not in known:
+                    yield (frame, rows, columns), part
+        for frame in sorted(known):
+            if frame in frames:
+                region = self._frame_answer(object_id, frame)
+                rows, columns = region.slices
+                yield (frame, rows, columns), region.inside
+            else:
+                mask = self._decoded(committed[frame].runs)
+                yield (frame, slice(None), slice(None)), mask
+
+    def _is_whole(self, object_id: int) -> bool:
+        """Whether all that is known of an object is one answer about the whole."""
+        has_planes = self._log.frames(object_id) or self._log.committed(object_id)
+        return bool(self._log.prompts(object_id, None)) and not has_planes
+
+    def _drawn(self, object_id: int, frame: int) -> NDArray[np.bool_]:
+        """The mask on a frame with prompts."""
+        self._check_source(object_id, frame)
+        return self._frame_answer(object_id, frame).mask()
+
+    def _marks(self, object_id: int, frames: Sequence[int]) -> dict[int, Box]:
+        """The object's box on each frame with prompts: the last one given, or around the answer."""
+        marks = {}
+        for frame in frames:
+            said = self._log.prompts(object_id, frame)
+            given = [a.prompt for a in said if isinstance(a.prompt, Box)]
+            bounds = self._answer(object_id, frame, said).region.mask_bounds
+            if given:
+                marks[frame] = given[-1]
+            elif bounds is not None:
+                marks[frame] = Box(*bounds)
+        return marks
+
+    def _check_source(self, object_id: int, source: int) -> None:
+        """Refuse to go on from a frame whose prompts were taken back in between."""
+        if not self._log.prompts(object_id, source):
+            raise SessionError(
+                f"The prompts of object {object_id} on {self.plane_name} {source} were "
+                "taken back; call propagate() again."
+            )
+
+    # -- planes -------------------------------------------------------------------------------
+
+    def _scene(self, frame: int | None) -> Scene:
+        assert frame is not None
+        return self._plane_of(frame)
+
+    def _carrier_plane(self, frame: int) -> Plane:
+        """A frame for the model that carries."""
+        return self._plane_of(frame, carries=self.propagator is not None)
+
+    def _plane_of(self, frame: int, *, carries: bool = False) -> Plane:
+        """A frame for one of the two models: what was encoded is of use to one of them only."""
+        key = (frame, carries)
+        if key not in self._scenes:
+            geometry = self.image.geometry.plane(frame)
+            self._scenes[key] = Plane(
+                self._plane(frame),
+                geometry.spacing,
+                self._intensity(),
+                self.image.modality,
+                windowed=self.options.window is not None,
+            )
+            ahead = num_ahead(self._carrier, zoom=self._carrier_zooms)
+            while len(self._scenes) > _CACHED_SCENES + ahead:
+                self._scenes.popitem(last=False)
+        return self._scenes[key]
+
+    def _plane(self, frame: int) -> NDArray[Any]:
+        """Pixels of one frame, finite."""
+        return finite(self.image.plane(frame), self.image)
+
+    def _intensity(self) -> tuple[float, float]:
+        """Limits for black and white, the same for all frames."""
+        raise NotImplementedError
+
+    def _on_frame(self, prompt: Prompt, frame: int) -> tuple[Prompt, int]:
+        """Check a 2D prompt against one frame."""
+        if not 0 <= frame < self.num_frames:
+            raise PromptError(
+                f"There is no {self.plane_name} {frame}; they are 0…{self.num_frames - 1}."
+            )
+        check_inside(prompt, self.image.geometry.shape[1:], what=self.plane_name)
+        return prompt, frame
+
+    def _range(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        low = 0 if start is None else check_frame(start)
+        high = self.num_frames if stop is None else check_frame(stop)
+        if not 0 <= low < high <= self.num_frames:
+            raise ValueError(
+                f"Frames {low}…{high} are no range within 0…{self.num_frames} (half-open)."
+            )
+        return low, high
+
+    def _decoded(self, runs: Runs) -> NDArray[np.bool_]:
+        return np.asarray(rle.decode(runs, self.image.geometry.shape[1:]), dtype=np.bool_)
