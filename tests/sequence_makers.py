@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import limner
-from limner.models import EncodedFrame, MemoryLimits, Segmentation, View, create_model
+from limner.models import Before, EncodedFrame, MemoryLimits, Segmentation, View, create_model
 from limner.prompts import MaskPrompt, Prompt
 
 CELL = 4
@@ -121,7 +121,12 @@ class Follower(_Drawn):
         return {"value": value, "steps": memory["steps"] + 1}
 
     def find(
-        self, memory: Mapping[str, np.ndarray], looked: View, before: np.ndarray | None
+        self,
+        memory: Mapping[str, np.ndarray],
+        looked: View,
+        before: Before | None,
+        *,
+        place: int | None = None,
     ) -> Segmentation:
         same = np.abs(looked.array - memory["value"][0]) < 20
         same[0, 0] = False

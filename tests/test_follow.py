@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import limner
 from limner.geometry import Geometry
 from limner.io.image import Image
-from limner.models import ModelCard, Segmentation, View
+from limner.models import Before, ModelCard, Segmentation, View
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions._carry import Leg
 from limner.sessions._follow import Going, followed
@@ -39,6 +39,7 @@ class Grey:
         self.views: list[tuple[int, ...]] = []
         self.origins: list[tuple[float, float]] = []
         self.places: list[list[int]] = []
+        self.asked: list[int | None] = []
 
     def embed(self, view: View) -> View:
         return view
@@ -72,7 +73,15 @@ class Grey:
             "given": np.append(memory["given"], given),
         }
 
-    def find(self, memory: Mapping[str, NDArray[Any]], looked: View, before: Any) -> Segmentation:
+    def find(
+        self,
+        memory: Mapping[str, NDArray[Any]],
+        looked: View,
+        before: Before | None,
+        *,
+        place: int | None = None,
+    ) -> Segmentation:
+        self.asked.append(place)
         self.places.append(memory["places"][memory["given"]].tolist())
         inside = np.abs(looked.array - memory["level"][0]) < 8
         return Segmentation(np.where(inside, np.float32(4), np.float32(-4)), 0.9)
@@ -167,7 +176,7 @@ def test_objects_exclude_one_another_unless_they_were_drawn_overlapping() -> Non
     class Greedy(Grey):
         """Finds everything that is not black; surer of the first object."""
 
-        def find(self, memory: Any, looked: View, before: Any) -> Segmentation:
+        def find(self, memory: Any, looked: View, before: Any, *, place: Any) -> Segmentation:
             sure = np.float32(6 if memory["level"][0] < 150 else 3)
             return Segmentation(np.where(looked.array > 0, sure, -sure), 0.9)
 
@@ -189,11 +198,12 @@ def test_the_next_annotated_frame_is_remembered_and_no_other() -> None:
     marks = {k: masks[k][100] for k in (0, 10, 19)}
     run(painted(masks), {1: marks}, legs=[Leg(1, 10, range(11, 15))], model=model)
     assert all(sorted(p) == [10, 19] for p in model.places)
+    assert model.asked == [11, 12, 13, 14]
 
 
 def test_answers_of_another_shape_are_an_error() -> None:
     class Wrong(Grey):
-        def find(self, memory: Any, looked: View, before: Any) -> Segmentation:
+        def find(self, memory: Any, looked: View, before: Any, *, place: Any) -> Segmentation:
             return Segmentation(np.zeros((3, 3), np.float32), 1.0)
 
     mask = disc((60, 60), (30, 30), 8)

@@ -54,8 +54,16 @@ _KINDS = (
         None,
     ),
     _Kind(
+        lambda shapes: (
+            shapes.get("image_encoder.trunk.blocks.11.norm1.weight") == (768,)
+            and "image_encoder.trunk.blocks.12.norm1.weight" not in shapes
+        ),
+        "SAM 2 with Hiera-tiny, or MedSAM2",
+        "medsam2/tiny",
+    ),
+    _Kind(
         _has("image_encoder.trunk.patch_embed.proj.weight"),
-        "SAM 2 or a descendant such as MedSAM2",
+        "SAM 2 of another size, or a descendant",
         None,
     ),
     _Kind(

@@ -39,7 +39,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is continued.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     start: Annotated[
-        Path | None, typer.Option(help="Weights of an earlier run to begin with.")
+        Path | None, typer.Option(help="Weights to begin with: of an earlier run, or XMem's.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; resumable.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
@@ -121,6 +121,9 @@ def pack(
 def export(
     source: Annotated[Path, typer.Argument(help="Folder of a run, or its weights file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Of adapters: the file that they were trained on.")
+    ] = None,
 ) -> None:
     """Write a run's result as safetensors and as ONNX, with their hashes."""
     from limner import errors
@@ -128,6 +131,6 @@ def export(
     errors.require("torch", extra="train", purpose="export a network")
     from limner.train.export import export as write
 
-    written = write(source, output)
+    written = write(source, output, base=base)
     for path in (written.weights, *written.graphs, written.facts):
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB.")

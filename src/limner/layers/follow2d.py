@@ -5,8 +5,9 @@ The idea of a memory of pixels, read by how alike they are, is that of space-tim
 distance is used. What differs is for small networks that learn from few sequences: memory says not
 only what it has learnt but the masks themselves, so that reading is carrying labels over to pixels
 that look alike; where a pixel lies counts as well, since a volume's slices and a heart's frames
-change little; and the answer is that of a promptable U-Net (`limner.layers.unet2d`), which knows
-how to mend a rough mask before it has seen a single sequence.
+change little; the frame before and its mask are moved to where things are now by classical means
+(`limner.layers.motion`); and the answer is that of a promptable U-Net (`limner.layers.unet2d`),
+which knows how to mend a rough mask before it has seen a single sequence.
 
 Its parts run by themselves: `FrameEncoder` sees a frame, `MemoryEncoder` says what to remember of
 it, `MemoryReader` asks, `MaskDecoder` turns what memory says into a mask.
@@ -34,7 +35,7 @@ from limner.layers.fusion2d import LOGIT_SCALE, MASK_LOGIT
 from limner.layers.unet2d import FOLD, PromptableUNet2d, ResidualBlock, check_levels
 
 _SPREAD = 0.02  # of the weights that shrinkage begins with
-_SHOWN = 5  # channels: picture, mask of the frame before, mask as memory says
+_SHOWN = 8  # channels: picture, mask of the frame before, mask as memory says, picture before
 
 
 class FrameEncoder(nn.Module):
@@ -141,7 +142,7 @@ class MemoryReader(nn.Module):
 
 
 class MaskDecoder(PromptableUNet2d):
-    """A U-Net that is shown the frame, the mask of the frame before and what memory says."""
+    """A U-Net that is shown the frame, the frame before with its mask, and what memory says."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
         super().__init__(widths, depths)
@@ -151,14 +152,16 @@ class MaskDecoder(PromptableUNet2d):
         nn.init.zeros_(self.told.bias)  # type: ignore[arg-type]
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, before: Tensor, readout: Tensor
+        self, image: Tensor, before: Tensor, past: Tensor, readout: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, 1, H, W) and the logit of the predicted IoU, (B,).
 
         Args:
             image: (B, 3, H, W), -1…1; sizes are multiples of `stride`.
-            before: (B, 1, H, W): 1 in the mask of the frame before, -1 beside it, 0 where nothing
-                is known.
+            before: (B, 1, H, W): the mask of the frame before, moved to where things are now
+                (`limner.layers.motion`): 1 inside, -1 outside, 0 where nothing is known.
+            past: (B, 3, H, W): the frame before, as `image`, moved likewise; 0 where nothing is
+                known.
             readout: (B, VALUE, h, w): what memory says.
         """
         label = functional.pixel_shuffle(readout[:, VALUE_LEARNT:], 2)
@@ -166,7 +169,7 @@ class MaskDecoder(PromptableUNet2d):
             label, scale_factor=STRIDE / 2, mode="bilinear", align_corners=False
         )
         rough = math.tanh(MASK_LOGIT / LOGIT_SCALE)
-        shown = [image, rough * before, 2 * prior - 1]
+        shown = [image, rough * before, 2 * prior - 1, past]
         folded = self.fold(torch.cat(shown, dim=1))
         x = self.stem(folded.contiguous(memory_format=torch.channels_last))
         skips = []

@@ -423,6 +423,8 @@ class FollowingModel(PromptableModel, Protocol):
         memory: Mapping[str, Array],
         looked: Any,
         before: Before | None,
+        *,
+        place: int | None = None,
     ) -> Segmentation:
         """The object on a frame, by memory; its score is low where it is likely to be wrong.
 
@@ -430,6 +432,7 @@ class FollowingModel(PromptableModel, Protocol):
             memory: with one frame at least.
             looked: of `look`.
             before: the frame before; None where the object was not on it.
+            place: the frame's number; None: the one after that which was remembered last.
         """
 
 

@@ -129,7 +129,12 @@ class Drift:
         }
 
     def find(
-        self, memory: Mapping[str, Array], looked: Looked, before: Before | None
+        self,
+        memory: Mapping[str, Array],
+        looked: Looked,
+        before: Before | None,
+        *,
+        place: int | None = None,
     ) -> Segmentation:
         """The object where it moved to, from the remembered frame that shows it like `before`."""
         shown = [kept.on(looked) for kept in _read(memory)]

@@ -116,13 +116,13 @@ class Track:
         """Look for the object on a frame."""
         scene = self._scene(frame)
         for _ in range(MOST_WIDENINGS + 1):
-            look = self._looked(scene)
+            look = self._looked(frame)
             if self._side is None or grown(look.logits, look.bounds, scene.shape) == look.bounds:
                 break
             sides = [min(int(WIDER * n), m) for n, m in zip(self._side, scene.shape, strict=True)]
             self._begin((sides[0], sides[1]))
         if look.found is None and self._missed and self._going.returns and self._side is not None:
-            return self._searched(scene) or look
+            return self._searched(frame) or look
         return look
 
     def keep(self, frame: int, look: Look) -> None:
@@ -173,7 +173,7 @@ class Track:
             memory = self._model.remember(memory, seen, logits, place=frame, given=given)
         return memory
 
-    def _searched(self, scene: Scene) -> Look | None:
+    def _searched(self, frame: int) -> Look | None:
         """An object that was lost, in the whole frame, then again from near; None: it is not there.
 
         What is looked like by chance is found here as well, so only a sure answer counts.
@@ -181,20 +181,22 @@ class Track:
         if self._afar is None:
             given = {k: (region, True) for k, region in self._given.items()}
             self._afar = self._remembered(given, self._all_of)
-        far = self._asked(self._afar, scene, self._all_of(scene), None)
+        scene = self._scene(frame)
+        far = self._asked(self._afar, frame, self._all_of(scene), None)
         if far.found is None or far.score < SURE:
             return None
         there = region_of(scene, far)
-        near = self._asked(self.memory, scene, self._window(scene, there), None)
+        near = self._asked(self.memory, frame, self._window(scene, there), None)
         return near if near.found is not None and near.score >= SURE else None
 
-    def _looked(self, scene: Scene) -> Look:
-        return self._asked(self.memory, scene, self._window(scene, self._last[1]), self._last)
+    def _looked(self, frame: int) -> Look:
+        where = self._window(self._scene(frame), self._last[1])
+        return self._asked(self.memory, frame, where, self._last)
 
     def _asked(
         self,
         memory: Mapping[str, Array] | None,
-        scene: Scene,
+        frame: int,
         where: tuple[Bounds, tuple[int, ...]],
         last: tuple[int, Region] | None,
     ) -> Look:
@@ -205,7 +207,8 @@ class Track:
             past = self._scene(last[0]).view(bounds, shape)
             shown = Before(past, last[1].shrunk(*bounds, shape))
         assert memory is not None
-        found = self._model.find(memory, self._seen(scene, bounds, shape), shown)
+        seen = self._seen(self._scene(frame), bounds, shape)
+        found = self._model.find(memory, seen, shown, place=frame)
         logits = np.asarray(found.logits, dtype=np.float32)
         if logits.shape != shape:
             raise ValueError(

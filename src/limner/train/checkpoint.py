@@ -80,19 +80,25 @@ def load(path: Path) -> State:
         ) from error
 
 
-def write_weights(path: Path, averaged: dict[str, Tensor], facts: dict[str, Any]) -> Path:
-    """The result of a run as half-precision safetensors, or, where that package is not installed,
+def write_weights(
+    path: Path,
+    averaged: dict[str, Tensor],
+    facts: dict[str, Any],
+    kind: torch.dtype = torch.float16,
+) -> Path:
+    """The result of a run as safetensors, or, where that package is not installed,
     as a file of PyTorch.
 
     Args:
         path: ends in ``.safetensors``; ``.pt`` is used instead without that package.
         averaged: weights by name.
         facts: about the run, JSON values, kept inside.
+        kind: of the values in the file.
 
     Returns:
         What was written.
     """
-    weights = {k: v.detach().cpu().half().contiguous() for k, v in averaged.items()}
+    weights = {k: v.detach().cpu().to(kind).contiguous() for k, v in averaged.items()}
     text = json.dumps(facts)
     if importlib.util.find_spec("safetensors") is None:
         path = path.with_suffix(".pt")

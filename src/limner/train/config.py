@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from limner.errors import FormatError
 
+_LEVELS_OF_XMEM = 4  # a sixteenth of the picture
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,6 +31,9 @@ class TrainConfig:
         frames: of a sequence; 1 for single pictures or volumes. Sequences are made of volumes and
             pictures; their `dimensions` are 2.
         piles: share of samples that are pictures: piled up into volumes, or moved as sequences.
+        adapters: channels inside the adapters that are trained in XMem's key encoder, on sequences;
+            0 for a network of limner's own, which has `widths` and `depths`.
+        references: remembered frames that are read at a time. Adapters only.
         learning_rate: at its peak.
         warmup_steps: of linear growth before the cosine.
         weight_decay: AdamW's.
@@ -60,6 +65,8 @@ class TrainConfig:
     shapes: tuple[str, ...] = ()
     frames: int = 1
     piles: float = 0.25
+    adapters: int = 0
+    references: int = 3
     learning_rate: float = 5e-4
     warmup_steps: int = 500
     weight_decay: float = 0.02
@@ -80,7 +87,9 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        counts = "steps batch_size frames rounds log_every validate_every validate_targets"
+        counts = (
+            "steps batch_size frames references rounds log_every validate_every validate_targets"
+        )
         for name in (*counts.split(), "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is at least 1.")
@@ -90,7 +99,7 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}; it is above 0.")
-        for name in ("warmup_steps", "weight_decay", "quality_weight", "seed"):
+        for name in ("warmup_steps", "weight_decay", "quality_weight", "seed", "adapters"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}; it is not below 0.")
         if self.dimensions == 3:
@@ -98,17 +107,24 @@ class TrainConfig:
             return
         if self.frames == 2:
             raise ValueError("frames=2; a sequence that teaches following has 3 or more.")
-        stride = 2 ** len(self.widths)
+        if self.adapters and self.frames < 3:
+            raise ValueError(f"adapters are trained on sequences; frames={self.frames} is below 3.")
+        levels = _LEVELS_OF_XMEM if self.adapters else len(self.widths)
+        stride = 2**levels
         if not self.sizes or any(size < stride or size % stride for size in self.sizes):
             raise ValueError(
-                f"sizes={list(self.sizes)}: with {len(self.widths)} levels they are multiples of "
-                f"{stride}."
+                f"sizes={list(self.sizes)}: with {levels} levels they are multiples of {stride}."
             )
 
     @property
     def of_volumes(self) -> bool:
         """Whether volumes are needed to train."""
         return self.dimensions == 3 or self.frames > 1
+
+    @property
+    def result(self) -> str:
+        """Name of the weights that the run writes, without suffix."""
+        return f"{self.name}-adapters" if self.adapters else self.name
 
     def _check_volumes(self) -> None:
         pattern = r"[1-9]\d*x[1-9]\d*x[1-9]\d*"

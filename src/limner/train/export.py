@@ -32,8 +32,8 @@ class Exported:
     """What `export` wrote.
 
     Attributes:
-        weights: safetensors in half precision.
-        graphs: the ONNX file, or that of each part of a network that follows.
+        weights: safetensors in half precision; of a whole XMem as they were.
+        graphs: the ONNX file, or that of each part of a network that follows; none of a whole XMem.
         facts: JSON: ``step``, ``pack`` and ``config`` of the run, ``sha256`` of all files, and
             ``agreement``, which is empty until it is measured (benchmarks/precision.py).
     """
@@ -43,18 +43,20 @@ class Exported:
     facts: Path
 
 
-def export(source: Path, folder: Path) -> Exported:
+def export(source: Path, folder: Path, *, base: Path | None = None) -> Exported:
     """Write a run's result as ``NAME.safetensors``, ``NAME.onnx`` and ``NAME.json``; a network that
-    follows is written in parts, ``NAME-frame.onnx`` and so on.
+    follows is written in parts, ``NAME-frame.onnx`` and so on. Adapters are joined with what they
+    were trained on, as one ``NAME.safetensors`` with the authors' names.
 
     The same source gives the same bytes.
 
     Args:
         source: folder of a run, finished or not, or its weights file.
         folder: made if needed; older files of the name are replaced.
+        base: of adapters: the file that they were trained on, or one with the same weights.
 
     Raises:
-        CheckpointError: no weights there, damaged ones, or of another network.
+        CheckpointError: no weights there, damaged ones, or of another network; or another `base`.
         FormatError: the folder cannot be written.
         MissingDependency: onnx or safetensors is not installed.
     """
@@ -62,16 +64,15 @@ def export(source: Path, folder: Path) -> Exported:
         errors.require(package, extra="train", purpose="export a network")
     path = _weights_file(source)
     weights, facts = read_weights(path)
+    if "base" in facts:
+        return _joined(path, weights, facts, folder, base)
     try:
         network = _network_of(facts["config"])
         name = str(facts["config"]["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not say what network it is of ({error}).") from error
     fill(network, weights, path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FormatError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+    _make(folder)
     plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
     checkpoint.write_weights(plain, network.state_dict(), facts)
     inside = {**facts, "weights_sha256": _hash(plain)}
@@ -82,9 +83,39 @@ def export(source: Path, folder: Path) -> Exported:
         graphs = (folder / f"{name}.onnx",)
         export_onnx(network, graphs[0], facts=inside)
     hashes = {p.name: _hash(p) for p in (plain, *graphs)}
-    summary = {**facts, "sha256": hashes, "agreement": {}}
-    atomic_bytes(told, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode())
+    _tell(told, {**facts, "sha256": hashes, "agreement": {}})
     return Exported(plain, graphs, told)
+
+
+def _joined(
+    path: Path, weights: dict[str, Any], facts: dict[str, Any], folder: Path, base: Path | None
+) -> Exported:
+    """Adapters with the network that they were trained for."""
+    from limner.train.adapters import joined, write_whole
+
+    if base is None:
+        raise CheckpointError(
+            f"{path} holds adapters alone; name the file that they were trained on: "
+            f"--base {facts['base']['file']} (SHA-256 {facts['base']['sha256']})."
+        )
+    whole = joined(base, weights, facts)
+    _make(folder)
+    name = str(facts["config"]["name"])
+    plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
+    write_whole(plain, whole, facts)
+    _tell(told, {**facts, "sha256": {plain.name: _hash(plain)}})
+    return Exported(plain, (), told)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(f"Cannot make the folder {folder}: {error.strerror}.") from error
+
+
+def _tell(path: Path, facts: dict[str, Any]) -> None:
+    atomic_bytes(path, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | FollowNetwork:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limner.checkpoints.load import fill, read_weights
+from limner.layers import motion
 from limner.layers.follow2d import FollowNetwork, places, read
 from limner.layers.fusion2d import IMAGE_CENTRE, IMAGE_SCALE
+from limner.train.bank3d import Bank3d
 from limner.train.chance import Chance
 from limner.train.config import TrainConfig
 from limner.train.losses import answer_loss, dice, quality_loss
@@ -39,6 +43,7 @@ class Sequences:
     ) -> None:
         self.digest = f"{volumes.digest}+{pack.digest}"
         self._config, self._device = config, device
+        self.facts: dict[str, Any] = {}
         self._maker = ClipMaker(config, volumes, pack, device)
         self._held_out: TargetTable3d | None = None
         if any(s.split for s in volumes.solids):
@@ -60,7 +65,11 @@ class Sequences:
             network.start_from({name: value.float() for name, value in weights.items()})
 
     def learn(
-        self, network: torch.nn.Module, rng: np.random.Generator, generator: torch.Generator
+        self,
+        network: torch.nn.Module,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        done: float,
     ) -> tuple[int, dict[str, Tensor]]:
         """Gradients of one batch; frames after the first are learnt from."""
         assert isinstance(network, FollowNetwork)
@@ -96,53 +105,69 @@ class Sequences:
         if self._held_out is None:
             return None
         network.eval()
-        result: dict[str, dict[str, float]] = {}
-        shape = (_HELD_OUT_FRAMES, max(self._config.sizes), max(self._config.sizes))
-        bank = self._maker.bank
-        for index in self._held_out.sets:
-            sums = {"followed": 0.0, "copied": 0.0}
-            number = 0
-            for target in self._held_out.named(
-                index, self._config.validate_targets, np.random.default_rng(index)
-            ):
-                solid = bank.pack.solids[target.solid]
-                size = np.array(solid.shape, dtype=np.float64)
-                view = plain_slices(target.box, size, solid.spacing, shape)
-                generator = torch.Generator(device=bank.device).manual_seed(number)
-                scene = bank.show(target, view, Chance(1, generator, axes=3))
-                clips = Clips(
-                    scene.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
-                    scene.target.transpose(0, 1)[None],
-                    scene.inside.transpose(0, 1)[None],
-                )
-                if not clips.target[:, 0].any():
-                    continue
-                number += 1
-                for name, value in followed(network, clips, self._config.precision).items():
-                    sums[name] += value
-            if number:
-                result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}
-        if result:
-            kinds = ("followed", "copied")
-            result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in kinds}
-        return result
+        return held_out_dice(
+            self._maker.bank,
+            self._held_out,
+            self._config,
+            lambda clips: followed(network, clips, self._config.precision),
+        )
 
 
-def followed(network: FollowNetwork, clips: Clips, precision: str) -> dict[str, float]:
-    """Dice over all frames after the first: of the answers, and of the first mask copied."""
+def held_out_dice(
+    bank: Bank3d,
+    held_out: TargetTable3d,
+    config: TrainConfig,
+    answer: Callable[[Clips], Tensor],
+) -> dict[str, dict[str, float]]:
+    """Mean Dice per set over held-out volumes: ``followed`` from their middle slice on, and of the
+    first mask ``copied``.
+
+    Args:
+        bank: of the volumes.
+        held_out: their targets.
+        config: of the run.
+        answer: masks (1, T - 1, 1, S, S), 0 or 1, of the frames after the first.
+    """
+    result: dict[str, dict[str, float]] = {}
+    shape = (_HELD_OUT_FRAMES, max(config.sizes), max(config.sizes))
+    for index in held_out.sets:
+        sums = {"followed": 0.0, "copied": 0.0}
+        number = 0
+        for target in held_out.named(index, config.validate_targets, np.random.default_rng(index)):
+            solid = bank.pack.solids[target.solid]
+            size = np.array(solid.shape, dtype=np.float64)
+            view = plain_slices(target.box, size, solid.spacing, shape)
+            generator = torch.Generator(device=bank.device).manual_seed(number)
+            scene = bank.show(target, view, Chance(1, generator, axes=3))
+            clips = Clips(
+                scene.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
+                scene.target.transpose(0, 1)[None],
+                scene.inside.transpose(0, 1)[None],
+            )
+            if not clips.target[:, 0].any():
+                continue
+            number += 1
+            wanted = clips.target[:, 1:]
+            copied = clips.target[:, :1] * clips.inside[:, 1:]
+            sums["followed"] += float(dice(answer(clips), wanted).mean())
+            sums["copied"] += float(dice(copied, wanted).mean())
+        if number:
+            result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}
+    if result:
+        kinds = ("followed", "copied")
+        result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in kinds}
+    return result
+
+
+def followed(network: FollowNetwork, clips: Clips, precision: str) -> Tensor:
+    """Masks (B, T - 1, 1, S, S), 0 or 1, of the frames after the first."""
     walk = Walk(network, clips, precision)
-    number = clips.image.shape[1]
     answers = []
-    for t in range(1, number):
+    for t in range(1, clips.image.shape[1]):
         logits, _ = walk.step(t, torch.ones_like(clips.target[:, 0, :, :1, :1]))
         answers.append((logits > 0).float() * clips.inside[:, t])
         walk.remember(t, keep=True)
-    target = clips.target[:, 1:]
-    copied = clips.target[:, :1] * clips.inside[:, 1:]
-    return {
-        "followed": float(dice(torch.stack(answers, dim=1), target).mean()),
-        "copied": float(dice(copied, target).mean()),
-    }
+    return torch.stack(answers, dim=1)
 
 
 class Walk:
@@ -188,12 +213,24 @@ class Walk:
         )
         grid = self._key.shape[-2:]
         readout = readout.view(*readout.shape[:2], *grid)
-        before = told * (2 * (self._mask > 0.5).float() - 1)
+        past, mask = self._moved(t)
+        before = told * (2 * mask - 1)
         with self._cast():
-            logits, quality = self._network.decoder(self._image[:, t], before, readout)
+            logits, quality = self._network.decoder(self._image[:, t], before, told * past, readout)
         self._mask = torch.sigmoid(logits.detach().float()) * self._clips.inside[:, t]
         self._given = False
         return logits, quality
+
+    def _moved(self, t: int) -> tuple[Tensor, Tensor]:
+        """The frame before and its mask, moved to where things are on frame `t`."""
+        grey = self._clips.image[:, t - 1 : t + 1].mean(dim=2).cpu().numpy()
+        planes = torch.cat([self._image[:, t - 1], self._mask], dim=1).cpu().numpy()
+        parts = [
+            motion.moved(own, motion.motion(before, after))
+            for own, (before, after) in zip(planes, grey, strict=True)
+        ]
+        found = torch.from_numpy(np.stack(parts)).to(self._mask.device)
+        return found[:, :3], found[:, 3:]
 
     def remember(self, t: int, *, keep: bool) -> None:
         """Frame `t` with the last answer, if it is to be kept."""

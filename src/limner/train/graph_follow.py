@@ -28,7 +28,7 @@ Ends = tuple[tuple[str, ...], tuple[str, ...]]
 _FRAME: Ends = (("image",), ("key", "shrinkage", "selection", "features"))
 _MEMORY: Ends = (("features", "mask", "given"), ("value",))
 _READER: Ends = (("asked", "remembered", "known"), ("said",))
-_DECODER: Ends = (("image", "before", "readout"), OUTPUTS)
+_DECODER: Ends = (("image", "before", "past", "readout"), OUTPUTS)
 
 
 def written(network: FollowNetwork) -> Iterator[tuple[Graph, Ends]]:
@@ -51,6 +51,7 @@ def ports(network: FollowNetwork) -> dict[str, list[int | str]]:
     return {
         "image": ["n", 3, *picture],
         "before": ["n", 1, *picture],
+        "past": ["n", 3, *picture],
         "mask": ["n", 1, *picture],
         "given": ["n", 1, 1, 1],
         "key": ["n", KEY, *memory],
@@ -125,7 +126,9 @@ def write_decoder(graph: Graph, network: MaskDecoder) -> None:
     prior = graph.add("Sub", graph.add("Mul", share, two), one)
     rough = graph.constant(np.array(math.tanh(MASK_LOGIT / LOGIT_SCALE), np.float32))
     before = graph.add("Mul", "before", rough)
-    x = folded_stem(graph, graph.add("Concat", "image", before, prior, axis=1), network.stem)
+    x = folded_stem(
+        graph, graph.add("Concat", "image", before, prior, "past", axis=1), network.stem
+    )
     skips = []
     for i, level in enumerate(network.down):
         x = _level(graph, x, i, level)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.errors import FormatError
+from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint
+from limner.train.adapters import Adapting
 from limner.train.config import TrainConfig, make_config, write_config
 from limner.train.follow import Sequences
 from limner.train.pack import Pack
@@ -61,17 +62,18 @@ def train(
         config: of the run.
         pack: what to train on.
         out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``log.jsonl`` and the averaged
-            weights, ``NAME.safetensors``.
+            weights, ``NAME.safetensors``; of adapters ``NAME-adapters.safetensors``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         minutes: stop after so long, with a checkpoint; None until the last step.
         start: weights of an earlier run of the same network, to begin with instead of random ones;
             for volumes and sequences also those of the network of the plane. Not asked for when a
-            run goes on.
+            run goes on. For adapters the file of XMem that they are for, always.
         volumes: what to train on besides, where the recipe is for volumes or sequences.
 
     Raises:
         FormatError: `out` holds a run with another configuration or pack.
-        CheckpointError: its checkpoint is damaged, or `start` does not fit the network.
+        CheckpointError: its checkpoint is damaged, `start` does not fit the network, or is missing
+            for adapters.
     """
     began = time.monotonic()
     target = _device(device)
@@ -80,6 +82,13 @@ def train(
         work = Pictures(config, pack, target)
     elif volumes is None:
         raise ValueError("This recipe needs volumes; open them with open_volumes.")
+    elif config.adapters:
+        if start is None:
+            raise CheckpointError(
+                "Adapters are trained for weights that stay as they are; name their file, also "
+                "when a run goes on: --start XMem.pth"
+            )
+        work = Adapting(config, volumes, pack, target, start)
     elif config.frames > 1:
         work = Sequences(config, volumes, pack, target)
     else:
@@ -130,7 +139,8 @@ class _Run:
         rng = np.random.default_rng([config.seed, self.step])
         generator = torch.Generator(device=self.device)
         generator.manual_seed(int(rng.integers(2**62)))
-        samples, losses = self.work.learn(self.network, rng, generator)
+        done = self.step / config.steps
+        samples, losses = self.work.learn(self.network, rng, generator, done)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         if bool(torch.isfinite(norm)):  # else a single bad batch would end the run
             self.optimiser.step()
@@ -162,8 +172,11 @@ class _Run:
         )
         checkpoint.save(self.out / "checkpoint.pt", state)
         facts = {"step": self.step, "pack": self.work.digest, "config": self.config.to_json()}
-        path = self.out / f"{self.config.name}.safetensors"
-        checkpoint.write_weights(path, self.averaged.state_dict(), facts)
+        path = self.out / f"{self.config.result}.safetensors"
+        # Adapters begin as 0 and may stay below what half precision can tell.
+        kind = torch.float32 if self.config.adapters else torch.float16
+        weights = self.averaged.state_dict()
+        checkpoint.write_weights(path, weights, {**facts, **self.work.facts}, kind)
 
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
@@ -184,7 +197,10 @@ class _Run:
                 "go on with its own config.yaml, or choose another --out."
             )
         if state.pack != self.work.digest:
-            raise FormatError(f"{self.out} holds a run on another pack; choose another --out.")
+            raise FormatError(
+                f"{self.out} holds a run on another pack, or of adapters for other weights; choose "
+                "another --out."
+            )
         self.network.load_state_dict(state.network)
         self.averaged.load_state_dict(state.averaged)
         self.optimiser.load_state_dict(state.optimiser)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,9 +32,15 @@ _MOST_MORE_ROUNDS = 6
 
 
 class Work(Protocol):
-    """A run's task."""
+    """A run's task.
+
+    Attributes:
+        digest: of what is trained on.
+        facts: that the result tells besides those of the run, JSON values.
+    """
 
     digest: str
+    facts: dict[str, Any]
 
     def network(self) -> torch.nn.Module:
         """A new network, with random weights."""
@@ -43,9 +49,15 @@ class Work(Protocol):
         """Fill a network with the result of an earlier run."""
 
     def learn(
-        self, network: torch.nn.Module, rng: np.random.Generator, generator: torch.Generator
+        self,
+        network: torch.nn.Module,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        done: float,
     ) -> tuple[int, dict[str, Tensor]]:
-        """Gradients of one batch; how many samples it had, and what was measured."""
+        """Gradients of one batch; how many samples it had, and what was measured. `done` is the
+        share of the run's steps that were taken.
+        """
 
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
         """Dice per set and kind of question; None without held-out data."""
@@ -60,6 +72,7 @@ class Conversations(ABC):
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
+        self.facts: dict[str, Any] = {}
 
     @abstractmethod
     def scenes(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Scenes, Chance]:
@@ -74,7 +87,11 @@ class Conversations(ABC):
         """The next round."""
 
     def learn(
-        self, network: torch.nn.Module, rng: np.random.Generator, generator: torch.Generator
+        self,
+        network: torch.nn.Module,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        done: float,
     ) -> tuple[int, dict[str, Tensor]]:
         """Gradients of one batch over all rounds, and how many samples it had; each round is a
         graph of its own, so that memory does not grow with their number.
