@@ -147,6 +147,18 @@ def test_progress_is_lines_where_there_is_no_terminal(
     assert lines[-1].endswith("0:00 left")
 
 
+def test_what_takes_a_while_is_said_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with _bar.waiting("reading"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take it for a terminal
+    with _bar.waiting("reading"):
+        pass
+    assert "reading" in capsys.readouterr().err
+
+
 def test_another_model_carries(clip: Path, tmp_path: Path) -> None:
     out, scores = tmp_path / "seg.tif", tmp_path / "scores.json"
     said = ["propagate", str(clip), "--frame", "4", "--box", BOX, "-o", str(out)]
@@ -267,6 +279,10 @@ def test_time_points_are_not_taken_for_colours_unnoticed(
     assert "5 channels or time points" in told(capsys)
     assert run([*said, "-o", str(tmp_path / "b.nii.gz"), "--channel", "2"]) == 0
     assert "time points" not in told(capsys)
+    one = limner.Image(times[4:5], limner.Geometry.from_spacing((1, *pixels.shape[1:]), (1, 1, 1)))
+    write_image(path, one)
+    assert run([*said[:3], "0", *said[4:], "-o", str(tmp_path / "c.nii.gz")]) == 2
+    assert "is one slice at 5 times; only a video is carried over time" in told(capsys)
 
 
 # -- damaged frames --------------------------------------------------------------------------------

@@ -227,8 +227,11 @@ def test_damaged_or_foreign_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_is_the_default_for_pictures() -> None:
-    assert models.default_model("image") == models.default_model("video") == "limner-2d"
+    assert models.default_model("image") == "limner-2d"
     assert models.default_model("volume", flat=True) == "limner-2d"
+    assert models.default_model("video", flat=True) == "limner-2d"
+    assert models.default_model("video") == "limner-seq"
+    assert models.default_model("volume", carries=True) == "limner-seq"
     assert 3 in CARDS[models.default_model("volume")].ndim
 
 

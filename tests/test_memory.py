@@ -323,7 +323,7 @@ def test_ranges_single_objects_and_leaving_the_loop() -> None:
         next(walk)
         session.undo(object_id=2)  # what was propagated
         session.undo(object_id=2)  # the mask
-        with pytest.raises(SessionError, match="were taken back"):
+        with pytest.raises(SessionError, match="went on in between"):
             list(walk)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import limner
+from limner.cli import _bar
 from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
 from limner.sessions._base import BaseSession
@@ -260,8 +261,10 @@ def test_doubtful_frames_are_spread_out_and_name_the_object() -> None:
 
 
 def test_resume_goes_on_with_a_propagation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_bar, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(_bar, "LINE_S", 0.0)
     image, _ = moving(12, kind="volume")
     file, journal, out = (tmp_path / n for n in ("v.nii.gz", "case.limner", "out.nii.gz"))
     limner.io.write_image(file, image)
@@ -276,6 +279,10 @@ def test_resume_goes_on_with_a_propagation(
     assert run(["resume", str(journal), "--continue", "-o", str(out)]) == 0
     told = capsys.readouterr().err
     assert "carried to 4 more slices" in told
+    lines = [line for line in told.splitlines() if line.startswith("going on: ")]
+    assert len(lines) == 9, "the range that was asked for"
+    assert lines[4].startswith("going on: 0 of 4 frames"), "what was there costs no time"
+    assert lines[-1].startswith("going on: 4 of 4 frames, ")
     both = [limner.read_labels(p, like=file).to_array() for p in (out, whole)]
     assert np.array_equal(*both)
     assert run(["resume", str(journal), "--continue", "-o", str(out)]) == 0

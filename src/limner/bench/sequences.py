@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Track:
 
     def on(self, frame: int) -> Mask:
         """The truth on one of `frames`."""
-        return np.asarray(self.target[self.frames.index(frame)])
+        return np.asarray(self.target[bisect_left(self.frames, frame)])
 
     def given(self, count: int) -> tuple[int, ...]:
         """The frames that are annotated: those in the middle of so many equal parts of the frames

@@ -53,6 +53,19 @@ def bar(title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Say on a terminal what is done while the block runs, where nobody can tell how far it is."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(title):
+        yield
+
+
 class _Lines:
     """Writes a line now and then."""
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from limner.cli._film import Story
     from limner.sessions._base import BaseSession
+    from limner.sessions._events import Requested
     from limner.sessions._prediction import Prediction
 
 LOOK_AT = 5  # frames that are named
@@ -44,12 +47,39 @@ class Carried:
     def __init__(self, frames: range) -> None:
         self.asked = frames
         self.rows: dict[tuple[int, int], Row] = {}  # by frame and object
-        self._frames: set[int] = set()
+        self._run: set[int] = set()
+        self._known: set[int] = set()
+
+    @property
+    def num_run(self) -> int:
+        """Frames that a model was asked about."""
+        return len(self._run)
+
+    @property
+    def num_known(self) -> int:
+        """Frames of which all was there before."""
+        return len(self._known)
 
     @property
     def num_frames(self) -> int:
         """Frames that something was carried to."""
-        return len(self._frames)
+        return self.num_run + self.num_known
+
+    def follow(self, walk: Iterable[Prediction], title: str, total: int) -> None:
+        """Take all of a propagation, and show how far it is: speed and time left are those of the
+        frames that are run.
+
+        Args:
+            walk: the propagation.
+            title: what is done, a few words.
+            total: frames that something will be carried to.
+        """
+        from limner.cli._bar import bar
+
+        with bar(title, "frames") as tell:
+            for found in walk:
+                self.take(found)
+                tell(self.num_run, total - self.num_known)
 
     def take(self, found: Prediction, *, annotated: bool = False) -> None:
         """Note a prediction on a frame."""
@@ -61,12 +91,16 @@ class Carried:
             centre = (float(rows.mean()) + low[0], float(columns.mean()) + low[1])
         row = Row(float(found.score), int(rows.size), centre, annotated)
         self.rows[found.frame, found.object_id] = row
-        if not annotated:
-            self._frames.add(found.frame)
+        if annotated:
+            return
+        if not found.known:
+            self._run.add(found.frame)
+            self._known.discard(found.frame)
+        elif found.frame not in self._run:
+            self._known.add(found.frame)
 
     def story(self, session: BaseSession) -> Story:
         """What the film tells of it."""
-
         scores: dict[int, float] = {}
         for (frame, _), row in self.rows.items():
             if not row.annotated:
@@ -100,6 +134,23 @@ class Carried:
                 for (frame, object_id), row in sorted(self.rows.items())
             ],
         }
+
+
+def expected(session: BaseSession, asked: Requested) -> int:
+    """How many frames something will be carried to."""
+    last = session.image.geometry.shape[0]
+    frames = range(asked.start or 0, last if asked.stop is None else asked.stop)
+    marked: dict[int, set[int]] = {}
+    for entry in session.entries:
+        if entry.frame is not None and asked.object_id in (None, entry.object_id):
+            marked.setdefault(entry.object_id, set()).add(entry.frame)
+    count = set()
+    for own in marked.values():
+        between = asked.how == "interpolate"
+        low = min(own) if between or asked.direction == "forward" else -1
+        high = max(own) if between or asked.direction == "backward" else last
+        count |= {k for k in frames if low < k < high and k not in own}
+    return len(count)
 
 
 def told(session: BaseSession) -> Story:

@@ -80,6 +80,15 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
+def read_through(image: Image) -> None:
+    """Have the hash of a video's frames for journal and manifest, which decodes all of them."""
+    from limner.cli._bar import waiting
+
+    if image.kind == "video":
+        with waiting("reading all frames once, for their hash"):
+            image.pixel_hash()
+
+
 def finish(
     session: BaseSession,
     output: Path,
@@ -107,6 +116,7 @@ def finish(
 
     scores = predict_all(session, carried)
     answered = time.perf_counter()
+    read_through(session.image)
     if model_3d is None:
         found = session.export()
     else:

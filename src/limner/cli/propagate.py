@@ -106,11 +106,12 @@ def propagate(
 ) -> None:
     """Carry masks from marked slices or frames to the others of a volume or video."""
     import limner
-    from limner.cli._carried import Carried
-    from limner.cli._finish import check_output, finish
+    from limner.cli._carried import Carried, expected
+    from limner.cli._finish import check_output, finish, read_through
     from limner.cli.segment import Said, compare, say
     from limner.io._across import Across
     from limner.models import default_model
+    from limner.sessions._events import Requested
 
     began = time.perf_counter()
     stored = limner.read(image, series=series, channel=channel, strict=not lenient)
@@ -118,9 +119,9 @@ def propagate(
         raise PromptError(f"{image} is one picture; limner segment delineates in it.")
     if finish_3d is not None and stored.kind != "volume":
         raise PromptError(f"--finish goes over the slices of a volume; {image} is a video.")
-    _check_channels(stored)
     across = options.parse_axis(axis, stored, 0 if slice_ is None else slice_)
     picture = stored if across == 0 else Across(stored, across)
+    _check_channels(picture)
     file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
     if weights is None and model is None and file.weights is not None:
         weights = Path(file.weights)
@@ -137,9 +138,11 @@ def propagate(
     _check_readable(picture, entries)
     first, last = start or 0, picture.geometry.shape[0] if stop is None else stop
     carried = Carried(range(first, last))
+    if journal is not None:
+        read_through(picture)
     with limner.open_session(
         picture,
-        model or file.model or default_model(picture.kind, flat=True),
+        model or file.model or default_model(picture.kind, carries=True),
         weights=weights,
         propagator=propagator,
         propagator_weights=propagator_weights,
@@ -153,7 +156,8 @@ def propagate(
         say(session, entries, file.names, name or ())
         compare(session, file, prompts)
         walk = session.propagate(start=start, stop=stop, direction=direction, how=how)
-        stopped = _carry(walk, carried, _expected(session, carried.asked, direction, how))
+        asked = Requested(start, stop, direction, None, how)
+        stopped = _carry(walk, carried, expected(session, asked))
         if stopped is not None and not partial:
             raise _kept(stopped, journal, carried)
         finish(
@@ -179,42 +183,33 @@ def _carry(
     walk: Iterator[Prediction], carried: Carried, total: int
 ) -> KeyboardInterrupt | FormatError | None:
     """Go through a propagation; what stopped it before its end, if anything did."""
-    from limner.cli._bar import bar
-
     try:
-        with bar("propagating", "frames") as tell:
-            for found in walk:
-                carried.take(found)
-                tell(carried.num_frames, total)
+        carried.follow(walk, "propagating", total)
     except (KeyboardInterrupt, FormatError) as stop:  # the latter: a frame cannot be read
         return stop
     return None
 
 
-def _expected(session: BaseSession, frames: range, direction: str, how: str) -> int:
-    """How many frames something will be carried to."""
-    marked: dict[int, set[int]] = {}
-    for entry in session.entries:
-        if entry.frame is not None:
-            marked.setdefault(entry.object_id, set()).add(entry.frame)
-    count = set()
-    for own in marked.values():
-        low = min(own) if direction == "forward" or how == "interpolate" else -1
-        high = max(own) if direction == "backward" or how == "interpolate" else frames.stop
-        count |= {k for k in frames if low < k < high and k not in own}
-    return len(count)
-
-
 def _check_channels(image: Image) -> None:
-    """Warn of a volume with time points, which models would see as so many colours."""
+    """Warn of a volume with time points, which models would see as so many colours.
+
+    Raises:
+        PromptError: it is one slice at several times, which leaves nothing to carry to.
+    """
     count = image.num_channels or 1
-    if image.kind == "volume" and count > _MOST_COLOURS:
-        _log.warning(
-            "%s has %d channels or time points, and the model sees them all together; "
-            "take one with --channel K.",
-            image.path,
-            count,
+    if image.kind != "volume" or count <= _MOST_COLOURS:
+        return
+    if image.geometry.shape[0] == 1:
+        raise PromptError(
+            f"{image.path} is one slice at {count} times; only a video is carried over time: save "
+            "the times as a folder of pictures, or see docs/propagate.md for Python."
         )
+    _log.warning(
+        "%s has %d channels or time points, and the model sees them all together; "
+        "take one with --channel K.",
+        image.path,
+        count,
+    )
 
 
 def _check_readable(image: Image, entries: list[options.Placed]) -> None:

@@ -48,12 +48,15 @@ def resume(
 ) -> None:
     """Rebuild a session from its journal, add prompts, show what was said or write the mask."""
     import limner
+    from limner.cli._bar import waiting
     from limner.cli._finish import check_output, finish
     from limner.cli.segment import Said
 
     began = time.perf_counter()
     said = Said(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
-    with limner.resume(journal, image=image) as session:
+    with waiting("checking that the image is the same"):
+        resumed = limner.resume(journal, image=image)
+    with resumed as session:
         if output is not None:
             check_output(output, preview, session.image, journal=journal)
         if said != Said():
@@ -90,26 +93,23 @@ def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, ax
 
 def _go_on(session: BaseSession, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
-    from limner.cli._bar import bar
+    from limner.cli._carried import Carried, expected
+    from limner.sessions._planes import PlanesSession
 
     what = "slices" if session.image.kind == "volume" else "frames"
-    seen: set[int | None] = set()
-    found: set[int | None] = set()
+    asked = session.requested if isinstance(session, PlanesSession) else None
+    walk, carried = session.go_on(), Carried(range(session.image.geometry.shape[0]))
     try:
-        with bar("going on", what) as tell:
-            for prediction in session.go_on():
-                seen.add(prediction.frame)
-                if not prediction.known:
-                    found.add(prediction.frame)
-                tell(len(seen), session.image.geometry.shape[0])
+        carried.follow(walk, "going on", 0 if asked is None else expected(session, asked))
     except KeyboardInterrupt:
         print(
-            f"limner: stopped; {len(found)} {what} more are in the journal. The same command goes "
-            f"on: limner resume {journal} --continue",
+            f"limner: stopped; {carried.num_run} {what} more are in the journal. The same command "
+            f"goes on: limner resume {journal} --continue",
             file=sys.stderr,
         )
         raise
-    text = f"carried to {len(found)} more {what}" if found else "nothing was missing"
+    count = carried.num_run
+    text = f"carried to {count} more {what}" if count else "nothing was missing"
     worst = ", ".join(f"{d.frame} ({d.score:.2f})" for d in session.doubtful(_LEAST_SURE))
     print(text + (f"; least sure: {worst}" if worst else ""), file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -147,8 +148,8 @@ class Clip:
         """Index of the last key frame at or before `index`; 0 where they are not known."""
         if self.stamps is None:
             return 0
-        key = int(np.searchsorted(self.keys, self.stamps[index], side="right")) - 1
-        return int(np.searchsorted(self.stamps, self.keys[key])) if key >= 0 else 0
+        key = bisect_right(self.keys, self.stamps[index]) - 1  # of lists, NumPy makes copies
+        return bisect_left(self.stamps, self.keys[key]) if key >= 0 else 0
 
     def _restart(self) -> None:
         self._close()
@@ -217,7 +218,7 @@ class Clip:
             return
         index = self._at
         if self.stamps is not None:
-            index = int(np.searchsorted(self.stamps, frame.pts))
+            index = bisect_left(self.stamps, frame.pts)
             if self.stamps[min(index, len(self.stamps) - 1)] != frame.pts:
                 return
         self._kept.keep(index, frame)

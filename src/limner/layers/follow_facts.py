@@ -10,4 +10,7 @@ KEY = 64  # learnt channels of a key; the place follows
 PLACE_AXES = 2  # row and column, in steps of memory
 PLACE_RANGE = 4.0  # how much a place may count, where a learnt channel counts up to 1
 VALUE_LEARNT = 64
+# Added to the decoder's logits inside the mask of the frame before, moved along, and taken away
+# outside: what is learnt is where that is wrong.
+TRUST = 3.0
 VALUE = VALUE_LEARNT + 4  # the mask, too: two by two pixels per step of memory

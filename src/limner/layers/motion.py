@@ -19,13 +19,13 @@ LEAST_SIDE = 12  # pixels of the coarsest level
 _STIFF = 2e-4  # what motion costs where there is nothing to see: grey values are 0…1
 
 
-def motion(before: Floats, after: Floats, *, finest: int = 2) -> Floats:
+def motion(before: Floats, after: Floats, *, finest: int = 1) -> Floats:
     """Where each pixel of a frame was on the frame before: (2, H, W), rows and columns to add.
 
     Args:
         before: (H, W), 0…1.
         after: likewise.
-        finest: pixels of the finest level on which motion is measured.
+        finest: pixels of the frame per step of the finest level; 2 takes a third of the time.
     """
     shape = after.shape
     first, second = (_halved(f, finest) for f in (before, after))

@@ -67,17 +67,18 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_FLAT_DEFAULT, _SOLID_DEFAULT = "limner-2d", "limner-3d"
+_DEFAULTS = {"image": "limner-2d", "volume": "limner-3d", "video": "limner-seq"}
 
 
-def default_model(kind: str, *, flat: bool = False) -> str:
+def default_model(kind: str, *, flat: bool = False, carries: bool = False) -> str:
     """The name of the model that is used where none is named.
 
     Args:
         kind: of the image: ``"image"``, ``"volume"`` or ``"video"``.
-        flat: of a volume, only single slices are meant.
+        flat: of a volume or video, only single slices or frames are meant.
+        carries: masks will be carried from slice to slice or frame to frame.
     """
-    return _SOLID_DEFAULT if kind == "volume" and not flat else _FLAT_DEFAULT
+    return _DEFAULTS["video" if carries else "image" if flat else kind]
 
 
 def list_families() -> tuple[str, ...]:

@@ -45,7 +45,7 @@ from limner.sessions._zoom import answers, together
 
 _log = logging.getLogger(__name__)
 
-Part: TypeAlias = tuple[tuple[slice, ...], NDArray[np.bool_]]  # where in the image, mask there
+Part: TypeAlias = tuple[tuple[int | slice, ...], NDArray[np.bool_]]  # where, and the mask
 
 
 class BaseSession:
@@ -304,10 +304,10 @@ class BaseSession:
         """What was known of the object on this frame before its first prompt there."""
         return None
 
-    def _composed(self, object_id: int) -> Part:
-        """The object's mask as it is exported: a window of the whole image, and the mask there."""
+    def _parts(self, object_id: int) -> Iterator[Part]:
+        """The object's mask as it is exported, in parts to paint one by one; nowhere else it is."""
         region = self._answer(object_id, None, self._log.prompts(object_id, None)).region
-        return region.slices, region.inside
+        yield region.slices, region.inside
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -354,17 +354,17 @@ class BaseSession:
         dtype = np.min_scalar_type(max(self.object_ids, default=0))
         labels = np.zeros(self.image.geometry.shape, dtype=dtype)
         for object_id in self.object_ids:
-            place, mask = self._composed(object_id)
-            for plane, inside in zip(labels[place], mask, strict=True):  # little memory at a time
-                if plane[inside].any():
+            for place, inside in self._parts(object_id):
+                part = labels[place]
+                if part[inside].any():
                     return None
-                plane[inside] = object_id
+                part[inside] = object_id
         return labels
 
     def _mask(self, object_id: int) -> NDArray[np.bool_]:
-        place, mask = self._composed(object_id)
         whole = np.zeros(self.image.geometry.shape, dtype=np.bool_)
-        whole[place] = mask
+        for place, inside in self._parts(object_id):
+            whole[place] = inside
         return whole
 
     def _record(self, event: Event) -> None:

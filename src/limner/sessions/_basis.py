@@ -49,7 +49,7 @@ def of_mark(log: Log, object_id: int, frame: int) -> str:
         return digest(frame, None)
     first = actions[0].number
     base: Any = None
-    earlier = log.committed(object_id, before=first).get(frame)
+    earlier = log.carried_before(object_id, frame, first)
     if earlier is not None:
         base = hashlib.sha256(",".join(map(str, earlier.runs)).encode()).hexdigest()
     else:

@@ -6,9 +6,9 @@ outgrows it, or becomes small in it, the memory is begun again with another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -155,9 +155,9 @@ class Track:
         frame, region = self._last
         if frame not in known and region.mask_bounds is not None:
             known[frame] = region, False
-        self.memory = self._remembered(known, self._window)
-        if region.mask_bounds is not None:
+        if region.mask_bounds is not None:  # where a frame ahead without the object is looked at
             self._centre = _middle(region.mask_bounds)
+        self.memory = self._remembered(known, self._window)
 
     def _remembered(
         self,
@@ -260,12 +260,16 @@ def followed(
     scene: Callable[[int], Scene],
     drawn: Callable[[int, int], NDArray[np.bool_]],
     going: Going,
+    *,
     kept: Kept | None = None,
+    beside: Callable[[int], Iterable[tuple[int, NDArray[np.bool_]]]] = lambda _: (),
+    nested: Iterable[frozenset[int]] = (),
 ) -> Iterator[tuple[Leg, int, Answer]]:
     """One pass over the frames of some legs of one direction, frame by frame.
 
-    A leg depends on nothing but the annotated frame that it begins at and the next one ahead.
-    Objects that nowhere overlap on annotated frames exclude one another.
+    A leg depends on nothing but the annotated frame that it begins at and the next one ahead, but
+    that objects exclude one another which nowhere overlap on annotated frames: what is run together
+    by who is surer of a pixel, and what was there before keeps what it has.
 
     Args:
         model: what sees and remembers.
@@ -275,6 +279,8 @@ def followed(
         drawn: an object's mask on an annotated frame.
         going: what the frames are like.
         kept: to go on where an earlier pass stopped.
+        beside: what is there of objects on a frame, also of those that are not run.
+        nested: pairs of objects that may overlap, besides those that do where they are annotated.
 
     Yields:
         The leg, the frame, and where the object is there; nothing for frames of a leg beyond the
@@ -284,7 +290,7 @@ def followed(
         return
     step = found[0].frames.step
     tracks: dict[Leg, Track] = {}
-    may_overlap = _overlapping(found, marks, drawn)
+    may_overlap = {*nested, *_overlapping(found, marks, drawn)}
     at, states = (-1, {}) if kept is None else kept.load()
 
     def begun(leg: Leg) -> Track:
@@ -298,6 +304,7 @@ def followed(
         tracks |= {leg: begun(leg) for leg in here if leg not in tracks}
         looks = {leg: tracks[leg].find(frame) for leg in here if not tracks[leg].has_ended}
         looks = _apart(scene(frame), looks, may_overlap)
+        looks = _clear(scene(frame), looks, beside(frame), may_overlap)
         for leg, look in looks.items():
             tracks[leg].keep(frame, look)
             yield leg, frame, Answer(region_of(scene(frame), look), look.score)
@@ -318,10 +325,11 @@ def _overlapping(
     drawn: Callable[[int, int], NDArray[np.bool_]],
 ) -> set[frozenset[int]]:
     """Pairs of objects that share pixels on a frame on which both are annotated."""
-    pairs = combinations(sorted({leg.object_id for leg in found}), 2)
+    run = {leg.object_id for leg in found}
     return {
         frozenset(pair)
-        for pair in pairs
+        for pair in combinations(sorted(marks), 2)
+        if run & set(pair)
         for k in set(marks[pair[0]]) & set(marks[pair[1]])
         if (drawn(pair[0], k) & drawn(pair[1], k)).any()
     }
@@ -338,8 +346,8 @@ def _apart(
         boxes = result[one].found, result[other].found
         if boxes[0] is None or boxes[1] is None:
             continue
-        low = tuple(int(n) for n in np.maximum(boxes[0][0], boxes[1][0]))
-        high = tuple(int(n) for n in np.minimum(boxes[0][1], boxes[1][1]))
+        low = _ints(np.maximum(boxes[0][0], boxes[1][0]))
+        high = _ints(np.minimum(boxes[0][1], boxes[1][1]))
         if any(a >= b for a, b in zip(low, high, strict=True)):
             continue
         first, second = (region_of(scene, result[leg]).window(low, high) for leg in (one, other))
@@ -350,6 +358,27 @@ def _apart(
     return result
 
 
+def _clear(
+    scene: Scene,
+    looks: Mapping[Leg, Look],
+    there: Iterable[tuple[int, NDArray[np.bool_]]],
+    may_overlap: set[frozenset[int]],
+) -> dict[Leg, Look]:
+    """Answers without the pixels that objects have which are not looked for here."""
+    result = dict(looks)
+    here = {leg.object_id for leg in looks}
+    known = [(i, mask) for i, mask in there if i not in here] if looks else []
+    for leg, (other, mask) in product(looks, known):
+        look = result[leg]
+        if look.found is not None and frozenset((leg.object_id, other)) not in may_overlap:
+            low, high = _ints(look.found[0]), _ints(look.found[1])
+            lost = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+            lost = lost & (region_of(scene, look).window(low, high) > 0)
+            if lost.any():
+                result[leg] = _without(look, scene, low, lost)
+    return result
+
+
 def _without(look: Look, scene: Scene, low: tuple[int, ...], lost: NDArray[np.bool_]) -> Look:
     """An answer without some pixels of the frame."""
     gone = np.zeros(scene.shape, np.bool_)
@@ -357,6 +386,10 @@ def _without(look: Look, scene: Scene, low: tuple[int, ...], lost: NDArray[np.bo
     share = Region.of_mask(gone).shrunk(*look.bounds, look.logits.shape)
     taken = np.where(share > 0, np.minimum(look.logits, np.float32(-STEP)), look.logits)
     return replace(look, logits=np.maximum(taken, np.float32(BACKGROUND_LOGIT)))
+
+
+def _ints(position: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(n) for n in position)
 
 
 def _middle(bounds: Bounds) -> tuple[float, float]:

@@ -43,7 +43,9 @@ class Journal:
             except FileExistsError:
                 file = path.open("r+b", buffering=0)
         except OSError as error:
-            raise SessionError(f"Cannot write the journal {path}: {error.strerror}.") from error
+            raise SessionError(
+                f"Cannot write the journal {path}: {error.strerror}. Choose another place for it."
+            ) from error
         journal = cls(path, file)
         journal._lock()
         if not _is_unborn(file.read(_LONGEST_HEADER)):
@@ -73,7 +75,12 @@ class Journal:
         try:
             file = path.open("r+b", buffering=0)
         except OSError as error:
-            raise SessionError(f"Cannot open the journal {path}: {error.strerror}.") from error
+            text = f"Cannot open the journal {path}: {error.strerror}."
+            if isinstance(error, PermissionError):
+                text += (
+                    " Continuing writes to it: copy it to where you may write, or get the right."
+                )
+            raise SessionError(text) from error
         journal = cls(path, file)
         try:
             journal._lock()

@@ -71,7 +71,7 @@ class Log:
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.names: dict[int, str] = {}
         self.requested: Requested | None = None  # the propagation asked for last
-        self.turns: Counter[int] = Counter()  # undo, redo and reset that concerned an object
+        self.turns: Counter[int] = Counter()  # prompts, undo, redo and reset of an object so far
         self._known: set[int] = set()
         self._done: list[Action] = []
         self._undone: list[Action] = []
@@ -108,6 +108,7 @@ class Log:
         match event:
             case Added():
                 self._do(event.object_id, frame=event.frame, prompt=event.prompt)
+                self.turns[event.object_id] += 1
                 self._group += 1
             case Predicted():
                 self._rounds.add(numbers(self.prompts(event.object_id, event.frame)))
@@ -170,13 +171,20 @@ class Log:
         """Frames on which an object has prompts, ascending."""
         return tuple(sorted({a.frame for a in self.all_prompts(object_id) if a.frame is not None}))
 
-    def committed(self, object_id: int, *, before: int | None = None) -> dict[int, Written]:
-        """Propagated frames of an object. `before`: only by earlier actions."""
+    def committed(self, object_id: int) -> dict[int, Written]:
+        """Propagated frames of an object."""
         result: dict[int, Written] = {}
         for action in self._counting():
-            if action.object_id == object_id and (before is None or action.number < before):
+            if action.object_id == object_id:
                 result.update(action.frames)
         return result
+
+    def carried_before(self, object_id: int, frame: int, number: int) -> Written | None:
+        """What propagations before an action had left of an object on a frame."""
+        for action in reversed(self._counting()):
+            if action.object_id == object_id and action.number < number and frame in action.frames:
+                return action.frames[frame]
+        return None
 
     def known(self, object_id: int) -> dict[tuple[int, str], Written]:
         """All that propagations wrote of an object by frame and basis, also what was written over

@@ -249,6 +249,6 @@ def _same_model(
     if (card.name, card.weights_sha256) != (facts["name"], facts["weights_sha256"]):
         raise SessionError(
             f"The session was held with {facts['name']} (weights {facts['weights_sha256']}), "
-            f"not with {card.name} (weights {card.weights_sha256})."
+            f"not with {card.name} (weights {card.weights_sha256}). Pass that one as {role}=."
         )
     return given

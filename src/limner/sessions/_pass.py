@@ -18,14 +18,12 @@ class Run:
     Attributes:
         request: what was asked for.
         again: also run what still holds.
-        said: numbers of the prompts on annotated frames, by object and frame, when it began.
-        turns: how often undo, redo or reset had concerned an object then.
+        turns: how many turns the conversation about each object had taken when it began.
         writing: objects of which a frame has been written.
     """
 
     request: Requested
     again: bool
-    said: Mapping[tuple[int, int], tuple[int, ...]]
     turns: Mapping[int, int]
     writing: set[int] = field(default_factory=set)
 

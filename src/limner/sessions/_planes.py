@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from limner.prompts.types import Box, Prompt
 from limner.sessions._ahead import Plane, num_ahead
 from limner.sessions._base import BaseSession, Part
 from limner.sessions._doubt import Doubtful, certainties, worst
-from limner.sessions._events import Runs
+from limner.sessions._events import Requested, Runs
 from limner.sessions._finite import finite
 from limner.sessions._ids import check_frame, check_object_id
 from limner.sessions._log import Action
+from limner.sessions._pass import Pass
 from limner.sessions._prediction import Prediction
 from limner.sessions._region import Region
 from limner.sessions._scene import Scene
@@ -45,6 +47,11 @@ class PlanesSession(BaseSession):
         """Number of frames or slices."""
         return self.image.geometry.shape[0]
 
+    @property
+    def requested(self) -> Requested | None:
+        """What `propagate` was asked for last, None before it ever was."""
+        return self._log.requested
+
     def go_on(self) -> Iterator[Prediction]:
         """Go on with the propagation that was asked for last, as after a crash: `propagate` with
         the same arguments, which runs only what is missing.
@@ -52,7 +59,7 @@ class PlanesSession(BaseSession):
         Raises:
             SessionError: none was asked for, or it cannot begin.
         """
-        asked = self._log.requested
+        asked = self.requested
         if asked is None:
             raise SessionError("No propagation was begun in this session; call propagate().")
         return self.propagate(
@@ -113,46 +120,20 @@ class PlanesSession(BaseSession):
         """What earlier actions left on this frame, so that a first correction starts from it."""
         if frame is None:
             return None
-        committed = self._log.committed(object_id, before=first.number).get(frame)
+        committed = self._log.carried_before(object_id, frame, first.number)
         if committed is not None:
             return Region.of_mask(self._decoded(committed.runs))
         earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]
         return self._answer(object_id, None, earlier).region.plane(frame) if earlier else None
 
-    def _composed(self, object_id: int) -> Part:
-        """Answers on frames, over propagated frames, over the answer on the whole."""
-        if self._is_whole(object_id):
-            return super()._composed(object_id)
-        mask = np.zeros(self.image.geometry.shape, dtype=np.bool_)
-        for place, inside in self._by_plane(object_id):
-            mask[place] = inside
-        return (slice(None),) * mask.ndim, mask
-
-    def _painted(self) -> NDArray[np.unsignedinteger] | None:
-        """The label map, or None where objects overlap; made frame by frame, so that it is all the
-        memory that is needed.
-        """
-        dtype = np.min_scalar_type(max(self.object_ids, default=0))
-        labels = np.zeros(self.image.geometry.shape, dtype=dtype)
-        for object_id in self.object_ids:
-            for place, inside in self._by_plane(object_id):
-                plane = labels[place]
-                if plane[inside].any():
-                    return None
-                plane[inside] = object_id
-        return labels
-
-    def _by_plane(
-        self, object_id: int
-    ) -> Iterator[tuple[tuple[int, slice, slice], NDArray[np.bool_]]]:
-        """The object's mask frame by frame: a window of each on which something is known of it, and
-        the mask there.
-        """
+    def _parts(self, object_id: int) -> Iterator[Part]:
+        """Frame by frame: answers there, over propagated masks, over the answer on the whole."""
         frames, committed = set(self._log.frames(object_id)), self._log.committed(object_id)
         known = frames | committed.keys()
-        if self._log.prompts(object_id, None):
-            (along, rows, columns), inside = super()._composed(object_id)
-            for frame, part in enumerate(inside, start=along.start or 0):
+        if said := self._log.prompts(object_id, None):
+            region = self._answer(object_id, None, said).region
+            _, rows, columns = region.slices
+            for frame, part in enumerate(region.inside, start=region.low[0]):
                 if frame not in known:
                     yield (frame, rows, columns), part
         for frame in sorted(known):
@@ -163,11 +144,6 @@ class PlanesSession(BaseSession):
             else:
                 mask = self._decoded(committed[frame].runs)
                 yield (frame, slice(None), slice(None)), mask
-
-    def _is_whole(self, object_id: int) -> bool:
-        """Whether all that is known of an object is one answer about the whole."""
-        has_planes = self._log.frames(object_id) or self._log.committed(object_id)
-        return bool(self._log.prompts(object_id, None)) and not has_planes
 
     def _drawn(self, object_id: int, frame: int) -> NDArray[np.bool_]:
         """The mask on a frame with prompts."""
@@ -194,6 +170,47 @@ class PlanesSession(BaseSession):
                 f"The prompts of object {object_id} on {self.plane_name} {source} were "
                 "taken back; call propagate() again."
             )
+
+    def _beside(self, where: Pass) -> Callable[[int], Iterator[tuple[int, NDArray[np.bool_]]]]:
+        """What is there of all objects on a frame: what the user drew; of objects with a leg over
+        it what still holds; of others what was carried there. Forward, that are objects of other
+        calls only, for what a pass backward wrote before may be run again after this one.
+        """
+        forward = where.legs[0].frames.step > 0
+        passed_over = where.run.turns if forward else ()
+        marks = {i: set(self._log.frames(i)) for i in self.object_ids}
+        carried = {i: self._log.committed(i) for i in marks if i not in passed_over}
+
+        def beside(frame: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+            own = {leg.object_id: leg for leg in where.legs if frame in leg.frames}
+            for i, annotated in marks.items():
+                if frame in annotated:
+                    if self._log.prompts(i, frame):  # they may have been taken back since
+                        yield i, self._drawn(i, frame)
+                    continue
+                there = where.right(own[i], frame) if i in own else None
+                if i not in own and i in carried:
+                    there = carried[i].get(frame)
+                if there is not None:
+                    yield i, self._decoded(there.runs)
+
+        return beside
+
+    def _nested(self) -> set[frozenset[int]]:
+        """Pairs of objects of which one was drawn onto what had been carried of the other, most of
+        it, as a tumour is onto its organ.
+        """
+        marks = {i: self._log.frames(i) for i in self.object_ids}
+        found = set()
+        for i, other in permutations(marks, 2):
+            for frame in marks[i]:
+                first = self._log.prompts(i, frame)[0].number
+                there = self._log.carried_before(other, frame, first)
+                if there is not None and any(there.runs[1::2]):
+                    own = self._drawn(i, frame)
+                    if 2 * np.count_nonzero(own & self._decoded(there.runs)) > own.sum():
+                        found.add(frozenset((i, other)))
+        return found
 
     # -- planes -------------------------------------------------------------------------------
 

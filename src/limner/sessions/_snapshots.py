@@ -53,6 +53,7 @@ class Snapshots:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._held: dict[str, State] = {}
+        self._has_failed = False
 
     def load(self, name: str) -> State | None:
         """A snapshot; None where there is none, or it is damaged."""
@@ -84,7 +85,14 @@ class Snapshots:
             with atomic_path(self._folder / name) as path, path.open("wb") as file:
                 np.savez(file, **{_ABOUT: np.array(about)}, **state.arrays)  # type: ignore[arg-type]
         except (OSError, FormatError) as error:
-            _log.warning("The state of the propagation cannot be kept (%s); it goes on.", error)
+            if not self._has_failed:  # once: a full disk stays full for many snapshots
+                _log.warning("The state of the propagation cannot be kept (%s); it goes on.", error)
+            self._has_failed = True
+
+    def clear(self) -> None:
+        """Remove what another journal of this name left."""
+        for step in (1, -1):
+            self.drop(name_of(step))
 
     def drop(self, name: str) -> None:
         """Remove a snapshot, and what a crash left of one that was being written."""
@@ -118,7 +126,7 @@ class Kept:
         ready: Mapping[Part, Container[int]],
     ) -> None:
         self._store, self._basis, self._ready = store, basis, ready
-        self._name = "forward.npz" if step > 0 else "backward.npz"
+        self._name = name_of(step)
         self._since = 0  # frames since the last snapshot
         self._cost = self._ended = 0.0  # seconds the last snapshot took, and when it was done
 
@@ -158,6 +166,11 @@ class Kept:
     def drop(self) -> None:
         """Forget a pass that has come to its end."""
         self._store.drop(self._name)
+
+
+def name_of(step: int) -> str:
+    """The snapshot of the pass forward (1) or backward (-1)."""
+    return "forward.npz" if step > 0 else "backward.npz"
 
 
 def _label(part: Part) -> str:

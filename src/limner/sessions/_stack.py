@@ -20,17 +20,17 @@ from limner.sessions._carry import Leg, box_around, gaps, in_order, legs
 from limner.sessions._events import Committed, Propagated, Requested
 from limner.sessions._follow import MOST_MISSED, Going, followed
 from limner.sessions._ids import check_object_id
-from limner.sessions._log import Written, numbers
+from limner.sessions._log import Written
 from limner.sessions._pass import Pass, Run
 from limner.sessions._planes import PlanesSession
 from limner.sessions._prediction import Prediction
 from limner.sessions._recall import chain, recalled, route
 from limner.sessions._region import Region
 from limner.sessions._snapshots import Kept, Part, Snapshots
-from limner.sessions._walk import Carried, Walk
+from limner.sessions._walk import Reached, Walk
 
 WAYS = ("carry", "interpolate")
-Found: TypeAlias = Iterable[tuple[Leg, int, Answer]]
+Answers: TypeAlias = Iterable[tuple[Leg, int, Answer]]
 
 
 class StackSession(PlanesSession):
@@ -94,7 +94,6 @@ class StackSession(PlanesSession):
         objects = self.object_ids if object_id is None else (check_object_id(object_id),)
         sources = {i: self._log.frames(i) for i in objects if self._log.frames(i)}
         self._check_way(how, direction, sources)
-        marked = [(i, k) for i, frames in sources.items() for k in frames]
         run = Run(
             Requested(
                 None if start is None else low,
@@ -104,7 +103,6 @@ class StackSession(PlanesSession):
                 how,
             ),
             again,
-            {(i, k): numbers(self._log.prompts(i, k)) for i, k in marked},
             {i: self._log.turns[i] for i in sources},
         )
         if how == "interpolate":
@@ -125,6 +123,8 @@ class StackSession(PlanesSession):
         self._check_open()
         for leg in parts:
             self._check_source(leg.object_id, leg.source)
+        if self._log.requested is None:
+            self._snapshots.clear()
         if self._log.requested != run.request:
             self._record(run.request)
 
@@ -144,7 +144,7 @@ class StackSession(PlanesSession):
         elif rest and isinstance(self._carrier, PropagatingModel):
             yield from self._recalled(run, rest, self._carrier)
 
-    def _walk(self, where: Pass) -> Found:
+    def _walk(self, where: Pass) -> Answers:
         """From mask to mask."""
 
         def known(leg: Leg, frame: int) -> Answer | None:
@@ -166,11 +166,23 @@ class StackSession(PlanesSession):
         where = self._pass_of(run, parts, follows_from, ends=ends)
         ready: dict[Part, set[int]] = {leg: set(where.prefix(leg)) for leg in parts}
         kept = Kept(self._snapshots, parts[0].frames.step, follows_from, ready)
-        marks = {leg.object_id: self._log.frames(leg.object_id) for leg in parts}
-        plane, drawn = self._carrier_plane, self._drawn
-        yield from self._written(
-            where, lambda: followed(model, where.missing, marks, plane, drawn, going, kept)
-        )
+        marks = {i: frames for i in self.object_ids if (frames := self._log.frames(i))}
+        plane, drawn, beside = self._carrier_plane, self._drawn, self._beside(where)
+
+        def rest() -> Answers:
+            return followed(
+                model,
+                where.missing,
+                marks,
+                plane,
+                drawn,
+                going,
+                kept=kept,
+                beside=beside,
+                nested=self._nested(),
+            )
+
+        yield from self._written(where, rest)
         kept.drop()
 
     def _recalled(
@@ -269,7 +281,7 @@ class StackSession(PlanesSession):
             self.image.damaged,
         )
 
-    def _written(self, where: Pass, found: Callable[[], Found]) -> Iterator[Prediction]:
+    def _written(self, where: Pass, found: Callable[[], Answers]) -> Iterator[Prediction]:
         """First the frames that are there and still hold, then what is found of the others; last,
         the object is taken off frames of before on which it is not found any more.
         """
@@ -289,7 +301,7 @@ class StackSession(PlanesSession):
             yield self._answered_there(where, leg, frame, self._nothing)
 
     def _answered_there(self, where: Pass, leg: Leg, frame: int, answer: Answer) -> Prediction:
-        self._check_leg(where.run, leg)
+        self._check_turns(where.run)
         if frame in self.image.damaged:  # another frame stood in, and the object goes on from there
             answer = self._nothing
         counts = tuple(rle.encode(answer.region.mask()))
@@ -308,7 +320,7 @@ class StackSession(PlanesSession):
 
     def _confirmed(self, where: Pass, leg: Leg, frame: int, there: Written) -> Prediction:
         """A frame that still holds; written again if something else was written over it."""
-        self._check_leg(where.run, leg)
+        self._check_turns(where.run)
         shown = where.visible[leg.object_id].get(frame)
         if shown is None or shown.basis != there.basis:
             event = Committed(leg.object_id, frame, tuple(there.runs), there.score)
@@ -328,7 +340,7 @@ class StackSession(PlanesSession):
     def _region(self, there: Written) -> Region:
         return Region.of_mask(self._decoded(there.runs))
 
-    def _begun(self, leg: Leg) -> Carried:
+    def _begun(self, leg: Leg) -> Reached:
         """What is on the frame that a leg begins at. Another model than the one that answered there
         sees the mask only.
         """
@@ -337,13 +349,13 @@ class StackSession(PlanesSession):
         prompts: list[Prompt] = [a.prompt for a in said if a.prompt is not None]
         answer = self._answer(leg.object_id, leg.source, said)
         if self.propagator is None:
-            return Carried(answer, prompts)
+            return Reached(answer, prompts)
         region, understood = answer.region, self.propagator.card.prompts
         if "mask" in understood:
             prompts = [MaskPrompt(region.mask())]
         elif "box" in understood and region.mask_bounds is not None:
             prompts = [box_around(region)]
-        return Carried(Answer(region, answer.score), prompts)
+        return Reached(Answer(region, answer.score), prompts)
 
     def _check_way(self, how: str, direction: str, sources: Mapping[int, Sequence[int]]) -> None:
         """Refuse a propagation that cannot be."""
@@ -370,19 +382,12 @@ class StackSession(PlanesSession):
                 "interpolate, mark two at least."
             )
 
-    def _check_leg(self, run: Run, leg: Leg) -> None:
-        """Refuse to go on where the conversation about the object has taken another turn."""
-        i = leg.object_id
-        for frame in (leg.source, leg.ahead):
-            if frame is None:
-                continue
-            self._check_source(i, frame)
-            if numbers(self._log.prompts(i, frame)) != run.said[i, frame]:
+    def _check_turns(self, run: Run) -> None:
+        """Refuse to go on where anything was said of an object that is carried, for it may share a
+        memory with the others.
+        """
+        for i, turns in run.turns.items():
+            if self._log.turns[i] != turns:
                 raise SessionError(
-                    f"The prompts of object {i} on {self.plane_name} {frame} were changed; call "
-                    "propagate() again."
+                    f"The conversation about object {i} went on in between; call propagate() again."
                 )
-        if self._log.turns[i] != run.turns[i]:
-            raise SessionError(
-                f"The conversation about object {i} went on in between; call propagate() again."
-            )

@@ -20,7 +20,7 @@ _LOOK = 16  # frames to come among which those to encode together are looked for
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class Reached:
     """Where a leg has got to: the last answer, and what was said on the frame it began at."""
 
     answer: Answer
@@ -45,7 +45,7 @@ class Walk:
     def carried(
         self,
         legs: Sequence[Leg],
-        begun: Callable[[Leg], Carried],
+        begun: Callable[[Leg], Reached],
         known: Callable[[Leg, int], Answer | None],
     ) -> Iterator[tuple[Leg, int, Answer]]:
         """From mask to mask; nothing for frames beyond the one from which an object has vanished.
@@ -61,7 +61,7 @@ class Walk:
         frames = sorted({k for leg in legs for k in leg.frames})[::step]
         skips = not isinstance(self._model, CarryingModel)
         asked = {k for leg in legs for k in leg.frames if not (skips and known(leg, k))}
-        state: dict[Leg, Carried] = {}
+        state: dict[Leg, Reached] = {}
         vanished: set[Leg] = set()
         for place, frame in enumerate(frames):
             asks: dict[Leg, Ask] = {}
@@ -112,7 +112,7 @@ class Walk:
         scene = self._plane(frames[0])
         return answers(self._model, scene, list(asks.values()), zoom=self._zoom)
 
-    def _next_prompts(self, frame: int, before: Carried) -> Sequence[Prompt]:
+    def _next_prompts(self, frame: int, before: Reached) -> Sequence[Prompt]:
         """What is asked on the next frame; nothing where the object has vanished."""
         region, understood = before.answer.region, self._model.card.prompts
         if isinstance(self._model, CarryingModel):  # it also decides when an object has vanished

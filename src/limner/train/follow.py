@@ -13,6 +13,7 @@ from torch import Tensor
 from limner.checkpoints.load import fill, read_weights
 from limner.layers import motion
 from limner.layers.follow2d import FollowNetwork, places, read
+from limner.layers.follow_facts import TRUST
 from limner.layers.fusion2d import IMAGE_CENTRE, IMAGE_SCALE
 from limner.train.bank3d import Bank3d
 from limner.train.chance import Chance
@@ -217,6 +218,7 @@ class Walk:
         before = told * (2 * mask - 1)
         with self._cast():
             logits, quality = self._network.decoder(self._image[:, t], before, told * past, readout)
+        logits = logits.float() + TRUST * before
         self._mask = torch.sigmoid(logits.detach().float()) * self._clips.inside[:, t]
         self._given = False
         return logits, quality

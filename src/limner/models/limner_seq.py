@@ -1,0 +1,255 @@
+"""limner-seq: the built-in network that follows objects through videos and the slices of a volume;
+its weights ship with the package.
+
+One object at a time is followed in a window around it, by a memory of the frames that the user
+annotated and of the last ones (`limner.layers.follow2d`). On a frame with prompts the network of
+limner-2d answers. The network, its training (recipes/limner-seq.yaml) and the weights are this
+project's; what it learnt from and how well it does: ``weights/limner-seq.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.layers import follow_facts as facts
+from limner.layers.memory import asked_terms, remembered_terms
+from limner.layers.motion import motion, moved
+from limner.models import limner_2d
+from limner.models._family import Before, ModelCard, Segmentation, Variant, View
+from limner.models._fused import Embedding, FusedModel, embedded, enlarge, reduce
+from limner.models._reading import check_understood
+from limner.models._sam import sigmoid
+from limner.models._shipped_follow import Parts, build_parts
+from limner.prompts.types import Prompt
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+LARGEST_VIEW = 160  # pixels per side, as in training
+MOST_ENLARGED = 4
+STRIDE = 32  # of the network
+# Chosen on development data (docs/notes/limner-seq.md).
+CONFIDENCE = -0.2  # added to all logits
+SURER = 15.0  # added to `facts.TRUST` where the frame before, moved along, fits what there is now
+FIT = 0.1  # what is left of its contrast where that has fallen to a third
+NEAR = 4  # pixels around, that are compared
+MOST_GIVEN = 10  # annotated frames that are remembered at a time
+MOST_RECENT = 6  # others
+_PER_FRAME = ("place", "given", "count")  # of a memory's arrays
+
+CARD = ModelCard(
+    name="limner-seq",
+    summary="built-in network that follows objects through videos and slices; any modality",
+    ndim=(2,),
+    prompts=limner_2d.CARD.prompts,
+    licence="CC-BY-SA-4.0",  # some of the sets it learnt from are share-alike; see the card
+    source="trained by this project; see src/limner/weights/limner-seq.md",
+    zoom=True,
+    judges=True,
+    exact_masks=True,
+    window={2: LARGEST_VIEW},
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A view as the network has seen it.
+
+    Attributes:
+        image: (1, 3, H, W), -1…1, padded.
+        shape: of the view.
+        times: it was enlarged, along each axis.
+        key: (Q, C + 2), with the place; Q pixels of memory, row by row.
+        shrinkage: (Q,).
+        selection: (Q, C + 2).
+        features: (1, width, h, w).
+    """
+
+    image: Floats
+    shape: tuple[int, ...]
+    times: tuple[int, ...]
+    key: Floats
+    shrinkage: Floats
+    selection: Floats
+    features: Floats
+
+
+class LimnerSeq:
+    """The network with everything around it.
+
+    Args:
+        card: its facts.
+        parts: of the network.
+    """
+
+    def __init__(self, card: ModelCard, parts: Parts) -> None:
+        self.card = replace(card, runtime=parts.frame.description)
+        self._parts = parts
+
+    # Prompts on a frame.
+
+    def embed(self, view: View) -> Embedding:
+        """As limner-2d."""
+        return self._pictures.embed(view)
+
+    def segment(
+        self, embedding: Embedding, prompts: Sequence[Prompt], previous: Floats | None = None
+    ) -> Segmentation:
+        """As limner-2d; a mask that is the last thing said is the answer, as it is."""
+        return self._pictures.segment(embedding, prompts, previous)
+
+    @cached_property
+    def _pictures(self) -> FusedModel:
+        built = limner_2d.VARIANTS["limner-2d"].build()
+        assert isinstance(built, FusedModel)
+        return built
+
+    # What is followed.
+
+    def look(self, view: View, origin: tuple[float, float]) -> Looked:
+        """A window of a frame."""
+        check_understood(self.card, (), view.shape)
+        most = min(MOST_ENLARGED, max(1, LARGEST_VIEW // max(view.shape)))
+        shown = embedded(view, (most, most), (STRIDE, STRIDE))
+        image = shown.image[None]
+        key, shrinkage, selection, features = self._parts.frame(image)
+        steps = most / facts.STRIDE
+        start = np.multiply(origin, steps)
+        along = [
+            np.arange(n, dtype=np.float32) + np.float32(a)
+            for n, a in zip(key.shape[2:], start, strict=True)
+        ]
+        place = np.stack(np.meshgrid(*along, indexing="ij"))
+        return Looked(
+            image,
+            view.shape,
+            (most, most),
+            _rows(np.concatenate([key[0], place])),
+            shrinkage.ravel(),
+            _rows(selection[0]),
+            features,
+        )
+
+    def remember(
+        self,
+        memory: Mapping[str, Array] | None,
+        looked: Looked,
+        logits: Floats,
+        *,
+        place: int,
+        given: bool,
+    ) -> Mapping[str, Array]:
+        """The memory with one frame more; of those that were not given, the last ones are kept."""
+        mask = _on_grid(sigmoid(logits), looked)
+        flag = np.full((1, 1, 1, 1), float(given), np.float32)
+        value = self._parts.memory(looked.features, mask, flag)[0]
+        new: dict[str, Array] = {
+            "terms": remembered_terms(looked.key, looked.shrinkage).T,
+            "value": _rows(value[0]),
+            "place": np.array([place]),
+            "given": np.array([given]),
+            "count": np.array([len(looked.key)]),
+        }
+        if memory is None:
+            return new
+        keep = _kept(memory, place, given)
+        pixels = np.repeat(keep, memory["count"])
+        joined = {
+            name: np.concatenate([old[keep], new[name]])
+            for name, old in memory.items()
+            if name in _PER_FRAME
+        }
+        joined["value"] = np.concatenate([memory["value"][pixels], new["value"]])
+        joined["terms"] = np.concatenate([memory["terms"][:, pixels], new["terms"]], axis=1)
+        return joined
+
+    def find(
+        self,
+        memory: Mapping[str, Array],
+        looked: Looked,
+        before: Before | None,
+        *,
+        place: int | None = None,
+    ) -> Segmentation:
+        """The object on a view; the score is the predicted IoU."""
+        asked = asked_terms(looked.key, looked.selection)
+        (said,) = self._parts.reader(asked, memory["terms"], memory["value"])
+        planes = np.ascontiguousarray(said.T).reshape(1, -1, *looked.features.shape[2:])
+        shown = np.zeros((1, 1, *looked.image.shape[2:]), np.float32)
+        past = np.zeros_like(looked.image)
+        if before is not None:
+            past = embedded(before.view, looked.times, (STRIDE, STRIDE)).image[None]
+            mask = _on_grid(sigmoid(before.logits), looked)
+            found = motion(_grey(past), _grey(looked.image))
+            moved_on = moved(np.concatenate([past[0], mask[0]]), found)[None]
+            past, shown = moved_on[:, :3], 2 * moved_on[:, 3:] - 1
+        logits, quality = self._parts.decoder(looked.image, shown, past, planes)
+        inside = tuple(slice(n * t) for n, t in zip(looked.shape, looked.times, strict=True))
+        trust = np.float32(facts.TRUST)
+        if before is not None:
+            trust = trust + np.float32(SURER) * _alike(_grey(past), _grey(looked.image))
+        answer = reduce((logits[0, 0] + trust * shown[0, 0])[inside], looked.times)
+        answer += np.float32(CONFIDENCE)
+        return Segmentation(answer, float(sigmoid(quality[0])))
+
+
+def _kept(memory: Mapping[str, Array], place: int, given: bool) -> NDArray[np.bool_]:
+    """Which frames stay when another one comes; one that comes again is replaced."""
+    keep = memory["place"] != place
+    same = memory["given"] == given
+    most = MOST_GIVEN if given else MOST_RECENT
+    stale = np.flatnonzero(keep & same)
+    keep[stale[: max(0, len(stale) - most + 1)]] = False
+    return np.asarray(keep)
+
+
+def _on_grid(plane: Floats, looked: Looked) -> Floats:
+    """A plane of the view's shape, (1, 1, H, W) as the network sees it; 0 in the padding."""
+    large = enlarge(plane, looked.times)
+    missing = [(0, n - m) for n, m in zip(looked.image.shape[2:], large.shape, strict=True)]
+    return np.asarray(np.pad(large, missing), np.float32)[None, None]
+
+
+def _alike(moved_on: Floats, now: Floats) -> Floats:
+    """How well a frame that was moved fits where it was moved to, 0…1: what is left beside the
+    contrast that there is around.
+    """
+    from scipy import ndimage
+
+    def around(plane: Floats) -> Floats:
+        return np.asarray(ndimage.uniform_filter(plane, 2 * NEAR + 1, mode="nearest"))
+
+    left = around(np.square(moved_on - now))
+    mean = around(now)
+    contrast = np.maximum(around(np.square(now)) - np.square(mean), 0) + np.float32(1e-4)
+    return np.asarray(np.exp(-left / (FIT * contrast)), np.float32)
+
+
+def _grey(image: Floats) -> Floats:
+    """(1, 3, H, W) of -1…1 as (H, W) of 0…1."""
+    return np.asarray((image[0].mean(axis=0) + 1) / 2, np.float32)
+
+
+def _rows(planes: Floats) -> Floats:
+    """(C, h, w) to (h * w, C)."""
+    return np.ascontiguousarray(planes.reshape(len(planes), -1).T)
+
+
+def build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> LimnerSeq:
+    """The model, with the weights of the package or with others of the same family.
+
+    Raises:
+        CheckpointError: a file is damaged or of something else.
+    """
+    parts, digest = build_parts(CARD.name, weights=weights, device=device, exact=exact)
+    return LimnerSeq(replace(CARD, weights_sha256=digest), parts)
+
+
+VARIANTS = {"limner-seq": Variant(CARD, build)}
