@@ -58,16 +58,22 @@ class Film:
 
     def mask(self, frame: int, number: int) -> NDArray[np.bool_]:
         """Where blob `number` is: a circle with three and five bumps, which turns and swells."""
-        a, b, c, d, e, f = self._phases[number]
-        middle = (self.objects - 1) / 2
-        row = 0.5 + (0.25 * np.sin(frame / 83 + a) + 0.9 * (number - middle)) / self.objects
-        column = 0.5 + 0.28 * np.sin(frame / 131 + b)
-        down, right = self._grid[0] - row * self.size, self._grid[1] - column * self.size
+        _, _, c, d, e, f = self._phases[number]
+        row, column = self._middle(frame, number)
+        down, right = self._grid[0] - row, self._grid[1] - column
         angle = np.arctan2(down, right) + frame / 61
         radius = 0.1 * self.size / np.sqrt(self.objects) * (1 + 0.2 * np.sin(frame / 37 + c))
         radius *= 1 + 0.15 * np.sin(3 * angle + d) * np.sin(frame / 47 + e)
         radius *= 1 + 0.08 * np.sin(5 * angle + f)
         return np.asarray(np.hypot(down, right) < radius)
+
+    def _middle(self, frame: int, number: int) -> tuple[float, float]:
+        """Row and column of a blob's middle."""
+        a, b = self._phases[number][:2]
+        away = number - (self.objects - 1) / 2
+        row = 0.5 + (0.25 * np.sin(frame / 83 + a) + 0.9 * away) / self.objects
+        column = 0.5 + 0.28 * np.sin(frame / 131 + b)
+        return float(row * self.size), float(column * self.size)
 
     def plane(self, frame: int) -> NDArray[np.uint8]:
         """The pixels of a frame."""
@@ -76,7 +82,8 @@ class Film:
         picture = self._ground[np.ix_(rows, columns)].copy()
         for number in range(self.objects):
             mask = self.mask(frame, number)
-            picture[mask] = self._inside[mask]
+            at = [round(n) for n in self._middle(frame, number)]  # its texture goes along
+            picture[mask] = np.roll(self._inside, at, axis=(0, 1))[mask]
         picture += np.random.default_rng(frame).normal(0, 4, picture.shape)
         return np.clip(picture, 0, 255).astype(np.uint8)
 
