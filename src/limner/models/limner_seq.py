@@ -192,10 +192,11 @@ class LimnerSeq:
             past, shown = moved_on[:, :3], 2 * moved_on[:, 3:] - 1
         logits, quality = self._parts.decoder(looked.image, shown, past, planes)
         inside = tuple(slice(n * t) for n, t in zip(looked.shape, looked.times, strict=True))
-        trust = np.float32(facts.TRUST)
+        trusted = shown[0, 0] * np.float32(facts.TRUST)
         if before is not None:
-            trust = trust + np.float32(SURER) * _alike(_grey(past), _grey(looked.image))
-        answer = reduce((logits[0, 0] + trust * shown[0, 0])[inside], looked.times)
+            fits = _alike(_grey(past), _grey(looked.image))
+            trusted += np.float32(SURER) * fits * shown[0, 0]
+        answer = reduce((logits[0, 0] + trusted)[inside], looked.times)
         answer += np.float32(CONFIDENCE)
         return Segmentation(answer, float(sigmoid(quality[0])))
 
