@@ -19,7 +19,7 @@ from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint, pack, sources
 from limner.train.config import TrainConfig, parse, read_config, write_config
 from limner.train.loop import learning_rate, read_log, train
-from train_makers import make_data
+from train_makers import make_data, one_thread
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -40,10 +40,8 @@ SMALL = {
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Nets this small run faster on one thread, above all where others use the machine, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

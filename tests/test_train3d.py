@@ -10,10 +10,10 @@ import torch
 
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.train import checkpoint, pack, pack3d, sources, volumes
+from limner.train import checkpoint, pack, pack3d
 from limner.train.config import TrainConfig, read_config, write_config
 from limner.train.loop import read_log, train
-from train_makers import add_volumes, make_data
+from train_makers import add_volumes, make_data, one_thread, volume_packs
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -34,19 +34,13 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = add_volumes(make_data(tmp_path_factory.mktemp("data")))
-    out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data, slices=False))
-    pack3d.write_volumes(out, volumes.volumes(data))
-    return out
+    return volume_packs(tmp_path_factory)
 
 
 def _train(folder: Path, out: Path, start: Path | None = None, **values: object) -> None:

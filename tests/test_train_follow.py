@@ -27,7 +27,7 @@ from limner.layers.follow2d import (  # noqa: E402
 from limner.layers.follow_facts import KEY, PLACE_AXES, STRIDE, VALUE, VALUE_LEARNT  # noqa: E402
 from limner.layers.fusion2d import LOGIT_SCALE, MASK_LOGIT  # noqa: E402
 from limner.layers.unet2d import PromptableUNet2d, fuse  # noqa: E402
-from limner.train import checkpoint, motion, pack, pack3d, sources, volumes  # noqa: E402
+from limner.train import checkpoint, motion, pack, pack3d  # noqa: E402
 from limner.train.chance import Chance  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
 from limner.train.export import export  # noqa: E402
@@ -35,7 +35,7 @@ from limner.train.follow import Walk, followed  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.losses import iou  # noqa: E402
 from limner.train.sequences import ClipMaker, Clips  # noqa: E402
-from train_makers import add_volumes, make_data  # noqa: E402
+from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WIDTHS, DEPTHS = (8, 16, 16, 16), (1, 1, 1, 1)
@@ -57,19 +57,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = add_volumes(make_data(tmp_path_factory.mktemp("data")))
-    out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data, slices=False))
-    pack3d.write_volumes(out, volumes.volumes(data))
-    return out
+    return volume_packs(tmp_path_factory)
 
 
 def _config(**values: object) -> TrainConfig:

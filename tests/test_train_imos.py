@@ -21,7 +21,7 @@ from limner.models import View, xmem
 torch = pytest.importorskip("torch")
 
 from limner.models._xmem_network import XMemNetwork  # noqa: E402
-from limner.train import checkpoint, pack, pack3d, sources, volumes  # noqa: E402
+from limner.train import checkpoint, pack, pack3d  # noqa: E402
 from limner.train.adapters import Adapters, Adapting, read_base  # noqa: E402
 from limner.train.chance import Chance  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
@@ -30,7 +30,7 @@ from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.sequences import Clips  # noqa: E402
 from limner.train.xmem_losses import aggregated, hard_share, masks_loss  # noqa: E402
 from limner.train.xmem_walk import Walk, alone, in_pairs  # noqa: E402
-from train_makers import add_volumes, make_data  # noqa: E402
+from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {
@@ -54,19 +54,13 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = add_volumes(make_data(tmp_path_factory.mktemp("data")))
-    out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data, slices=False))
-    pack3d.write_volumes(out, volumes.volumes(data))
-    return out
+    return volume_packs(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

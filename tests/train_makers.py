@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import limner
@@ -112,3 +115,25 @@ def add_volumes(folder: Path) -> Path:
     splits["sets"][name] = {"train": ["a", "b"], "val": ["v"], "test": ["t"]}
     (folder / "splits.json").write_text(json.dumps(splits))
     return folder
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Nets this small run faster on one thread, above all where others use the machine, too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def volume_packs(factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packs of pictures and of volumes."""
+    from limner.train import pack, pack3d, sources, volumes
+
+    data = add_volumes(make_data(factory.mktemp("data")))
+    out = factory.mktemp("pack")
+    pack.write_pack(out, sources.planes(data, slices=False))
+    pack3d.write_volumes(out, volumes.volumes(data))
+    return out
