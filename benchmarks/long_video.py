@@ -158,7 +158,7 @@ def xmem(film: Film, rounds: int) -> None:
     """Milliseconds of a step of XMem in eager PyTorch, part by part."""
     import torch
 
-    from limner.models._xmem_network import FrameEncoder, MaskDecoder, MemoryEncoder, XMemNetwork
+    from limner.models.xmem.network import FrameEncoder, MaskDecoder, MemoryEncoder, XMemNetwork
 
     torch.manual_seed(0)
     network = XMemNetwork().eval().requires_grad_(False)

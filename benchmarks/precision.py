@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.bench.cases import Case, cases
-from limner.bench.sets import find_sets, open_picture, spread
+from limner.datasets.folders import find_sets, open_picture, spread
+from limner.datasets.objects import Case, cases
 from limner.models import PromptableModel
 from limner.prompts import simulate
 from limner.runtime import Network
@@ -113,8 +113,8 @@ def networks(name: str, folder: Path) -> dict[str, Network]:
         folder: of ``limner train export``.
     """
     from limner.checkpoints.load import fill, read_weights
-    from limner.layers.unet2d import PromptableUNet2d
-    from limner.layers.unet3d import PromptableUNet3d
+    from limner.networks.unet2d import PromptableUNet2d
+    from limner.networks.unet3d import PromptableUNet3d
 
     graph, path = folder / f"{name}.onnx", folder / f"{name}.safetensors"
     found = {"exact": runtime.compile(graph, precision="fp32")}

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.bench.sequences import Track, find_sequences, open_sequence, tracks
-from limner.bench.sets import spread
+from limner.adapters.shipped_tracker import EXACT, PARTS, Parts
+from limner.datasets.folders import spread
+from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
 from limner.io.image import Image
 from limner.models import PromptableModel
-from limner.models._shipped_follow import EXACT, PARTS, Parts
 from limner.models.limner_seq import CARD, LimnerSeq
 from limner.prompts import MaskPrompt
 

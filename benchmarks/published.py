@@ -108,8 +108,8 @@ def boxes(shape: Sequence[int], count: int) -> list[Any]:
 def measure(model: str, way: str, weights: Path, task: Path, runs: int) -> None:
     """Write what one way takes and answers beside the task; see `ask`."""
     import limner
-    from limner.models._family import Question, View
-    from limner.models._intensity import robust_limits
+    from limner.adapters.intensity import robust_limits
+    from limner.adapters.protocols import Question, View
     from limner.runtime import _openvino
 
     given = json.loads(task.read_text())
@@ -190,8 +190,8 @@ def weights_of(system: System, parity: Path, folder: Path) -> Path:
 
 def tasks(data: Path, count: int, objects: int) -> list[dict[str, Any]]:
     """Test pictures, one each of as many sets, with boxes around objects."""
-    from limner.bench.cases import cases
-    from limner.bench.sets import find_sets, open_picture, spread
+    from limner.datasets.folders import find_sets, open_picture, spread
+    from limner.datasets.objects import cases
 
     found = []
     for data_set in spread(find_sets(data, "test", ["2d/*"]), count):

@@ -134,7 +134,7 @@ def time_clicks(ways: dict[str, tuple[str, Path | None]], count: int) -> None:
 def time_passes(folder: Path, runs: int) -> None:
     """Print the table of single passes of the network, which take turns."""
     from limner.checkpoints.load import fill, read_weights
-    from limner.layers.unet2d import PromptableUNet2d
+    from limner.networks.unet2d import PromptableUNet2d
 
     path = folder / f"{NETWORK}.safetensors"
     weights, facts = read_weights(path)

@@ -86,8 +86,8 @@ def measure(way: str, weights: Path, out: Path) -> None:
 
 def parts(model: Any) -> dict[str, float]:
     """Seconds of SegVol's networks one by one."""
-    from limner.models import _segvol_prompts as prompts
     from limner.models import segvol
+    from limner.models.segvol import prompts
 
     window = np.random.default_rng(1).random(segvol.SIZE, dtype=np.float32)
     features = model._encode(window)

@@ -201,7 +201,7 @@ def test_a_header_that_claims_the_world(tmp_path: Path, name: str) -> None:
 
 
 def test_more_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limner.io._limits.physical_memory", lambda: 100)
+    monkeypatch.setattr("limner.io.limits.physical_memory", lambda: 100)
     for suffix in (".nii", ".nii.gz", ".nrrd", ".mha"):
         path = tmp_path / f"a{suffix}"
         write_image(path, limner.Image(np.ones((5, 6, 7)), limner.Geometry((5, 6, 7))))
@@ -224,7 +224,7 @@ def test_no_memory_left_is_an_error_of_ours(
     for target in (
         "limner.io._block.inflate",
         "limner.io.raster.check_chunks",
-        "limner.io._tiff_stack.Stack._raw",
+        "limner.io.tiff.stack.Stack._raw",
     ):
         monkeypatch.setattr(target, nothing_left)
     for image in images:

@@ -10,11 +10,11 @@ import pytest
 
 import limner
 from bench_makers import SIDE, make_root, make_set, picture, write_png
-from limner.bench.cases import cases, read_objects
 from limner.bench.config import DISTURBANCES, BenchConfig, config_from_json, parse_weights
 from limner.bench.disturb import click_beside, disturb_image, disturb_prompt
 from limner.bench.run import seed_of
-from limner.bench.sets import DataSet, find_sets, open_picture, spread
+from limner.datasets.folders import DataSet, find_sets, open_picture, spread
+from limner.datasets.objects import cases, read_objects
 from limner.errors import FormatError, GeometryError
 from limner.prompts import Box, Click, Lasso
 

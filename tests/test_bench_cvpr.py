@@ -15,10 +15,10 @@ import pytest
 
 from limner import metrics
 from limner.bench import challenge
-from limner.bench._plain import Refused, read_plain
 from limner.bench.challenge import CaseScores, Talk, answer, answer_all, interact
-from limner.bench.challenge_files import read_case, write_answer
+from limner.checkpoints.plain_pickle import Refused, read_plain
 from limner.cli.__main__ import run as command
+from limner.datasets.cvpr_npz import read_case, write_answer
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.models.toy import Toy

@@ -19,8 +19,8 @@ from limner.bench.references import References
 from limner.bench.report import build, flat, markdown
 from limner.bench.rows import Row, read_left_out, read_rows
 from limner.bench.run import Outcome, run
-from limner.bench.sets import DataSet, by_label, find_sets
 from limner.cli.__main__ import run as command
+from limner.datasets.folders import DataSet, by_label, find_sets
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.models.universeg import CARD

@@ -20,8 +20,8 @@ from limner.bench.config import BenchConfig, config_from_json
 from limner.bench.propagation import Pair, check_follows, follow
 from limner.bench.rows import Row, decode_answer, read_left_out, read_rows
 from limner.bench.run import run
-from limner.bench.sequences import Track, find_sequences, open_sequence, tracks
 from limner.cli.__main__ import run as command
+from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.prompts.types import Box, Click, from_json

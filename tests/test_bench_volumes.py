@@ -11,18 +11,18 @@ import pytest
 
 import limner
 from limner.bench import report as reports
-from limner.bench._encoded import CarryingEncodedOnce, EncodedOnce, encoded_once
-from limner.bench.cases import Objects, cases, read_objects
+from limner.bench._shared_embeddings import CarryingEncodedOnce, EncodedOnce, encoded_once
 from limner.bench.config import BenchConfig, config_from_json
 from limner.bench.conversation import score, way_of
 from limner.bench.protocol import Exchange, User, check_dimensions, check_speakable
 from limner.bench.rows import Row, decode_answer, encode_answer, read_left_out, read_rows
 from limner.bench.run import run
 from limner.bench.scores import area, gated
-from limner.bench.sets import dimensions_of, find_sets, open_picture
 from limner.bench.slices import BySlices, Cropped, placed_by, planar
 from limner.bench.volume_tables import clicked, dsc_auc, nsd_auc
 from limner.cli.__main__ import run as command
+from limner.datasets.folders import dimensions_of, find_sets, open_picture
+from limner.datasets.objects import Objects, cases, read_objects
 from limner.errors import FormatError, PromptError
 from limner.geometry import Geometry
 from limner.io.labels import Labels

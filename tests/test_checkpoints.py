@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from limner import models
-from limner.checkpoints import _kinds
+from limner.checkpoints import _recognise
 from limner.checkpoints._pickle import Opaque, read_pickle
 from limner.checkpoints.load import fill, read_checkpoint
 from limner.errors import CheckpointError
@@ -545,4 +545,4 @@ def test_a_file_of_another_family_is_recognised(
 
 def test_the_models_that_are_recommended_exist() -> None:
     names = {card.name for card in models.cards()}
-    assert {kind.model for kind in _kinds._KINDS if kind.model} <= names
+    assert {kind.model for kind in _recognise._KINDS if kind.model} <= names

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from limner import phantoms
+from limner.adapters.markers import gather_seeds, obey
 from limner.models import View, create_model
-from limner.models._colour import ColourBins, features_of, noise_level
-from limner.models._mincut import contrast_links, minimum_cut, shifted_pair
-from limner.models._seeds import gather_seeds, obey
 from limner.models.classical import MOST_PIXELS, SOLVERS
+from limner.models.classical.colour import ColourBins, features_of, noise_level
+from limner.models.classical.graph_cut import contrast_links, minimum_cut, shifted_pair
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
 METHODS = [v.card.name for v in SOLVERS.values()]

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image as Picture
 
 import limner
-from limner.cli import _bar
+from limner.adapters.protocols import Segmentation
+from limner.cli import _progress
 from limner.cli.__main__ import run
 from limner.errors import GeometryError, SessionError
 from limner.io import write_image
-from limner.models._family import Segmentation
 from limner.models.toy import Toy
 from video_makers import damage, moving_square, write_video
 
@@ -138,8 +138,8 @@ def test_progress_is_lines_where_there_is_no_terminal(
     said = ["propagate", str(clip), "--frame", "4", "--box", BOX, "-o", str(tmp_path / "a.tif")]
     assert run([*said, "--model", "toy"]) == 0
     assert "propagating" not in told(capsys), "quick work says nothing"
-    monkeypatch.setattr(_bar, "FIRST_LINE_S", 0.0)
-    monkeypatch.setattr(_bar, "LINE_S", 0.0)
+    monkeypatch.setattr(_progress, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(_progress, "LINE_S", 0.0)
     assert run([*said[:-1], str(tmp_path / "b.tif"), "--model", "toy"]) == 0
     lines = [line for line in told(capsys).splitlines() if line.startswith("propagating: ")]
     assert len(lines) == COUNT - 1
@@ -150,11 +150,11 @@ def test_progress_is_lines_where_there_is_no_terminal(
 def test_what_takes_a_while_is_said_on_a_terminal_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with _bar.waiting("reading"):
+    with _progress.waiting("reading"):
         pass
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # what makes rich take it for a terminal
-    with _bar.waiting("reading"):
+    with _progress.waiting("reading"):
         pass
     assert "reading" in capsys.readouterr().err
 

@@ -16,13 +16,13 @@ from scipy import ndimage
 
 import limner
 from limner import phantoms, rle
+from limner.adapters.protocols import ModelCard, Question, Segmentation, View
 from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
 from limner.models import create_model
-from limner.models._family import ModelCard, Question, Segmentation, View
-from limner.sessions._proposal import Candidate, distinct, mask_iou, runs_of
-from limner.sessions._region import Region, true_bounds
+from limner.sessions.answers.sparse_logits import Region, true_bounds
 from limner.sessions.everything import Settings, everything, label_map
+from limner.sessions.proposal import Candidate, distinct, mask_iou, runs_of
 
 CARD = ModelCard("blobs", "", (2,), frozenset({"click"}), "", "", False, {2: 64})
 

@@ -15,10 +15,10 @@ from limner import runtime
 from limner.checkpoints.load import read_weights
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.layers.unet2d import PromptableUNet2d
-from limner.layers.unet3d import PromptableUNet3d
+from limner.export.built_in import export, export_onnx
+from limner.networks.unet2d import PromptableUNet2d
+from limner.networks.unet3d import PromptableUNet3d
 from limner.train import checkpoint
-from limner.train.export import export, export_onnx
 
 SHIPPED = {"widths": (32, 64, 128, 192, 256), "depths": (1, 2, 2, 2, 2)}
 CONFIG = {"name": "small", "widths": [8, 16, 24], "depths": [1, 2, 1]}

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image as Picture
 
 import limner
-from limner.cli._film import LARGEST, Story, frame_rate, write_story
 from limner.errors import FormatError
-from limner.io._film import MOST_GIF_FRAMES, write_film
 from limner.io.labels import Labels
+from limner.io.video.encode import MOST_GIF_FRAMES, write_film
+from limner.render.film import LARGEST, Story, frame_rate, write_story
 
 
 def pictures(count: int, size: tuple[int, int] = (61, 83)) -> Iterator[np.ndarray]:

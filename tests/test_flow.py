@@ -13,7 +13,7 @@ from scipy import ndimage
 from limner import metrics
 from limner.errors import PromptError
 from limner.models import Before, FollowingModel, View, create_model
-from limner.models._flow import DRAWN, MOST_GIVEN, lucas_kanade
+from limner.models.classical.optical_flow import DRAWN, MOST_GIVEN, lucas_kanade
 from limner.prompts import Box, Lasso, MaskPrompt, Scribble
 
 SIDE = 96

@@ -15,9 +15,9 @@ from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.models import Before, ModelCard, Segmentation, View
 from limner.prompts.types import MaskPrompt, Prompt
-from limner.sessions._carry import Leg
-from limner.sessions._follow import Going, followed
-from limner.sessions._scene import Scene
+from limner.sessions.answers.image_view import Scene
+from limner.sessions.propagation.object_tracker import Going, followed
+from limner.sessions.propagation.schedule import Leg
 
 CARD = ModelCard(
     name="test/grey",

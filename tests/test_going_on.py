@@ -17,10 +17,10 @@ import pytest
 import limner
 from limner.errors import SessionError
 from limner.prompts import MaskPrompt
-from limner.sessions import _snapshots as snapshots
-from limner.sessions._base import BaseSession
-from limner.sessions._events import Committed, Propagated, Requested, event_from_json
-from limner.sessions._journal import read_journal
+from limner.sessions.base import BaseSession
+from limner.sessions.history.events import Committed, Propagated, Requested, event_from_json
+from limner.sessions.history.journal import read_journal
+from limner.sessions.propagation import snapshots
 from sequence_makers import Colours, Follower, Walker, moving
 
 KINDS = {"walk": Walker, "follow": Follower, "recall": Colours}

@@ -15,16 +15,16 @@ from PIL import Image as Picture
 
 import limner
 import parity
+from limner.adapters.sam import MASK_LOGIT, Frame
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, MissingDependency, PromptError
 from limner.models import Question, Segmentation, View, create_model, imis
-from limner.models import _imis_labels as labels
-from limner.models._sam import MASK_LOGIT, Frame
+from limner.models.imis import vocabulary as labels
 from limner.prompts import Box, Click, MaskPrompt, Prompt, Scribble, TextPrompt
 
 torch = pytest.importorskip("torch")
 
-from limner.models import _imis_network as net  # noqa: E402
+from limner.models.imis import network as net  # noqa: E402
 
 FIRST_ROUND = ("click", "click_moved", "box", "two_boxes", "text", "text_click", "box_text")
 # Three times what the authors' code differs from itself on one and two threads, per standard

@@ -16,7 +16,7 @@ import limner
 from limner import Geometry, Image
 from limner.errors import FormatError, GeometryError
 from limner.io import Labels, holds_labels, manifest_path, write_image, writer
-from limner.io._choice import IMAGE_READERS, LABEL_READERS, load_format
+from limner.io.formats import IMAGE_READERS, LABEL_READERS, load_format
 
 # suffix: does it hold a volume, the affine, names, overlapping objects, images
 FORMATS = {

@@ -20,8 +20,8 @@ import limner
 from limner import Geometry, Image
 from limner.errors import FormatError
 from limner.io import Labels, write_image
-from limner.io._nrrd_header import parse_lines, read_header
-from limner.io._nrrd_words import TYPES
+from limner.io.nrrd.field_values import TYPES
+from limner.io.nrrd.header import parse_lines, read_header
 
 SAME_FOLDER = [HealthCheck.function_scoped_fixture]
 PACK: dict[str, Callable[[np.ndarray], bytes]] = {

@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 from limner.errors import FormatError, GeometryError, SeriesChoice
 from limner.geometry import Geometry
 from limner.io import coco, raster, tiff
-from limner.io._coco_masks import polygon_to_mask
+from limner.io.coco.masks import polygon_to_mask
 from limner.io.image import Image
 from limner.io.labels import Labels
 

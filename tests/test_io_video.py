@@ -14,8 +14,9 @@ from PIL import Image as Picture
 
 from limner.errors import FormatError, GeometryError, MissingDependency
 from limner.geometry import Geometry
-from limner.io import _clip, video
+from limner.io import video
 from limner.io.image import Image
+from limner.io.video import clip as _clip
 
 av = pytest.importorskip("av", reason="video files need the extra 'video'")
 

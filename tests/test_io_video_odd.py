@@ -11,7 +11,8 @@ from PIL import Image as Picture
 
 import limner
 from limner.errors import FormatError
-from limner.io import _clip, video
+from limner.io import video
+from limner.io.video import clip
 from video_makers import SIZE, damage, moving_square, write_sound, write_video
 
 av = pytest.importorskip("av", reason="video files need the extra 'video'")
@@ -94,13 +95,13 @@ def test_going_back_decodes_a_group_of_frames_once(
 
 def _count_openings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     opened: list[Path] = []
-    original = _clip.open_container
+    original = clip.open_container
 
     def counting(path: Path) -> object:
         opened.append(path)
         return original(path)
 
-    monkeypatch.setattr(_clip, "open_container", counting)
+    monkeypatch.setattr(clip, "open_container", counting)
     return opened
 
 

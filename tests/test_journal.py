@@ -22,10 +22,10 @@ import limner
 from limner import phantoms
 from limner.errors import SessionError
 from limner.models import Variant
-from limner.sessions._base import BaseSession
-from limner.sessions._events import event_from_json
-from limner.sessions._journal import Journal, read_journal
-from limner.sessions._log import Log
+from limner.sessions.base import BaseSession
+from limner.sessions.history.events import event_from_json
+from limner.sessions.history.journal import Journal, read_journal
+from limner.sessions.history.log import Log
 
 # A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
 # Seeded: the parent knows what it will say.

@@ -13,7 +13,7 @@ import pytest
 import limner
 from limner import models
 from limner.models import create_model
-from limner.sessions._manifest import Options
+from limner.sessions.history.manifest import Options
 
 ENCODING = ("medsam/vit_b", "medsam/vit_b_points", "medsam/lite", "sam_med2d/vit_b", "imis/vit_b")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limner.layers.fusion2d import LOGIT_SCALE, NEGATIVE, NUM_CHANNELS, POSITIVE, PREVIOUS, REGION
-from limner.layers.unet2d import PromptableUNet2d, fuse
+from limner.networks.fusion2d import LOGIT_SCALE, NEGATIVE, NUM_CHANNELS, POSITIVE, PREVIOUS, REGION
+from limner.networks.unet2d import PromptableUNet2d, fuse
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from limner import runtime
-from limner.layers import folded
-from limner.layers.folded import FoldedDecode
-from limner.layers.mask_decoder import MaskDecoder, SamDecode
-from limner.layers.prompt_encoder import PromptEncoder
-from limner.models._imis_network import DIM, FoldedImisDecode, ImisDecode, ImisMaskDecoder
+from limner.models.imis.network import DIM, FoldedImisDecode, ImisDecode, ImisMaskDecoder
+from limner.networks.blocks import folded
+from limner.networks.blocks.folded import FoldedDecode
+from limner.networks.blocks.mask_decoder import MaskDecoder, SamDecode
+from limner.networks.blocks.prompt_encoder import PromptEncoder
 
 GRID = 8
 

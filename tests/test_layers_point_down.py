@@ -11,13 +11,16 @@ PACKAGE = Path(limner.__file__).parent
 
 # Lowest first. Neighbours on one level do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors"},
-    {"geometry", "rle"},
+    {"errors", "_version"},
+    {"geometry", "rle", "atomic"},
     {"prompts"},
-    {"layers", "checkpoints", "io", "metrics", "runtime"},
-    {"models", "phantoms"},
+    {"networks", "checkpoints", "io", "metrics", "runtime"},
+    {"adapters", "phantoms"},
+    {"datasets", "models"},
     {"sessions"},
+    {"pipeline", "render"},
     {"engine", "train", "bench"},
+    {"export"},
     {"serve"},
     {"cli"},
     {"__main__"},

@@ -16,11 +16,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from limner.layers.mask_decoder import MaskDecoder, Sam, SamDecode  # noqa: E402
-from limner.layers.norm import LayerNorm2d  # noqa: E402
-from limner.layers.prompt_encoder import PromptEncoder, RandomPositions  # noqa: E402
-from limner.layers.two_way_transformer import TwoWayTransformer  # noqa: E402
-from limner.layers.vit import Block, GridAttention, ImageEncoder, join, split  # noqa: E402
+from limner.networks.blocks.mask_decoder import MaskDecoder, Sam, SamDecode  # noqa: E402
+from limner.networks.blocks.norm import LayerNorm2d  # noqa: E402
+from limner.networks.blocks.prompt_encoder import PromptEncoder, RandomPositions  # noqa: E402
+from limner.networks.blocks.two_way_transformer import TwoWayTransformer  # noqa: E402
+from limner.networks.blocks.vit import Block, GridAttention, ImageEncoder, join, split  # noqa: E402
 from limner.runtime import compile_module  # noqa: E402
 
 DIM, GRID, SIZE = 32, 4, 64

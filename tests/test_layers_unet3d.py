@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from limner.layers import unet2d
-from limner.layers.unet3d import Across, InPlane, PromptableUNet3d, fuse, inflate
+from limner.networks import unet2d
+from limner.networks.unet3d import Across, InPlane, PromptableUNet3d, fuse, inflate
 
 SIZES = {"widths": (8, 16, 24), "depths": (1, 2, 1)}
 

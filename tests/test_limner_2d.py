@@ -11,14 +11,14 @@ import pytest
 
 import limner
 from limner import models, phantoms
+from limner.adapters.early_fusion import FusedModel
 from limner.errors import CheckpointError, PromptError
-from limner.layers import fusion2d as fusion
 from limner.metrics import dice
 from limner.models import View, create_model, limner_2d
-from limner.models._fused import FusedModel
+from limner.networks import fusion2d as fusion
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.prompts.simulate import rounds
-from limner.sessions._base import BaseSession
+from limner.sessions.base import BaseSession
 
 WEIGHTS = Path(limner_2d.__file__).parents[1] / "weights"
 
@@ -72,7 +72,7 @@ def test_a_view_of_full_size_is_shown_pixel_by_pixel() -> None:
 
 def test_training_paints_the_same_disk() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.strokes import disks
+    from limner.train.simulate.strokes import disks
 
     at = torch.tensor([[10, 20]])
     seen, _ = shown(view((256, 256)), [Click((10, 20))])
@@ -82,7 +82,7 @@ def test_training_paints_the_same_disk() -> None:
 
 def test_a_first_box_comes_with_the_guess_that_training_shows() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.strokes import ellipse
+    from limner.train.simulate.strokes import ellipse
 
     rough = np.tanh(fusion.MASK_LOGIT / fusion.LOGIT_SCALE)
     seen, _ = shown(view((256, 256)), [Box((20, 30), (90, 201))])
@@ -96,7 +96,7 @@ def test_a_first_box_comes_with_the_guess_that_training_shows() -> None:
 
 def test_the_network_sees_what_training_fuses() -> None:
     torch = pytest.importorskip("torch")
-    from limner.layers.unet2d import fuse
+    from limner.networks.unet2d import fuse
 
     picture = view((256, 256), 3)
     before = np.random.default_rng(1).normal(0, 4, (256, 256)).astype(np.float32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from limner.layers import fusion2d as fusion
+from limner.adapters.early_fusion import FusedModel
 from limner.models import View, limner_3d
-from limner.models._fused import FusedModel
+from limner.networks import fusion2d as fusion
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
 ROUGH = np.float32(np.tanh(fusion.MASK_LOGIT / fusion.LOGIT_SCALE))
@@ -59,7 +59,7 @@ def test_a_view_of_full_size_is_shown_voxel_by_voxel() -> None:
 
 def test_training_paints_the_same_ball_and_the_same_guess() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.strokes3d import balls, corners, ellipsoid
+    from limner.train.simulate.strokes3d import balls, corners, ellipsoid
 
     size = torch.Size((32, 96, 96))
     seen, _ = shown(view((32, 96, 96)), [Click((10, 20, 30))])

@@ -11,10 +11,10 @@ import pytest
 
 import limner
 from limner import models, phantoms
+from limner.adapters.shipped_tracker import PARTS
 from limner.errors import CheckpointError
 from limner.metrics import dice
 from limner.models import FollowingModel, create_model, limner_seq
-from limner.models._shipped_follow import PARTS
 from limner.prompts import Box, Click, MaskPrompt
 
 WEIGHTS = Path(limner_seq.__file__).parents[1] / "weights"

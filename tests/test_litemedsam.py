@@ -11,11 +11,12 @@ from PIL import Image as Picture
 
 import limner
 import parity
+from limner.adapters.resize_area import resize_area
+from limner.adapters.sam import Frame, decode
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.models import Segmentation, View, create_model
-from limner.models._area import resize_area
-from limner.models._litemedsam import (
+from limner.models.medsam.lite import (
     CARD,
     SIZE,
     Embedding,
@@ -24,7 +25,6 @@ from limner.models._litemedsam import (
     corners,
     network_input,
 )
-from limner.models._sam import Frame, decode
 from limner.prompts import Box, Click
 
 # A run of the published code in another process differs by 5.9e-5 where layers have std 12, and by
@@ -142,7 +142,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_published_stages(system: parity.System, case: parity.Case, picture: np.ndarray) -> None:
     import torch
 
-    from limner.models._litemedsam import _Weights
+    from limner.models.medsam.lite import _Weights
 
     pixels = network_input(view(picture), Frame.longest(picture.shape[:2], SIZE))
     parity.check(pixels, case, "input", 1e-7)
@@ -358,7 +358,7 @@ def test_odd_shapes(hollow: LiteMedSam, shape: tuple[int, int]) -> None:
 
 
 def test_without_weights_it_says_where_they_are() -> None:
-    from limner.models._litemedsam import LITE
+    from limner.models.medsam.lite import LITE
 
     with pytest.raises(CheckpointError, match="LiteMedSAM; after downloading"):
         LITE.build()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from limner import Click
 from limner.errors import LimnerError, SessionError
-from limner.sessions._events import (
+from limner.sessions.history.events import (
     Added,
     Cleared,
     Committed,
@@ -23,7 +23,7 @@ from limner.sessions._events import (
     event_from_json,
     event_to_json,
 )
-from limner.sessions._log import Log
+from limner.sessions.history.log import Log
 
 OBJECTS = st.sampled_from([1, 2, 5])
 FRAMES = st.sampled_from([None, 0, 3])

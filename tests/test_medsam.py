@@ -14,9 +14,10 @@ from PIL import Image as Picture
 
 import limner
 import parity
+from limner.adapters import sam
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
-from limner.models import Question, View, _sam, create_model, medsam
+from limner.models import Question, View, create_model, medsam
 from limner.prompts import Box, Click, MaskPrompt
 
 torch = pytest.importorskip("torch")
@@ -109,7 +110,7 @@ def answered(model: medsam.MedSam, case: parity.Case, stages: Stages) -> Answere
             session.add(box_of(corners), object_id=number)
             predictions.append(session.predict(object_id=number))
     values = {**stages.values, "input": stages.inputs[-1]}
-    frame = _sam.Frame.squashed(picture.shape[:2], medsam.SIZE)
+    frame = sam.Frame.squashed(picture.shape[:2], medsam.SIZE)
     embedding = medsam.Embedding(values["embedding"], frame)
     questions = [Question([box_of(corners)]) for corners in case["boxes"]]
     logits = [answer.logits for answer in model.segment_batch(embedding, questions)]
@@ -133,9 +134,9 @@ def test_embedding(answered: Answered, case: parity.Case) -> None:
 
 
 def test_boxes_as_the_network_takes_them(case: parity.Case) -> None:
-    frame = _sam.Frame.squashed(case["image.hw"].tolist(), medsam.SIZE)
+    frame = sam.Frame.squashed(case["image.hw"].tolist(), medsam.SIZE)
     for corners, expected in zip(case["boxes"], case["boxes_1024"], strict=True):
-        asked = _sam.ask(medsam.CARD, [box_of(corners)], frame)
+        asked = sam.ask(medsam.CARD, [box_of(corners)], frame)
         assert asked.labels.tolist() == [2.0, 3.0]
         assert np.abs(asked.coords.ravel() - expected).max() < 1e-4
 
@@ -153,16 +154,16 @@ def test_prompts_as_tokens_and_maps(weights: Path, case: parity.Case) -> None:
 
 def test_low_resolution_logits(model: medsam.MedSam, answered: Answered, case: parity.Case) -> None:
     asked = [
-        _sam.ask(medsam.CARD, [box_of(corners)], answered.embedding.frame)
+        sam.ask(medsam.CARD, [box_of(corners)], answered.embedding.frame)
         for corners in case["boxes"]
     ]
-    decoded = _sam.decode(model._decoder, answered.embedding.features, asked)
+    decoded = sam.decode(model._decoder, answered.embedding.features, asked)
     parity.check(np.stack([d[0][:1] for d in decoded]), case, "low_res_logits", LOGITS)
     assert np.abs(np.stack([d[1][:1] for d in decoded]) - case["iou"]).max() < 4e-6
 
 
 def test_probabilities_and_masks(answered: Answered, case: parity.Case) -> None:
-    probability = _sam.sigmoid(np.stack(answered.logits))[:, None]
+    probability = sam.sigmoid(np.stack(answered.logits))[:, None]
     parity.check(probability, case, "probability", LOGITS)
     for index, (logits, mask) in enumerate(zip(answered.logits, answered.masks, strict=True)):
         parity.check_mask(logits, case, "mask", MARGIN, index)
@@ -174,11 +175,11 @@ def test_twenty_boxes_together_are_as_each_alone(model: medsam.MedSam, answered:
     rng = np.random.default_rng(4)
     low = rng.integers(0, 200, (20, 2))
     boxes = [Box(a, b) for a, b in zip(low, low + rng.integers(20, 170, (20, 2)), strict=True)]
-    asked = [_sam.ask(medsam.CARD, [box], answered.embedding.frame) for box in boxes]
+    asked = [sam.ask(medsam.CARD, [box], answered.embedding.frame) for box in boxes]
     features = answered.embedding.features
-    together = _sam.decode(model._decoder, features, asked)
+    together = sam.decode(model._decoder, features, asked)
     for question, (logits, quality) in zip(asked[::3], together[::3], strict=True):
-        ((alone, judged),) = _sam.decode(model._decoder, features, [question])
+        ((alone, judged),) = sam.decode(model._decoder, features, [question])
         assert np.abs(alone - logits).max() < 1e-5 * alone.std()
         assert np.abs(judged - quality).max() < 1e-5
 
@@ -278,12 +279,12 @@ def test_all_masks_of_clicks(
     """Questions with different numbers of points, asked together."""
     names = ("one_click", "three_clicks", "moved_click")
     asked = [
-        _sam.ask(medsam.POINTS_CARD, question_of(points_case, n, None).prompts, seen.frame)
+        sam.ask(medsam.POINTS_CARD, question_of(points_case, n, None).prompts, seen.frame)
         for n in names
     ]
     assert [q.labels.tolist() for q in asked] == [[1, -1], [1, 1, 0, -1], [1, -1]]
     for name, (logits, quality) in zip(
-        names, _sam.decode(predictor._decoder, seen.features, asked), strict=True
+        names, sam.decode(predictor._decoder, seen.features, asked), strict=True
     ):
         parity.check(logits[1:], points_case, f"{name}.low_res_logits", LOGITS)
         assert np.abs(quality[1:] - points_case[f"{name}.iou"]).max() < 5e-6
@@ -508,38 +509,38 @@ def test_bilinear_is_torchs(shape: tuple[int, int]) -> None:
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(planes)[None], shape, mode="bilinear", align_corners=False
     )[0].numpy()
-    assert np.allclose(_sam.bilinear(planes, shape), expected, atol=1e-6)
+    assert np.allclose(sam.bilinear(planes, shape), expected, atol=1e-6)
 
 
 def test_log_odds_keep_the_sign_and_are_finite() -> None:
     half = np.float32(0.5)
     p = np.array([0, np.nextafter(half, 0), half, np.nextafter(half, 1), 1], np.float32)
-    logits = _sam.log_odds(p)
+    logits = sam.log_odds(p)
     assert (logits > 0).tolist() == [False, False, False, True, True]
     assert np.isfinite(logits).all()
-    assert np.allclose(_sam.sigmoid(np.array([-200.0, 0.0, 200.0], np.float32)), [0, 0.5, 1])
+    assert np.allclose(sam.sigmoid(np.array([-200.0, 0.0, 200.0], np.float32)), [0, 0.5, 1])
 
 
 def test_eight_bits_are_those_of_the_file_unless_windowed() -> None:
     stored = np.array([[10, 20], [30, 250]], np.uint8)
-    grey = _sam.eight_bit(View(stored, (1, 1), (0.0, 100.0)))
+    grey = sam.eight_bit(View(stored, (1, 1), (0.0, 100.0)))
     assert (grey == stored[..., None]).all()
     assert grey.shape == (2, 2, 3)
-    windowed = _sam.eight_bit(View(stored, (1, 1), (10.0, 30.0), windowed=True))
+    windowed = sam.eight_bit(View(stored, (1, 1), (10.0, 30.0), windowed=True))
     assert windowed[..., 0].tolist() == [[0, 128], [255, 255]]
-    ct = _sam.eight_bit(View(stored.astype(np.int16) - 20, (1, 1), (-10.0, 10.0)))
+    ct = sam.eight_bit(View(stored.astype(np.int16) - 20, (1, 1), (-10.0, 10.0)))
     assert ct[..., 2].tolist() == [[0, 128], [255, 255]]
     opaque = np.dstack([np.full((2, 2, 3), 7, np.uint8), stored])
-    assert (_sam.eight_bit(View(opaque, (1, 1), (0.0, 255.0))) == 7).all()
-    two = _sam.eight_bit(View(np.dstack([stored, stored]), (1, 1), (0.0, 255.0)))
+    assert (sam.eight_bit(View(opaque, (1, 1), (0.0, 255.0))) == 7).all()
+    two = sam.eight_bit(View(np.dstack([stored, stored]), (1, 1), (0.0, 255.0)))
     assert (two == stored[..., None]).all()
 
 
 def test_frames_map_there_and_back() -> None:
-    frame = _sam.Frame.longest((420, 300), 1024)
+    frame = sam.Frame.longest((420, 300), 1024)
     assert frame.inside == (1024, 731)
     assert frame.to_xy((210.0, 150.0)) == pytest.approx((365.5, 512.0))
-    assert _sam.Frame.longest((1, 3000), 1024).inside == (1, 1024)
+    assert sam.Frame.longest((1, 3000), 1024).inside == (1, 1024)
     smooth = np.add.outer(np.linspace(-5, 5, 420), np.linspace(-5, 5, 300)).astype(np.float32)
     low = frame.to_low_res(smooth, 256, outside=-10.0)
     assert (low[:, 184:] == -10).all()
@@ -548,14 +549,14 @@ def test_frames_map_there_and_back() -> None:
 
 
 def test_boxes_over_the_edge_are_cut() -> None:
-    frame = _sam.Frame.squashed((100, 50), 1024)
-    asked = _sam.ask(medsam.CARD, [Box((-20, 10), (50, 70))], frame)
+    frame = sam.Frame.squashed((100, 50), 1024)
+    asked = sam.ask(medsam.CARD, [Box((-20, 10), (50, 70))], frame)
     assert np.allclose(asked.coords, [[204.8, 0.0], [1024.0, 512.0]])
 
 
 def test_a_drawn_mask_counts_until_it_is_answered() -> None:
     mask, click = MaskPrompt(np.ones((2, 2), bool)), Click((0, 0))
-    assert _sam.rough_mask([mask, click], answered=False) is mask
-    assert _sam.rough_mask([mask, click], answered=True) is None
-    assert _sam.rough_mask([click, mask], answered=True) is mask
-    assert _sam.rough_mask([click], answered=False) is None
+    assert sam.rough_mask([mask, click], answered=False) is mask
+    assert sam.rough_mask([mask, click], answered=True) is None
+    assert sam.rough_mask([click, mask], answered=True) is mask
+    assert sam.rough_mask([click], answered=False) is None

@@ -15,21 +15,14 @@ import pytest
 import limner
 import parity
 from limner.errors import CheckpointError, PromptError
-from limner.models import (
-    FollowingModel,
-    Question,
-    Segmentation,
-    View,
-    _medsam2_memory,
-    create_model,
-    medsam2,
-)
+from limner.models import FollowingModel, Question, Segmentation, View, create_model, medsam2
+from limner.models.medsam2 import memory as _medsam2_memory
 from limner.prompts import Box, Click, MaskPrompt, Scribble
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from limner.models import _medsam2_network as net  # noqa: E402
+from limner.models.medsam2 import network as net  # noqa: E402
 from limner.runtime import _torch, compile_module  # noqa: E402
 
 # Three times what the authors' code differs from itself: 8e-6 where the deviation is 1 and more.

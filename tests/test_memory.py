@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import limner
 from limner.errors import SessionError
-from limner.layers import memory as reading
 from limner.models import (
     EncodedFrame,
     MemoryLimits,
@@ -24,9 +23,10 @@ from limner.models import (
     View,
     create_model,
 )
+from limner.networks.blocks import memory as reading
 from limner.prompts import Lasso, MaskPrompt
-from limner.sessions._memory import MemoryBank, _Elements, potentiated
-from limner.sessions._recall import Recall
+from limner.sessions.propagation.memory_bank import MemoryBank, _Elements, potentiated
+from limner.sessions.propagation.memory_propagator import Recall
 
 CELL = 4
 

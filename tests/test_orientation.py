@@ -10,14 +10,14 @@ import pytest
 
 import limner
 from limner import Box, Click, Geometry, Lasso, MaskPrompt, Scribble, phantoms
+from limner.adapters.axes import Axes, canonical, facing
+from limner.adapters.protocols import ModelCard, Segmentation, View
+from limner.adapters.resize import bin_edges
 from limner.errors import CheckpointError
 from limner.models import create_model
-from limner.models._axes import Axes, canonical, facing
-from limner.models._family import ModelCard, Segmentation, View
 from limner.prompts.convert import from_world
 from limner.prompts.types import Prompt
-from limner.sessions._region import Region
-from limner.sessions._resize import bin_edges
+from limner.sessions.answers.sparse_logits import Region
 
 CLASSICAL = ("classical/region", "classical/graphcut", "classical/randomwalk")
 NETWORKS = ("limner-3d",)

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image as Pillow
 
 from limner import phantoms
-from limner.cli._panel import NEGATIVE, PALETTE, POSITIVE, color_of
-from limner.cli.overlay import LARGEST, render_overlay, write_preview
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
+from limner.render.overlay import LARGEST, render_overlay, write_preview
+from limner.render.panel import NEGATIVE, PALETTE, POSITIVE, color_of
 
 
 def flat(shape: tuple[int, ...], *, spacing: tuple[float, ...] | None = None, **facts) -> Image:

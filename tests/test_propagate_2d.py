@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 import limner
 from limner import phantoms
+from limner.adapters.protocols import Question, Segmentation, View
 from limner.cli.__main__ import run
 from limner.errors import SessionError
 from limner.io import write_image
 from limner.models import create_model
-from limner.models._family import Question, Segmentation, View
 from limner.prompts.types import Prompt
-from limner.sessions._carry import box_between
-from limner.sessions._events import Propagated
+from limner.sessions.history.events import Propagated
+from limner.sessions.propagation.schedule import box_between
 
 
 def cone(slices: int = 12) -> tuple[limner.Image, np.ndarray]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import limner
-from limner.cli import _bar
+from limner.cli import _progress
 from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
-from limner.sessions._base import BaseSession
-from limner.sessions._doubt import certainties, overlap
-from limner.sessions._journal import read_journal
+from limner.sessions.base import BaseSession
+from limner.sessions.history.journal import read_journal
+from limner.sessions.propagation.review import certainties, overlap
 from sequence_makers import Colours, Follower, Walker, moving
 
 KINDS = {"walk": Walker, "follow": Follower, "recall": Colours}
@@ -263,8 +263,8 @@ def test_doubtful_frames_are_spread_out_and_name_the_object() -> None:
 def test_resume_goes_on_with_a_propagation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_bar, "FIRST_LINE_S", 0.0)
-    monkeypatch.setattr(_bar, "LINE_S", 0.0)
+    monkeypatch.setattr(_progress, "FIRST_LINE_S", 0.0)
+    monkeypatch.setattr(_progress, "LINE_S", 0.0)
     image, _ = moving(12, kind="volume")
     file, journal, out = (tmp_path / n for n in ("v.nii.gz", "case.limner", "out.nii.gz"))
     limner.io.write_image(file, image)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from limner.train import board
-from limner.train.board import Board
-from limner.train.records import Records
+from limner.train import tensorboard
+from limner.train.log import Records
+from limner.train.tensorboard import Board
 
 
 def _records(path: Path) -> list[bytes]:
@@ -22,8 +22,8 @@ def _records(path: Path) -> list[bytes]:
         event = content[at + 12 : at + 12 + size]
         if len(content) < at + 16 + size:
             break
-        assert content[at + 8 : at + 12] == board._checksum(content[at : at + 8])
-        assert content[at + 12 + size : at + 16 + size] == board._checksum(event)
+        assert content[at + 8 : at + 12] == tensorboard._checksum(content[at : at + 8])
+        assert content[at + 12 + size : at + 16 + size] == tensorboard._checksum(event)
         found.append(event)
         at += 16 + size
     return found
@@ -79,7 +79,7 @@ def _write(records: Records, *steps: int) -> None:
 
 def test_bytes_are_those_of_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As tensorboardX 2.6 and protobuf write the same event."""
-    monkeypatch.setattr(board.time, "time", lambda: 1.5)
+    monkeypatch.setattr(tensorboard.time, "time", lambda: 1.5)
     writer = Board(tmp_path, 299)
     writer.add(300, {"train/loss": 0.25})
     writer.close()
@@ -89,7 +89,7 @@ def test_bytes_are_those_of_other_writers(tmp_path: Path, monkeypatch: pytest.Mo
     assert start.hex() == "09000000000000f83f10ac023a020801"
     assert points.hex() == "09000000000000f83f10ac022a130a110a0a747261696e2f6c6f7373150000803e"
     # The check value of CRC-32C is e3069283; the frame rotates it and adds a constant.
-    assert board._checksum(b"123456789").hex() == "e5b08ac7"
+    assert tensorboard._checksum(b"123456789").hex() == "e5b08ac7"
 
 
 def test_each_step_is_told_once_after_a_kill(tmp_path: Path) -> None:

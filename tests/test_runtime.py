@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 import limner
 from limner import runtime
 from limner.errors import CheckpointError, MissingDependency
-from limner.layers.unet2d import PromptableUNet2d
+from limner.export.built_in import export_onnx
+from limner.networks.unet2d import PromptableUNet2d
 from limner.runtime import _cache, _openvino
-from limner.train.export import export_onnx
 
 PACKAGE = Path(limner.__file__).parent
 needs_bf16 = pytest.mark.skipif(not _openvino.has_bf16(), reason="needs bf16 instructions")

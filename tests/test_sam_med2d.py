@@ -14,16 +14,16 @@ from PIL import Image as Picture
 
 import limner
 import parity
+from limner.adapters.sam import Frame, ask, sigmoid, stack
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.models import Question, Segmentation, View, create_model, sam_med2d
-from limner.models._sam import Frame, ask, sigmoid, stack
 from limner.prompts import Box, Click, MaskPrompt, Prompt, TextPrompt
 
 torch = pytest.importorskip("torch")
 
-from limner.layers.mask_decoder import SamDecode  # noqa: E402
-from limner.models import _sam_med2d_network as net  # noqa: E402
+from limner.models.sam_med2d import network as net  # noqa: E402
+from limner.networks.blocks.mask_decoder import SamDecode  # noqa: E402
 
 CASES = ("point", "box", "points_prev", "single_output")
 # Three times what the authors' code differs from itself on one and two threads: 2e-5 on values with

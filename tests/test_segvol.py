@@ -18,17 +18,15 @@ import pytest
 
 import limner
 import parity
+from limner.adapters.axes import Axes
+from limner.adapters.sam import NOTHING, POSITIVE
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.geometry import Geometry
 from limner.models import Question, View, create_model, segvol
-from limner.models import _segvol_prompts as prompts
-from limner.models import _segvol_tokens as tokens
-from limner.models import _segvol_volume as volumes
-from limner.models import _segvol_words as words
-from limner.models import _segvol_zoom as zoom
-from limner.models._axes import Axes
-from limner.models._sam import NOTHING, POSITIVE
+from limner.models.segvol import prompts, tokens, zoom
+from limner.models.segvol import vocabulary as words
+from limner.models.segvol import volume as volumes
 from limner.prompts import Box, Click, Prompt, Scribble, TextPrompt
 
 # Three times what the authors' code differs from itself on one and two threads, per standard
@@ -600,7 +598,7 @@ def test_the_table_of_trained_names_is_clips() -> None:
 def test_the_text_tower_is_clips() -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from limner.layers.clip_text import ClipText
+    from limner.networks.blocks.clip_text import ClipText
 
     torch.manual_seed(0)
     config = transformers.CLIPTextConfig(
@@ -627,7 +625,7 @@ def test_the_text_tower_is_clips() -> None:
 
 def names_of_the_network() -> list[str]:
     torch = pytest.importorskip("torch")
-    from limner.models._segvol_network import SegVolNetwork
+    from limner.models.segvol.network import SegVolNetwork
 
     with torch.device("meta"):
         return list(SegVolNetwork().state_dict())
@@ -649,7 +647,7 @@ def test_every_published_container_is_read(
 ) -> None:
     torch = pytest.importorskip("torch")
     from limner.checkpoints.load import read_checkpoint
-    from limner.models._segvol_network import remap
+    from limner.models.segvol.network import remap
 
     names = names_of_the_network()
     text = "text_encoder.clip_text_model."
@@ -710,8 +708,8 @@ def stages(golden: Run) -> tuple[dict[str, np.ndarray], Any]:
     """Stages of the encoder on the volume of the case, and the decoder's module."""
     import torch
 
-    from limner.layers import vit3d
-    from limner.models import _segvol_network as net
+    from limner.models.segvol import network as net
+    from limner.networks.blocks import vit3d
 
     found: dict[str, np.ndarray] = {}
     blocks = decoder = None

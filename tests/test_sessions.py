@@ -10,13 +10,13 @@ import pytest
 
 import limner
 from limner import phantoms
+from limner.adapters.protocols import BatchModel, ModelCard, Question, Segmentation, View
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
-from limner.models._family import BatchModel, ModelCard, Question, Segmentation, View
 from limner.prompts.types import Prompt
-from limner.sessions._base import BaseSession
-from limner.sessions._cache import AnswerCache
-from limner.sessions._events import event_to_json
+from limner.sessions.answers.answer_cache import AnswerCache
+from limner.sessions.base import BaseSession
+from limner.sessions.history.events import event_to_json
 
 
 @dataclass(frozen=True)
@@ -893,7 +893,7 @@ def test_nothing_said_is_nothing_answered_and_frames_can_be_chosen() -> None:
 
 
 def test_a_batch_is_no_larger_than_memory_allows() -> None:
-    from limner.sessions._zoom import MOST_TOGETHER, together
+    from limner.sessions.answers.zoom import MOST_TOGETHER, together
 
     model = Recalling()
     assert together(model, (64, 64), zoom=False) == MOST_TOGETHER
@@ -922,7 +922,7 @@ def test_the_journal_says_how_masks_were_propagated() -> None:
 
 
 def test_a_journal_from_before_ways_of_propagating_is_read() -> None:
-    from limner.sessions._events import Propagated, event_from_json
+    from limner.sessions.history.events import Propagated, event_from_json
 
     assert event_from_json({"op": "propagate", "object_ids": [1]}) == Propagated((1,), "carry")
     event = Propagated((1, 2), "interpolate")

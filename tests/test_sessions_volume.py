@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 import limner
 from limner import Box, Click, Geometry, Lasso, MaskPrompt, Scribble, TextPrompt, phantoms
+from limner.adapters.protocols import ModelCard, Segmentation, View
+from limner.adapters.resize import bin_edges, shrink, shrink_all
 from limner.errors import FormatError, PromptError
 from limner.models import create_model
-from limner.models._family import ModelCard, Segmentation, View
 from limner.prompts.types import Prompt
-from limner.sessions._region import STEP, Region
-from limner.sessions._resize import bin_edges, shrink, shrink_all
-from limner.sessions._scene import Scene
-from limner.sessions._shown import PackedMask, changed_box
-from limner.sessions._window import MOST_UNEVEN, around, view_shape
+from limner.sessions.answers.changed_box import PackedMask, changed_box
+from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.sparse_logits import STEP, Region
+from limner.sessions.answers.window import MOST_UNEVEN, around, view_shape
 
 WINDOW = (16, 32, 32)
 

@@ -185,9 +185,9 @@ def test_random_click_reaches_every_pixel() -> None:
 
 
 def test_large_regions_are_looked_at_sparsely(monkeypatch: pytest.MonkeyPatch) -> None:
-    from limner.prompts import _regions
+    from limner.prompts import regions
 
-    monkeypatch.setattr(_regions, "MAX_VOXELS", 1000)
+    monkeypatch.setattr(regions, "MAX_VOXELS", 1000)
     rng = np.random.default_rng(0)
     ball = np.indices((40, 40, 40)) - 20.0
     target = (ball**2).sum(axis=0) <= 15**2

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from limner.cli.__main__ import run
+from limner.datasets import project
 from limner.errors import CheckpointError, FormatError
-from limner.train import checkpoint, pack, sources
+from limner.train import checkpoint
 from limner.train.config import TrainConfig, parse, read_config, write_config
+from limner.train.data import pack
 from limner.train.loop import learning_rate, read_log, train
 from train_makers import make_data, one_thread
 
@@ -47,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(out, project.planes(make_data(tmp_path_factory.mktemp("data"))))
     return out
 
 

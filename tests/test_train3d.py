@@ -10,8 +10,9 @@ import torch
 
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.train import checkpoint, pack, pack3d
+from limner.train import checkpoint
 from limner.train.config import TrainConfig, read_config, write_config
+from limner.train.data import pack, pack3d
 from limner.train.loop import read_log, train
 from train_makers import add_volumes, make_data, one_thread, volume_packs
 
@@ -62,8 +63,8 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 @pytest.mark.parametrize("name", sorted(p.name for p in RECIPES.glob("limner-3d*.yaml")))
 def test_recipes_are_readable_and_fit_the_network(name: str, tmp_path: Path) -> None:
-    from limner.layers.unet3d import PromptableUNet3d
-    from limner.train.work import shape_of
+    from limner.networks.unet3d import PromptableUNet3d
+    from limner.train.tasks.prompted import shape_of
 
     config = read_config(RECIPES / name)
     assert (config.name, config.dimensions) == ("limner-3d", 3)

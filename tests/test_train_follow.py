@@ -10,31 +10,32 @@ import numpy as np
 import pytest
 
 from limner import runtime
+from limner.adapters.shipped_tracker import Parts
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.layers import memory
 from limner.models import Before, FollowingModel, View, limner_seq
-from limner.models._shipped_follow import Parts
+from limner.networks.blocks import memory
 
 torch = pytest.importorskip("torch")
 
-from limner.layers.follow2d import (  # noqa: E402
+from limner.export.built_in import export  # noqa: E402
+from limner.networks.fusion2d import LOGIT_SCALE, MASK_LOGIT  # noqa: E402
+from limner.networks.tracker2d import (  # noqa: E402
     FollowNetwork,
     MemoryReader,
     places,
     read,
 )
-from limner.layers.follow_facts import KEY, PLACE_AXES, STRIDE, VALUE, VALUE_LEARNT  # noqa: E402
-from limner.layers.fusion2d import LOGIT_SCALE, MASK_LOGIT  # noqa: E402
-from limner.layers.unet2d import PromptableUNet2d, fuse  # noqa: E402
-from limner.train import checkpoint, motion, pack, pack3d  # noqa: E402
-from limner.train.chance import Chance  # noqa: E402
+from limner.networks.tracker_facts import KEY, PLACE_AXES, STRIDE, VALUE, VALUE_LEARNT  # noqa: E402
+from limner.networks.unet2d import PromptableUNet2d, fuse  # noqa: E402
+from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
-from limner.train.export import export  # noqa: E402
-from limner.train.follow import Walk, followed  # noqa: E402
+from limner.train.data import motion, pack, pack3d  # noqa: E402
+from limner.train.data.rng import Chance  # noqa: E402
+from limner.train.data.sequences import ClipMaker, Clips  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.losses import iou  # noqa: E402
-from limner.train.sequences import ClipMaker, Clips  # noqa: E402
+from limner.train.tasks.tracking import Walk, followed  # noqa: E402
 from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"

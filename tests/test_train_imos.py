@@ -15,21 +15,22 @@ import pytest
 import limner
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.layers import memory
 from limner.models import View, xmem
+from limner.networks.blocks import memory
 
 torch = pytest.importorskip("torch")
 
-from limner.models._xmem_network import XMemNetwork  # noqa: E402
-from limner.train import checkpoint, pack, pack3d  # noqa: E402
-from limner.train.adapters import Adapters, Adapting, read_base  # noqa: E402
-from limner.train.chance import Chance  # noqa: E402
+from limner.export.built_in import export  # noqa: E402
+from limner.models.xmem.network import XMemNetwork  # noqa: E402
+from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
-from limner.train.export import export  # noqa: E402
+from limner.train.data import pack, pack3d  # noqa: E402
+from limner.train.data.rng import Chance  # noqa: E402
+from limner.train.data.sequences import Clips  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
-from limner.train.sequences import Clips  # noqa: E402
-from limner.train.xmem_losses import aggregated, hard_share, masks_loss  # noqa: E402
-from limner.train.xmem_walk import Walk, alone, in_pairs  # noqa: E402
+from limner.train.tasks.xmem_adapters import Adapters, Adapting, read_base  # noqa: E402
+from limner.train.tasks.xmem_losses import aggregated, hard_share, masks_loss  # noqa: E402
+from limner.train.tasks.xmem_sequence import Walk, alone, in_pairs  # noqa: E402
 from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -211,7 +212,7 @@ def test_the_walk_is_what_a_session_does(base: Path) -> None:
         after = walk.step(2, [0, 1]).softmax(dim=1)[:, 1:]
     model = limner.create_model("xmem/base", weights=base, exact=True)
     assert isinstance(model, xmem.XMem)
-    from limner.sessions._recall import Recall
+    from limner.sessions.propagation.memory_propagator import Recall
 
     recall = Recall(model.adjusted(side=None, top=None, every=1, deep_every=1))
     own = shown.target[0, 0, 0].numpy() > 0

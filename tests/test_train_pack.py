@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from limner.datasets import project
 from limner.errors import FormatError
-from limner.train import pack, regions, sources
-from limner.train.pack import COARSE, FINE, LABELS, OBJECTS, Pack
+from limner.train.data import pack, regions
+from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, Pack
 from train_makers import make_data
 
 
@@ -22,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data))
+    pack.write_pack(out, project.planes(data))
     return out
 
 
@@ -32,16 +33,16 @@ def packed(folder: Path) -> Pack:
 
 
 def test_sets_that_resemble_test_sets_and_videos_are_left_out(data: Path) -> None:
-    splits = sources.read_splits(data)
-    names = sources.allowed_sets(splits)
+    splits = project.read_splits(data)
+    names = project.allowed_sets(splits)
     assert names == ["2d/discs", "pool/2d/cells", "pool/3d/scans_ct", "pool/3d/labelmaps"]
-    assert sources.allowed_sets(splits, ["pool/2d/cells"]) == [names[0], *names[2:]]
+    assert project.allowed_sets(splits, ["pool/2d/cells"]) == [names[0], *names[2:]]
     with pytest.raises(FormatError, match="leave_out names"):
-        sources.allowed_sets(splits, ["2d/unknown"])
+        project.allowed_sets(splits, ["2d/unknown"])
 
 
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
-    opened = {plane.stem for plane in sources.planes(data) if plane.set_name == "2d/discs"}
+    opened = {plane.stem for plane in project.planes(data) if plane.set_name == "2d/discs"}
     assert opened == {"a", "b", "v"}
     facts = json.loads((folder / "pack.json").read_text())["sets"]["2d/discs"]
     assert facts["stems"] == {"a": "train", "b": "train", "v": "val"}
@@ -49,14 +50,14 @@ def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> Non
 
 @pytest.mark.shared
 def test_no_test_stem_of_the_real_data_is_allowed(shared_data: Path) -> None:
-    splits = sources.read_splits(shared_data)
-    names = sources.allowed_sets(splits)
+    splits = project.read_splits(shared_data)
+    names = project.allowed_sets(splits)
     assert len(names) == 20
     forbidden = set(splits["test_only"]) | set(splits["near_test_only"])
     forbidden |= set(splits["non_commercial"]) | set(splits["never_scored"])
     assert not set(names) & forbidden
     for name in names:
-        stems = set(sources.allowed_stems(shared_data, splits, name))
+        stems = set(project.allowed_stems(shared_data, splits, name))
         assert stems
         if not name.startswith("pool/"):
             lists = splits["sets"][name]
@@ -67,7 +68,7 @@ def test_no_test_stem_of_the_real_data_is_allowed(shared_data: Path) -> None:
 def test_pictures_come_back_as_they_were_but_for_steps_too_small_to_see(
     data: Path, packed: Pack
 ) -> None:
-    found = list(sources.planes(data))
+    found = list(project.planes(data))
     assert len(found) == len(packed.planes)
     for plane, facts in zip(found, packed.planes, strict=True):
         rows, columns, channels, first, place = (int(v) for v in facts[3:8])
@@ -87,7 +88,7 @@ def test_pictures_come_back_as_they_were_but_for_steps_too_small_to_see(
 
 
 def test_ct_is_kept_twice_and_thick_slices_are_stretched(data: Path) -> None:
-    scans = [p for p in sources.planes(data) if p.set_name == "pool/3d/scans_ct"]
+    scans = [p for p in project.planes(data) if p.set_name == "pool/3d/scans_ct"]
     axial = [p for p in scans if p.stem.split(":")[1] == "0"]
     assert [p.stem for p in axial[:2]] == ["s:0:3"] * 2
     assert not np.array_equal(axial[0].image, axial[1].image)
@@ -116,7 +117,7 @@ def test_entries_say_where_their_regions_are(packed: Pack) -> None:
 
 
 def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Path) -> None:
-    pack.write_pack(tmp_path, sources.planes(data))
+    pack.write_pack(tmp_path, project.planes(data))
     first, second = (json.loads((f / "pack.json").read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
 

@@ -17,28 +17,30 @@ import limner
 import parity
 from dicom_makers import save_series
 from limner.cli.__main__ import run
+from limner.datasets import volume_folders
 from limner.errors import CheckpointError, FormatError, PromptError
 from limner.geometry import Geometry
 from limner.io.image import Image
-from limner.models import _segvol_network, segvol
-from limner.models._segvol_network import SegVolNetwork
+from limner.models import segvol
+from limner.models.segvol import network as _segvol_network
+from limner.models.segvol.network import SegVolNetwork
 from limner.train import checkpoint
+from limner.train.data.segvol_cases import Pseudo, open_cases
+from limner.train.data.segvol_views import crop, whole
 from limner.train.loop import read_log
-from limner.train.segvol import files, sources
-from limner.train.segvol.cases import Pseudo, open_cases
-from limner.train.segvol.config import (
+from limner.train.segvol_config import (
     COMBINATIONS,
     FinetuneConfig,
     PretrainConfig,
     read_config,
     write_config,
 )
-from limner.train.segvol.encoder import encode
-from limner.train.segvol.finetune import Finetuning, mask_loss
-from limner.train.segvol.loop import train
-from limner.train.segvol.pretrain import MaskedVolumes, draw_mask, fill_loss, voxels_by_token
-from limner.train.segvol.prompts import tell
-from limner.train.segvol.views import crop, whole
+from limner.train.segvol_loop import train
+from limner.train.simulate.segvol import tell
+from limner.train.tasks import segvol_files
+from limner.train.tasks.segvol_encoder import encode
+from limner.train.tasks.segvol_finetune import Finetuning, mask_loss
+from limner.train.tasks.segvol_pretrain import MaskedVolumes, draw_mask, fill_loss, voxels_by_token
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NETWORK: dict[str, Any] = {
@@ -204,7 +206,7 @@ def test_the_first_stage_writes_the_published_container(stage1: Path, tmp_path: 
     assert len(losses) == 4
     assert losses[-1] < losses[0]
     again = MaskedVolumes(STAGE1.plan())
-    files.start_pretraining(stage1 / "vit-pretrain.ckpt", again)
+    segvol_files.start_pretraining(stage1 / "vit-pretrain.ckpt", again)
     assert torch.equal(again.mask_token, content["state_dict"]["model.mask_token"])
 
 
@@ -219,12 +221,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     start = stage1 / "vit-pretrain.ckpt" if config is STAGE2 else None
     config = dataclasses.replace(config, steps=3, checkpoint_every=1)
     train(config, data, tmp_path / "whole", device="cpu", start=start)
-    from limner.train.segvol import loop
+    from limner.train import segvol_loop
 
     class Killed(Exception):
         pass
 
-    advance = loop._Run.advance
+    advance = segvol_loop._Run.advance
 
     def killed(self: Any) -> None:
         if self.step == 2:
@@ -232,7 +234,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
         advance(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop._Run, "advance", killed)
+        patched.setattr(segvol_loop._Run, "advance", killed)
         with pytest.raises(Killed):
             train(config, data, tmp_path / "killed", device="cpu", start=start)
     before = (tmp_path / "killed" / "volumes" / "00000.image.npy").stat().st_mtime_ns
@@ -286,15 +288,17 @@ def test_the_published_sizes_give_the_published_names() -> None:
     written: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
-        patched.setattr(files, "_save", lambda path, content: written.update(content["model"]))
-        files.write_network(Path("x.pth"), network, {})
+        patched.setattr(
+            segvol_files, "_save", lambda path, content: written.update(content["model"])
+        )
+        segvol_files.write_network(Path("x.pth"), network, {})
     shapes = {name.removeprefix("module."): list(v.shape) for name, v in written.items()}
     assert shapes == {name: fact["shape"] for name, fact in keys.items()}
 
 
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(data: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STAGE2, crops=0.0, batch_size=2, pseudo=False)
-    cases, digest = open_cases(sources.labelled(data, named=True), tmp_path / "v")
+    cases, digest = open_cases(volume_folders.labelled(data, named=True), tmp_path / "v")
     found = []
     for change in ({}, {"micro_batch": 1}, {"micro_batch": 1, "checkpointing": True}):
         torch.manual_seed(0)
@@ -341,10 +345,10 @@ def test_unknown_words_are_refused_before_anything_is_learnt(
 ) -> None:
     found = [
         dataclasses.replace(s, names={"glorbish spleen": (2,)})
-        for s in sources.labelled(data, named=True)
+        for s in volume_folders.labelled(data, named=True)
     ]
     cases, digest = open_cases(found, tmp_path / "v")
-    monkeypatch.setattr("limner.models._segvol_tokens.merges_file", lambda beside: None)
+    monkeypatch.setattr("limner.models.segvol.tokens.merges_file", lambda beside: None)
     with pytest.raises(PromptError, match="glorbish spleen"):
         Finetuning(STAGE2, cases, digest, torch.device("cpu"))
     silent = dataclasses.replace(STAGE2, combinations=("box", "point"))
@@ -401,7 +405,7 @@ def test_small_objects_and_jittered_boxes_give_valid_prompts() -> None:
 
 
 def test_views_are_of_the_volume_as_the_model_sees_it(data: Path, tmp_path: Path) -> None:
-    found = sources.labelled(data, named=True)
+    found = volume_folders.labelled(data, named=True)
     cases, _ = open_cases(found, tmp_path / "v", Pseudo.of(STAGE2))
     case = cases[0]
     assert case.names == {"liver": (1,), "spleen": (2,)}
@@ -441,56 +445,56 @@ def test_layouts_and_names(data: Path, tmp_path: Path) -> None:
     (nnunet / "dataset.json").write_text(
         '{"labels": {"background": 0, "both": [1, 2], "spleen": 2, "absent": 9}}'
     )
-    (found,) = sources.labelled(top, named=True)
+    (found,) = volume_folders.labelled(top, named=True)
     assert found.name == "Dataset1/a"
     (case,), _ = open_cases([found], tmp_path / "v")
     assert case.names == {"both": (1, 2), "spleen": (2,)}
     (nnunet / "dataset.json").write_text('{"labels": {"0": "background", "1": "liver"}}')
-    assert sources.labelled(nnunet, named=True)[0].names == {"liver": (1,)}
-    assert [s.name for s in sources.unlabelled(top)] == ["Dataset1/imagesTr/a_0000"]
+    assert volume_folders.labelled(nnunet, named=True)[0].names == {"liver": (1,)}
+    assert [s.name for s in volume_folders.unlabelled(top)] == ["Dataset1/imagesTr/a_0000"]
     (nnunet / "dataset.json").unlink()
-    (case,), _ = open_cases(sources.labelled(top, named=False), tmp_path / "v")
+    (case,), _ = open_cases(volume_folders.labelled(top, named=False), tmp_path / "v")
     assert case.names == {"object 1": (1,), "object 2": (2,)}
     with pytest.raises(FormatError, match="names no labels"):
-        sources.labelled(top, named=True)
+        volume_folders.labelled(top, named=True)
 
 
 def test_useless_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="no folder"):
-        sources.unlabelled(tmp_path / "nowhere")
+        volume_folders.unlabelled(tmp_path / "nowhere")
     with pytest.raises(FormatError, match="holds no volumes"):
-        sources.unlabelled(tmp_path)
+        volume_folders.unlabelled(tmp_path)
     with pytest.raises(FormatError, match="holds no labelled volumes"):
-        sources.labelled(tmp_path, named=True)
+        volume_folders.labelled(tmp_path, named=True)
     image, labels = _scan(0)
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     limner.write(tmp_path / "labels" / "a.nii.gz", labels, like=image)
     (tmp_path / "dataset.json").write_text('{"labels": {"liver": 7}}')
     with pytest.raises(FormatError, match="has no image of its name"):
-        sources.labelled(tmp_path, named=True)
+        volume_folders.labelled(tmp_path, named=True)
     limner.io.write_image(tmp_path / "images" / "a.nii.gz", image)
     with pytest.raises(FormatError, match="No object occurs"):
-        open_cases(sources.labelled(tmp_path, named=True), tmp_path / "v")
+        open_cases(volume_folders.labelled(tmp_path, named=True), tmp_path / "v")
     (tmp_path / "dataset.json").write_text('{"labels": {"liver": {"x": 1}}}')
     with pytest.raises(FormatError, match="does not name labels"):
-        sources.labelled(tmp_path, named=True)
+        volume_folders.labelled(tmp_path, named=True)
 
 
 def test_wrong_files_to_start_from_are_refused(stage1: Path, tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
     network = SegVolNetwork(STAGE2.plan())
     with pytest.raises(CheckpointError, match="holds no encoder of SegVol"):
-        files.start_finetuning(tmp_path / "other.pth", network)
+        segvol_files.start_finetuning(tmp_path / "other.pth", network)
     with pytest.raises(CheckpointError, match="no text tower"):
-        files.fill_text_tower(tmp_path / "other.pth", network)
+        segvol_files.fill_text_tower(tmp_path / "other.pth", network)
     larger = SegVolNetwork(dataclasses.replace(STAGE2, dim=64).plan())
     with pytest.raises(CheckpointError, match="another shape"):
-        files.start_finetuning(stage1 / "vit-pretrain.ckpt", larger)
+        segvol_files.start_finetuning(stage1 / "vit-pretrain.ckpt", larger)
     tower = network.text_encoder.clip_text_model.state_dict()
     named = {f"text_model.{name}": value + 1.0 for name, value in tower.items()}
     torch.save(named, tmp_path / "clip.pth")
-    files.fill_text_tower(tmp_path / "clip.pth", network)
+    segvol_files.fill_text_tower(tmp_path / "clip.pth", network)
     name = "final_layer_norm.weight"
     filled = network.text_encoder.clip_text_model.state_dict()[name]
     assert torch.equal(filled, named[f"text_model.{name}"])
@@ -515,7 +519,7 @@ def test_series_and_pictures_among_volumes(data: Path, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "patient" / "two").iterdir()):
         path.rename(tmp_path / "patient" / "one" / f"two-{path.name}")
     limner.io.write_image(tmp_path / "more.nrrd", image)
-    found = sources.unlabelled(tmp_path)
+    found = volume_folders.unlabelled(tmp_path)
     assert len(found) == 3
     assert found[0].name == "more"
     cases, _ = open_cases(found, tmp_path / "v")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from limner.train.segvol import supervoxels
-from limner.train.segvol.prompts import about_pseudo, cleaned, pseudo_objects
+from limner.train.data import supervoxels
+from limner.train.simulate.segvol import about_pseudo, cleaned, pseudo_objects
 
 
 def _plain(

@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from limner.layers.fusion2d import CLICK_RADIUS
-from limner.train import pack, sources, strokes
-from limner.train.augment import disturb
-from limner.train.chance import Chance, box_mean
-from limner.train.interactions import begin, begin_with_box, begin_with_click, correct
+from limner.datasets import project
+from limner.networks.fusion2d import CLICK_RADIUS
+from limner.train.data import pack
+from limner.train.data.augment import disturb
+from limner.train.data.pack import COARSE, FINE, Pack
+from limner.train.data.rng import Chance, box_mean
+from limner.train.data.synthetic import invent, paint
+from limner.train.data.targets import MOST_IDS, TargetTable
+from limner.train.data.views import Bank, draw_views, plain_views
 from limner.train.losses import answer_loss, dice, iou
-from limner.train.pack import COARSE, FINE, Pack
-from limner.train.synthetic import invent, paint
-from limner.train.targets import MOST_IDS, TargetTable
-from limner.train.views import Bank, draw_views, plain_views
+from limner.train.simulate import strokes
+from limner.train.simulate.interactions import begin, begin_with_box, begin_with_click, correct
 from train_makers import make_data
 
 SIZE = 64
@@ -34,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(out, project.planes(make_data(tmp_path_factory.mktemp("data"))))
     return pack.open_pack(out)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from limner.layers.fusion2d import CLICK_RADIUS, MASK_LOGIT
-from limner.train import strokes3d
-from limner.train.chance import Chance, block_mean
-from limner.train.interactions import Said
-from limner.train.interactions3d import begin, begin_with_box, begin_with_click, correct
+from limner.networks.fusion2d import CLICK_RADIUS, MASK_LOGIT
+from limner.train.data.rng import Chance, block_mean
 from limner.train.losses import answer_loss, dice, iou, quality_loss
+from limner.train.simulate import strokes3d
+from limner.train.simulate.interactions import Said
+from limner.train.simulate.interactions3d import begin, begin_with_box, begin_with_click, correct
 
 SHAPE = (16, 64, 64)
 AXES = (2, 3, 4)

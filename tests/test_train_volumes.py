@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from limner.datasets import project
 from limner.errors import FormatError
-from limner.train import pack, pack3d, piles, sources, volumes
-from limner.train.augment3d import disturb
-from limner.train.bank3d import Bank3d, reach
-from limner.train.chance import Chance, block_mean
-from limner.train.pack3d import COARSE, FINE, FIRST_BAND, LABELS, VolumePack
-from limner.train.piles import Piles
-from limner.train.scenes3d import SceneMaker
-from limner.train.shapes3d import invent, lump
-from limner.train.targets import TargetTable
-from limner.train.targets3d import TargetTable3d
-from limner.train.views import draw_views
-from limner.train.views3d import View3d, draw_view, plain_view
+from limner.train.data import pack, pack3d, pseudo_volumes, volumes
+from limner.train.data.augment3d import disturb
+from limner.train.data.device_volumes import Bank3d, reach
+from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, VolumePack
+from limner.train.data.pseudo_volumes import Piles
+from limner.train.data.rng import Chance, block_mean
+from limner.train.data.samples3d import SceneMaker
+from limner.train.data.shapes3d import invent, lump
+from limner.train.data.targets import TargetTable
+from limner.train.data.targets3d import TargetTable3d
+from limner.train.data.views import draw_views
+from limner.train.data.views3d import View3d, draw_view, plain_view
 from train_makers import add_volumes, make_data
 
 SHAPE = (16, 64, 64)
@@ -52,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data, slices=False))
+    pack.write_pack(out, project.planes(data, slices=False))
     pack3d.write_volumes(out, volumes.volumes(data))
     return out
 
@@ -96,7 +97,7 @@ def test_no_volume_for_tests_is_opened(shared_data: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(volumes, "_volume", note)
     assert list(volumes.volumes(shared_data)) == asked
-    splits = sources.read_splits(shared_data)
+    splits = project.read_splits(shared_data)
     forbidden = set(splits["test_only"]) | set(splits["near_test_only"])
     forbidden |= set(splits["non_commercial"]) | set(splits["never_scored"])
     assert not {name for name, _ in asked} & forbidden
@@ -338,7 +339,7 @@ def test_pictures_are_sampled_where_they_are(corner: tuple[float, float], pace: 
     picture = torch.rand((2, 30, 40), generator=torch.Generator().manual_seed(0))
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(9.0), indexing="ij")
     at = torch.stack([(rows + 0.5) * pace + corner[0], (columns + 0.5) * pace + corner[1]])
-    found = piles._sampled(picture, at[:, None], [pace, pace])
+    found = pseudo_volumes._sampled(picture, at[:, None], [pace, pace])
     window = picture[:, int(corner[0]) :, int(corner[1]) :][:, : 8 * pace, : 9 * pace]
     expected = torch.nn.functional.avg_pool2d(window[None], pace)[0]
     torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-5)
@@ -384,7 +385,7 @@ def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: VolumeP
         pack.open_pack(folder),
         torch.device("cpu"),
         synthetic=0.3,
-        piles=0.3,
+        pseudo_volumes=0.3,
         invented=0.3,
     )
     first, second = (

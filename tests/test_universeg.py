@@ -12,11 +12,11 @@ from PIL import Image as Picture
 
 import limner
 import parity
+from limner.adapters.intensity import robust_limits
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.io import manifest_path
 from limner.models import View, create_model
-from limner.models._intensity import robust_limits
 from limner.models.universeg import (
     AT_ONCE,
     CARD,

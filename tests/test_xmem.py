@@ -15,10 +15,10 @@ import limner
 import parity
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
-from limner.layers import memory
 from limner.models import EncodedFrame, PropagatingModel, View, create_model, xmem
+from limner.networks.blocks import memory
 from limner.prompts import Box, MaskPrompt
-from limner.sessions._recall import Recall
+from limner.sessions.propagation.memory_propagator import Recall
 
 torch = pytest.importorskip("torch")
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import limner
 from limner import Box, Click, Lasso, MaskPrompt, Scribble, TextPrompt
-from limner.models._family import ModelCard, Question, Segmentation, View
-from limner.models._intensity import resolve_window, robust_limits
-from limner.sessions._region import STEP, Region
-from limner.sessions._resize import MOST_IN_BIN, bin_edges, enlarge, shrink, shrink_all
-from limner.sessions._shown import PackedMask, Shown, changed_box
-from limner.sessions._zoom import MOST_GROWTHS, to_view
+from limner.adapters.intensity import resolve_window, robust_limits
+from limner.adapters.protocols import ModelCard, Question, Segmentation, View
+from limner.adapters.resize import MOST_IN_BIN, bin_edges, enlarge, shrink, shrink_all
+from limner.sessions.answers.changed_box import PackedMask, Shown, changed_box
+from limner.sessions.answers.sparse_logits import STEP, Region
+from limner.sessions.answers.zoom import MOST_GROWTHS, to_view
 
 SIZES = st.integers(1, 60)
 

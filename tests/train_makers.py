@@ -130,10 +130,11 @@ def one_thread() -> Iterator[None]:
 
 def volume_packs(factory: pytest.TempPathFactory) -> Path:
     """A folder with the packs of pictures and of volumes."""
-    from limner.train import pack, pack3d, sources, volumes
+    from limner.datasets import project
+    from limner.train.data import pack, pack3d, volumes
 
     data = add_volumes(make_data(factory.mktemp("data")))
     out = factory.mktemp("pack")
-    pack.write_pack(out, sources.planes(data, slices=False))
+    pack.write_pack(out, project.planes(data, slices=False))
     pack3d.write_volumes(out, volumes.volumes(data))
     return out

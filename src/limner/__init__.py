@@ -32,7 +32,7 @@ _HOMES = {
     "TextPrompt": "limner.prompts",
     "create_model": "limner.models",
     "everything": "limner.sessions.everything",
-    "finish": "limner.sessions._finish3d",
+    "finish": "limner.sessions.refine_3d",
     "open_session": "limner.sessions",
     "read": "limner.io",
     "read_labels": "limner.io",
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from limner.models import create_model
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
     from limner.sessions import Prediction, Session, open_session, resume
-    from limner.sessions._finish3d import finish
     from limner.sessions.everything import everything
+    from limner.sessions.refine_3d import finish
 
 
 def __getattr__(name: str) -> Any:

@@ -7,14 +7,11 @@ import re
 from collections.abc import Sequence
 from html import escape
 from math import isfinite
-from typing import TYPE_CHECKING
 
-from limner.bench._figures import legend, line_chart, scale_of
+from limner.bench._charts import legend, line_chart, scale_of
+from limner.bench._worst_cases import Picture
+from limner.bench.report_data import Report
 from limner.bench.tables import Table
-
-if TYPE_CHECKING:
-    from limner.bench._worst import Picture
-    from limner.bench.report import Report
 
 _LONG = 12  # rows from which on a table is folded up
 

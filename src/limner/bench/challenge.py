@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
-from limner.bench.challenge_files import ChallengeCase, read_case, write_answer
 from limner.bench.scores import LEAST_DICE, TOLERANCE, area
-from limner.bench.slices import BySlices, Cropped, OnSlice, planar
+from limner.bench.slices import BySlices, Cropped, planar
+from limner.datasets.cvpr_npz import ChallengeCase, read_case, write_answer
+from limner.datasets.marks import OnSlice
 from limner.errors import FormatError, LimnerError
 from limner.models import PromptableModel
 from limner.prompts.simulate_volume import challenge_click

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from limner.bench.sets import Dimensions
 from limner.bench.slices import Between
+from limner.datasets.folders import Dimensions
 from limner.errors import FormatError
 
 Protocol: TypeAlias = Literal[

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from limner import metrics
-from limner.bench._memory import PeakMemory
-from limner.bench.cases import Case
+from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
 from limner.bench.protocol import Exchange, Listener, Said, User, converse, repeat_shuffled, say
 from limner.bench.rows import encode_answer
 from limner.bench.slices import BySlices, placed_by
+from limner.datasets.objects import Case
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel
 from limner.prompts.types import Example, Prompt, to_json

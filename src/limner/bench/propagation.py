@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
-from limner.bench._memory import PeakMemory, resident_mb
+from limner.adapters.protocols import PropagatingModel
+from limner.bench._peak_memory import PeakMemory, resident_mb
 from limner.bench.config import BenchConfig
 from limner.bench.rows import encode_answer
-from limner.bench.sequences import Track
+from limner.datasets.sequences import Track
 from limner.io.image import Image
 from limner.models import FollowingModel, ModelCard, PromptableModel
-from limner.models._family import PropagatingModel
 from limner.prompts import simulate
 from limner.prompts.convert import on_slice
 from limner.prompts.types import MaskPrompt, Prompt, to_json

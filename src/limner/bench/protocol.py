@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.bench.cases import Case
 from limner.bench.config import Protocol
 from limner.bench.disturb import click_beside, disturb_prompt
+from limner.datasets.objects import Case
 from limner.models import ModelCard
 from limner.prompts import simulate
 from limner.prompts.convert import on_slice

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from limner.bench.cases import Reference, read_objects
 from limner.bench.disturb import disturb_image
-from limner.bench.sets import DataSet, open_picture
+from limner.datasets.folders import DataSet, open_picture
+from limner.datasets.objects import Reference, read_objects
 from limner.errors import LimnerError
 from limner.prompts.types import Example
 

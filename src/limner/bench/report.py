@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from limner import errors
+from limner.atomic import atomic_bytes, atomic_path
 from limner.bench import propagation_tables, tables, volume_tables
 from limner.bench import statistics as stats
-from limner.bench._worst import Picture, worst_cases
+from limner.bench._worst_cases import worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
 from limner.bench.propagation import started_by
+from limner.bench.report_data import Chart, Report
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
 from limner.bench.tables import Table
 from limner.errors import FormatError
-from limner.io._atomic import atomic_bytes, atomic_path
 
 Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # `Row.task`, then model
 Labels: TypeAlias = dict[tuple[str, str | None, str | None], str]
@@ -31,46 +31,6 @@ BY_SLICES = (
 _MOST_LEFT_OUT = 12  # pictures that are named
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Scores by number of prompts, or by something else.
-
-    Attributes:
-        protocol: charts of one protocol have one scale.
-        title: protocol and sets.
-        lines: scores after each prompt, by model.
-        axis: what the scores go by.
-        places: names of the places along it; numbers from 1 if None.
-    """
-
-    protocol: str
-    title: str
-    lines: dict[str, list[float]]
-    axis: str = "prompts"
-    places: list[str] | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that a page shows.
-
-    Attributes:
-        facts: what was run, and what to beware of, a sentence each.
-        models: in the order in which they were asked.
-        tables: in reading order.
-        charts: likewise.
-        pictures: worst cases.
-        rows: all rows of the runs.
-    """
-
-    facts: list[str]
-    models: list[str]
-    tables: list[Table]
-    charts: list[Chart]
-    pictures: list[Picture]
-    rows: list[Row] = field(repr=False)
 
 
 def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:

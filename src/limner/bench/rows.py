@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import limner
 from limner import rle
+from limner.atomic import atomic_bytes
 from limner.bench.config import BenchConfig, config_from_json
-from limner.bench.sets import read_json
+from limner.datasets.folders import read_json
 from limner.errors import FormatError
-from limner.io._atomic import atomic_bytes
 
 Key: TypeAlias = tuple[str, str | None, str, str, str, str | None]
 

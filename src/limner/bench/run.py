@@ -13,8 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 import limner
-from limner.bench._encoded import encoded_once
-from limner.bench.cases import Case, cases
+from limner.bench._shared_embeddings import encoded_once
 from limner.bench.config import BenchConfig
 from limner.bench.conversation import hold
 from limner.bench.disturb import disturb_image
@@ -22,8 +21,9 @@ from limner.bench.propagation import Pair, check_follows, follow, started_by
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
 from limner.bench.rows import Key, Row, RowStore
-from limner.bench.sequences import Track, find_sequences, open_sequence, tracks
-from limner.bench.sets import DataSet, by_label, find_sets, open_picture, spread
+from limner.datasets.folders import DataSet, by_label, find_sets, open_picture, spread
+from limner.datasets.objects import Case, cases
+from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel, create_model

@@ -13,40 +13,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.datasets.marks import OnSlice
 from limner.errors import PromptError
-from limner.prompts._regions import bounds
-from limner.prompts.convert import on_slice
+from limner.prompts.regions import bounds
 from limner.prompts.simulate import box as tight_box
 from limner.prompts.simulate_volume import largest_slice
 from limner.prompts.types import Box, MaskPrompt, Prompt
 from limner.sessions import Session
-from limner.sessions._planar import onto_plane
+from limner.sessions.answers.to_slice import onto_plane
 
 Mask: TypeAlias = NDArray[np.bool_]
 Between: TypeAlias = Literal["carry", "interpolate"]
-
-
-@dataclass(frozen=True, eq=False)
-class OnSlice:
-    """A prompt on one slice.
-
-    Attributes:
-        prompt: 2D.
-        frame: the slice, across axis 0.
-        within: the slices that the object is said to be on, half-open; None if nothing was said.
-    """
-
-    prompt: Prompt
-    frame: int
-    within: tuple[int, int] | None = None
-
-    def lifted(self, shape: Sequence[int]) -> Prompt:
-        """The prompt in a volume of a shape."""
-        if not isinstance(self.prompt, MaskPrompt):
-            return on_slice(self.prompt, self.frame)
-        volume = np.zeros(tuple(shape), dtype=bool)
-        volume[self.frame] = self.prompt.mask
-        return MaskPrompt(volume)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from limner.checkpoints import store
-from limner.checkpoints._sources import Address
+from limner.checkpoints.sources import Address
 from limner.errors import CheckpointError
 
 STALL_S = 30.0  # without a byte, after which a connection counts as dropped

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from limner.checkpoints import _http, store
-from limner.checkpoints._archive import open_archive
-from limner.checkpoints._sources import Address, addresses, in_hub_cache
+from limner.checkpoints.archive import open_archive
 from limner.checkpoints.cards import WeightsCard
+from limner.checkpoints.sources import Address, addresses, in_hub_cache
 from limner.errors import CheckpointError
 
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where known

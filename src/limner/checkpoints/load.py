@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner import errors
-from limner.checkpoints._archive import build, open_archive, weights_file
-from limner.checkpoints._kinds import recognise
-from limner.checkpoints._unwrap import unwrap
+from limner.checkpoints._recognise import recognise
+from limner.checkpoints.archive import build, open_archive, weights_file
 from limner.checkpoints.digest import sha256_of
+from limner.checkpoints.unwrap import unwrap
 from limner.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from limner.checkpoints._archive import open_archive, weights_file
+from limner.checkpoints.archive import open_archive, weights_file
 from limner.checkpoints.cards import WeightsCard
 from limner.checkpoints.digest import sha256_of
 from limner.errors import CheckpointError

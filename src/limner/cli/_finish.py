@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from limner.errors import FormatError, require
 
 if TYPE_CHECKING:
-    from limner.cli._carried import Carried
+    from limner.cli._propagation_report import Carried
     from limner.io.image import Image
     from limner.io.labels import Labels
-    from limner.sessions._base import BaseSession
+    from limner.sessions.base import BaseSession
 
 
 def check_output(
@@ -82,7 +82,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 def read_through(image: Image) -> None:
     """Have the hash of a video's frames for journal and manifest, which decodes all of them."""
-    from limner.cli._bar import waiting
+    from limner.cli._progress import waiting
 
     if image.kind == "video":
         with waiting("reading all frames once, for their hash"):
@@ -120,7 +120,7 @@ def finish(
     if model_3d is None:
         found = session.export()
     else:
-        from limner.sessions._finish3d import finish as in_3d
+        from limner.sessions.refine_3d import finish as in_3d
 
         found = in_3d(session, model_3d)
     limner.write(output, found, like=session.image, dicom_type=dicom_type)
@@ -143,7 +143,7 @@ def finish(
 
 def _draw(path: Path, session: BaseSession, labels: Labels, carried: Carried | None) -> None:
     if path.suffix.lower() == ".png":
-        from limner.cli.overlay import write_preview
+        from limner.render.overlay import write_preview
 
         write_preview(
             path,
@@ -154,9 +154,9 @@ def _draw(path: Path, session: BaseSession, labels: Labels, carried: Carried | N
             window=session.options.window,
         )
         return
-    from limner.cli._bar import bar
-    from limner.cli._carried import told
-    from limner.cli._film import write_story
+    from limner.cli._progress import bar
+    from limner.cli._propagation_report import told
+    from limner.render.film import write_story
 
     story = told(session) if carried is None else carried.story(session)
     with bar("drawing", "pictures") as tell:

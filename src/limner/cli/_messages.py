@@ -8,20 +8,20 @@ import logging
 import sys
 
 
-def show_progress(name: str) -> None:
-    """Print what a package logs, as it happens, on stderr; once.
+def show_progress(*names: str) -> None:
+    """Print what packages log, as it happens, on stderr; once.
 
     Args:
-        name: of its logger, such as ``"limner.train"``.
+        names: of their loggers, such as ``"limner.train"``.
     """
-    log = logging.getLogger(name)
-    if log.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
+    for log in map(logging.getLogger, names):
+        if log.handlers:
+            continue
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 class Messages(logging.Handler):

@@ -97,7 +97,7 @@ def run(
     """Ask models about every object and keep what they answered."""
     from limner.bench.config import BenchConfig, parse_weights
     from limner.bench.run import run as run_bench
-    from limner.bench.sets import dimensions_of
+    from limner.datasets.folders import dimensions_of
 
     names = model
     if protocol == "propagation":
@@ -128,7 +128,7 @@ def run(
         together=together,
         margin=margin,
     )
-    show_progress("limner.bench")
+    show_progress("limner.bench", "limner.datasets")
     try:
         outcome = run_bench(config, out)
     except KeyboardInterrupt:
@@ -152,8 +152,8 @@ def report(
     ] = False,
 ) -> None:
     """Put runs together; prints the tables if no file is asked for."""
+    from limner.atomic import atomic_bytes
     from limner.bench import report as reports
-    from limner.io._atomic import atomic_bytes
 
     pictures = 0 if no_pictures or output is None else reports.NUM_PICTURES
     found = reports.build(runs, pictures=pictures)

@@ -43,7 +43,7 @@ def cvpr(
 
     asked = create_model(model, weights=weights, device=device)
     check_dimensions(asked.card, 3)
-    show_progress("limner.bench")
+    show_progress("limner.bench", "limner.datasets")
     found: list[CaseScores] = []
     for result in answer_all(asked, cases, output, truth=truth):
         if isinstance(result, CaseScores):
@@ -81,7 +81,7 @@ def _table(found: Sequence[CaseScores]) -> str:
 
 def _write(found: Sequence[CaseScores], path: Path) -> None:
     """One line per case: the summary, then DSC and NSD after the box and each click."""
-    from limner.io._atomic import atomic_bytes
+    from limner.atomic import atomic_bytes
 
     buffer = io.StringIO(newline="")
     rounds = range(len(found[0].dsc))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions._base import BaseSession
+    from limner.sessions.base import BaseSession
 
 
 _PLURALS = {"box": "boxes", "click": "clicks"}
@@ -72,7 +72,7 @@ def demo(
 def _run(case: Case, output: Path, model: str | None) -> tuple[Path, list[str]]:
     """Delineate the objects of one image: its picture, and the lines of the report."""
     import limner
-    from limner.cli.overlay import write_preview
+    from limner.render.overlay import write_preview
 
     image = case.image()
     with limner.open_session(image, model or case.model, window=case.window) as session:

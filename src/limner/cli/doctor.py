@@ -79,7 +79,7 @@ def _part(what: str, distribution: str, module: str, extra: str | None) -> Check
 
 
 def _memory_gib() -> float:
-    from limner.io._limits import physical_memory
+    from limner.io.limits import physical_memory
 
     return round(physical_memory() / 2**30, 1)
 

@@ -14,7 +14,7 @@ from limner.cli import _options as options
 
 if TYPE_CHECKING:
     from limner.io.image import Image
-    from limner.sessions._proposal import Proposal
+    from limner.sessions.proposal import Proposal
 
 
 def everything(
@@ -62,8 +62,8 @@ def everything(
 ) -> None:
     """Propose masks for everything in a picture; nothing is written before all is done."""
     import limner
-    from limner.cli._bar import bar
     from limner.cli._finish import check_output
+    from limner.cli._progress import bar
     from limner.models import default_model
     from limner.sessions import everything as mode
 
@@ -125,8 +125,8 @@ def _write(
 ) -> None:
     """The masks by suffix, and the manifest beside them."""
     import limner
+    from limner.atomic import atomic_bytes
     from limner.io import manifest_path
-    from limner.io._atomic import atomic_bytes
     from limner.io.labels import Labels
     from limner.sessions.everything import to_coco
 
@@ -159,6 +159,6 @@ def _draw(
     frame: int | None,
     window: tuple[float, float] | None,
 ) -> None:
-    from limner.cli.overlay import write_preview
+    from limner.render.overlay import write_preview
 
     write_preview(path, image, _labels(found, image, frame), frame=frame, window=window)

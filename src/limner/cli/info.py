@@ -77,7 +77,7 @@ def _describe_other(path: Path, like: Path | None) -> dict[str, Any] | None:
 
 
 def _describe_journal(path: Path) -> dict[str, Any]:
-    from limner.sessions._journal import read_journal
+    from limner.sessions.history.journal import read_journal
 
     header, events = read_journal(path)
     return {
@@ -106,7 +106,7 @@ def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
     import numpy as np
 
     import limner
-    from limner.io._choice import LABEL_READERS, reader_of
+    from limner.io.formats import LABEL_READERS, reader_of
 
     labels = limner.read_labels(path, like=like)
     overlapping = labels.num_overlapping()

@@ -107,7 +107,7 @@ def add(
 
     from limner import models
     from limner.checkpoints import store
-    from limner.checkpoints._archive import open_archive, weights_file
+    from limner.checkpoints.archive import open_archive, weights_file
 
     variant, card = _find(name)
     file = weights_file(file)

@@ -16,12 +16,12 @@ from limner.cli import _options as options
 from limner.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
-    from limner.cli._carried import Carried
+    from limner.cli._propagation_report import Carried
     from limner.cli.segment import Said
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions._base import BaseSession
-    from limner.sessions._prediction import Prediction
+    from limner.sessions.answers.prediction import Prediction
+    from limner.sessions.base import BaseSession
 
 _log = logging.getLogger(__name__)
 
@@ -106,12 +106,12 @@ def propagate(
 ) -> None:
     """Carry masks from marked slices or frames to the others of a volume or video."""
     import limner
-    from limner.cli._carried import Carried, expected
     from limner.cli._finish import check_output, finish, read_through
+    from limner.cli._propagation_report import Carried, expected
     from limner.cli.segment import Said, compare, say
-    from limner.io._across import Across
+    from limner.io.reoriented import Across
     from limner.models import default_model
-    from limner.sessions._events import Requested
+    from limner.sessions.history.events import Requested
 
     began = time.perf_counter()
     stored = limner.read(image, series=series, channel=channel, strict=not lenient)
@@ -270,7 +270,7 @@ def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.P
     import numpy as np
 
     from limner.prompts.types import MaskPrompt, num_axes
-    from limner.sessions._planar import onto_plane
+    from limner.sessions.answers.to_slice import onto_plane
 
     prompt: Prompt = entry.prompt
     if num_axes(prompt) == 2 and entry.frame is not None:

@@ -15,7 +15,7 @@ from limner.errors import PromptError
 
 if TYPE_CHECKING:
     from limner.cli.segment import Said
-    from limner.sessions._base import BaseSession
+    from limner.sessions.base import BaseSession
 
 _LEAST_SURE = 3  # frames that are named
 
@@ -48,8 +48,8 @@ def resume(
 ) -> None:
     """Rebuild a session from its journal, add prompts, show what was said or write the mask."""
     import limner
-    from limner.cli._bar import waiting
     from limner.cli._finish import check_output, finish
+    from limner.cli._progress import waiting
     from limner.cli.segment import Said
 
     began = time.perf_counter()
@@ -93,8 +93,8 @@ def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, ax
 
 def _go_on(session: BaseSession, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
-    from limner.cli._carried import Carried, expected
-    from limner.sessions._planes import PlanesSession
+    from limner.cli._propagation_report import Carried, expected
+    from limner.sessions.propagation.slice_session import PlanesSession
 
     what = "slices" if session.image.kind == "volume" else "frames"
     asked = session.requested if isinstance(session, PlanesSession) else None

@@ -18,7 +18,7 @@ from limner.errors import PromptError
 if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions._base import BaseSession
+    from limner.sessions.base import BaseSession
 
 
 _log = logging.getLogger(__name__)

@@ -51,12 +51,12 @@ def run(
 
     torch = errors.require("torch", extra="train", purpose="train")
     from limner.train.config import read_config
+    from limner.train.data.pack import open_pack
+    from limner.train.data.pack3d import FACTS, open_volumes
     from limner.train.loop import train
-    from limner.train.pack import open_pack
-    from limner.train.pack3d import FACTS, open_volumes
-    from limner.train.segvol.config import method_of
+    from limner.train.segvol_config import method_of
 
-    show_progress("limner.train")
+    show_progress("limner.train", "limner.datasets")
     if threads is not None:
         torch.set_num_threads(threads)
     if method_of(recipe) is not None:
@@ -79,8 +79,8 @@ def run(
 
 def _segvol(recipe: Path, changes: dict[str, Any], data: Path, out: Path, **options: Any) -> None:
     """A run of one of SegVol's stages."""
-    from limner.train.segvol.config import read_config
-    from limner.train.segvol.loop import train
+    from limner.train.segvol_config import read_config
+    from limner.train.segvol_loop import train
 
     config = read_config(recipe, **changes)
     outcome = train(config, data, out, **options)
@@ -102,14 +102,14 @@ def pack(
     ] = 2,
 ) -> None:
     """Gather what may be trained on into one small folder that travels."""
-    from limner.train.pack import write_pack
-    from limner.train.sources import planes
+    from limner.datasets.project import planes
+    from limner.train.data.pack import write_pack
 
-    show_progress("limner.train")
+    show_progress("limner.train", "limner.datasets")
     summaries = [write_pack(output, planes(data, slices=dimensions == 2))]
     if dimensions == 3:
-        from limner.train.pack3d import write_volumes
-        from limner.train.volumes import volumes
+        from limner.train.data.pack3d import write_volumes
+        from limner.train.data.volumes import volumes
 
         summaries.append(write_volumes(output, volumes(data)))
     sets = [fact for summary in summaries for fact in summary["sets"].values()]
@@ -129,7 +129,7 @@ def export(
     from limner import errors
 
     errors.require("torch", extra="train", purpose="export a network")
-    from limner.train.export import export as write
+    from limner.export.built_in import export as write
 
     written = write(source, output, base=base)
     for path in (written.weights, *written.graphs, written.facts):

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
-from limner.io._across import Across, as_seen, as_stored
-from limner.io._choice import (
+from limner.io._errors import plain_errors
+from limner.io.formats import (
     IMAGE_READERS,
     LABEL_READERS,
     SEGMENTATIONS,
@@ -29,9 +29,9 @@ from limner.io._choice import (
     reader_of,
     writer_of,
 )
-from limner.io._complaints import plain_errors
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
+from limner.io.reoriented import Across, as_seen, as_stored
 
 __all__ = [
     "Image",
@@ -218,7 +218,7 @@ def manifest_path(path: str | Path) -> Path:
 
 
 def _write_manifest(labels: Labels, path: Path) -> None:
-    from limner.io._atomic import atomic_bytes
+    from limner.atomic import atomic_bytes
 
     target = manifest_path(path)
     manifest = labels.manifest_json()
@@ -268,7 +268,7 @@ def _as_labels(
 
 
 def _labels_of(image: Image, path: Path) -> Labels:
-    from limner.io._pictures import labels_from_pixels
+    from limner.io.raster.pixels import labels_from_pixels
 
     return labels_from_pixels(image.array, image.geometry, path)
 

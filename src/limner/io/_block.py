@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._inflate import DEFLATE_MAX_RATIO, GZIP_MAGIC, inflate
-from limner.io._limits import check_allocation
 from limner.io.image import Image
+from limner.io.limits import check_allocation
 
 Array = NDArray[Any]
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._complaints import plain_errors
+from limner.io._errors import plain_errors
 
 Array = NDArray[Any]
 Kind = Literal["image", "volume", "video"]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.atomic import atomic_path
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
-from limner.io._atomic import atomic_path
 from limner.io._block import Block, block_image
 from limner.io._grid import axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import zlib_compress

@@ -27,14 +27,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.atomic import atomic_path
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
-from limner.io._atomic import atomic_path
 from limner.io._block import check_finite
-from limner.io._complaints import one_line
-from limner.io._limits import check_allocation
+from limner.io._errors import one_line
 from limner.io.image import Image
 from limner.io.labels import Labels
+from limner.io.limits import check_allocation
 
 Array = NDArray[Any]
 

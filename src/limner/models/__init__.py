@@ -17,9 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from limner.checkpoints import store
-from limner.errors import CheckpointError
-from limner.models._family import (
+from limner.adapters.protocols import (
     BatchModel,
     Before,
     CarryingModel,
@@ -37,6 +35,8 @@ from limner.models._family import (
     Variant,
     View,
 )
+from limner.checkpoints import store
+from limner.errors import CheckpointError
 
 __all__ = [
     "BatchModel",

@@ -8,7 +8,7 @@ XMem's network with XMem's names, so a file that it wrote, or XMem's own, loads 
 The adapters are therefore limner's own layout: behind each block of the key encoder
 ``y + alpha * up(relu(down(y)))`` with 1x1 convolutions, named
 ``key_encoder.STAGE.BLOCK.adapter.{down,up}.{weight,bias}`` and ``….adapter.alpha``; the width is
-read from the file (`limner.models._xmem_network.Adapter`).
+read from the file (`limner.models.xmem.network.Adapter`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from limner.adapters.protocols import Variant
 from limner.checkpoints.cards import WeightsCard
 from limner.models import xmem
-from limner.models._family import Variant
 
 _NOTE = "the authors offer no weights; XMem.pth fits, and so does what was trained from it"
 

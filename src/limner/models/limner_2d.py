@@ -1,7 +1,7 @@
 """limner-2d: the built-in promptable network for pictures, slices and frames; its weights ship with
 the package.
 
-A U-Net that sees image and prompts together (`limner.layers.unet2d`), so every answer is one pass
+A U-Net that sees image and prompts together (`limner.networks.unet2d`), so every answer is one pass
 of some ten milliseconds on a laptop's CPU and there is nothing to embed first but the pixels. The
 idea of fusing early is ScribblePrompt's (https://arxiv.org/abs/2312.07381) and nnInteractive's
 (https://arxiv.org/abs/2503.08373); the network, its training (recipes/limner-2d.yaml) and the
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limner.models._family import ModelCard, Variant, View
-from limner.models._fused import Habits, Times
-from limner.models._shipped import Shipped
+from limner.adapters.early_fusion import Habits, Times
+from limner.adapters.protocols import ModelCard, Variant, View
+from limner.adapters.shipped import Shipped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def _enlarged(view: View) -> Times:
 
 
 def _network(widths: Any, depths: Any) -> nn.Module:
-    from limner.layers.unet2d import PromptableUNet2d
+    from limner.networks.unet2d import PromptableUNet2d
 
     return PromptableUNet2d(widths, depths)
 

@@ -1,7 +1,7 @@
 """limner-3d: the built-in promptable network for volumes; its weights ship with the package.
 
-`limner.layers.unet3d` sees image and prompts together, so every answer is one pass over a window of
-at most 300,000 voxels; sessions choose the window and grow it while the object reaches its border
+`limner.networks.unet3d` sees image and prompts together, so every answer is one pass over a window
+of at most 300,000 voxels; sessions choose it and grow it while the object reaches its border
 (nnInteractive's AutoZoom, https://arxiv.org/abs/2503.08373, and SegVol's zoom-out-zoom-in,
 https://arxiv.org/abs/2311.13385, are the same idea). Its weights began as those of limner-2d and
 were trained on volumes by recipes/limner-3d.yaml; on what and with what result says
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limner.models._family import ModelCard, Variant, View
-from limner.models._fused import Habits, Times
-from limner.models._shipped import Shipped
+from limner.adapters.early_fusion import Habits, Times
+from limner.adapters.protocols import ModelCard, Variant, View
+from limner.adapters.shipped import Shipped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ def _enlarged(view: View) -> Times:
 
 
 def _network(widths: Any, depths: Any) -> nn.Module:
-    from limner.layers.unet3d import PromptableUNet3d
+    from limner.networks.unet3d import PromptableUNet3d
 
     return PromptableUNet3d(widths, depths)
 

@@ -2,7 +2,7 @@
 its weights ship with the package.
 
 One object at a time is followed in a window around it, by a memory of the frames that the user
-annotated and of the last ones (`limner.layers.follow2d`). On a frame with prompts the network of
+annotated and of the last ones (`limner.networks.tracker2d`). On a frame with prompts the network of
 limner-2d answers. The network, its training (recipes/limner-seq.yaml) and the weights are this
 project's; what it learnt from and how well it does: ``weights/limner-seq.md``.
 """
@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.layers import follow_facts as facts
-from limner.layers.memory import asked_terms, remembered_terms
-from limner.layers.motion import motion, moved
+from limner.adapters.early_fusion import Embedding, FusedModel, embedded, enlarge, reduce
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import Before, ModelCard, Segmentation, Variant, View
+from limner.adapters.sam import sigmoid
+from limner.adapters.shipped_tracker import Parts, build_parts
 from limner.models import limner_2d
-from limner.models._family import Before, ModelCard, Segmentation, Variant, View
-from limner.models._fused import Embedding, FusedModel, embedded, enlarge, reduce
-from limner.models._reading import check_understood
-from limner.models._sam import sigmoid
-from limner.models._shipped_follow import Parts, build_parts
+from limner.networks import tracker_facts as facts
+from limner.networks.blocks.memory import asked_terms, remembered_terms
+from limner.networks.motion import motion, moved
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]

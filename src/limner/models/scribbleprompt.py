@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.adapters.grey import confidence, grey
+from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.sam import bilinear, log_odds, sigmoid
+from limner.adapters.weights import hash_of
 from limner.checkpoints.cards import WeightsCard
-from limner.models._family import AsBatch, ModelCard, Question, Segmentation, Variant, View
-from limner.models._files import hash_of
-from limner.models._grey import confidence, grey
-from limner.models._reading import check_understood, footprint
-from limner.models._sam import bilinear, log_odds, sigmoid
 from limner.prompts.types import Box, Click, Scribble
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _build(
 def _filled(path: Path) -> nn.Module:
     """The network with the weights of a file; the names in it are the published ones."""
     from limner.checkpoints.load import fill, read_checkpoint
-    from limner.layers.scribbleprompt import ScribblePromptUNet
+    from limner.networks.scribbleprompt import ScribblePromptUNet
 
     network = ScribblePromptUNet()
     fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)

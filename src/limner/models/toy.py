@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models._family import ModelCard, Question, Segmentation, Variant, View
-from limner.models._reading import check_understood, footprint
+from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.protocols import ModelCard, Question, Segmentation, Variant, View
 from limner.prompts.types import Box, Click, Prompt, Scribble, TextPrompt
 
 Array = NDArray[Any]

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.adapters.grey import confidence, grey
+from limner.adapters.intensity import robust_limits
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
+from limner.adapters.sam import bilinear
+from limner.adapters.weights import hash_of
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
-from limner.models._family import ModelCard, Segmentation, Variant, View
-from limner.models._files import hash_of
-from limner.models._grey import confidence, grey
-from limner.models._intensity import robust_limits
-from limner.models._reading import check_understood
-from limner.models._sam import bilinear
 from limner.prompts.types import Example, Prompt
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ class InParts:
     """The network in two parts, the first of which sees some pairs at a time: much less memory.
 
     Args:
-        first: `limner.layers.universeg.FirstLevel`.
-        further: `limner.layers.universeg.Further`.
+        first: `limner.networks.universeg.FirstLevel`.
+        further: `limner.networks.universeg.Further`.
     """
 
     def __init__(self, first: Network, further: Network) -> None:
@@ -208,7 +208,7 @@ def _build(
 def _filled(path: Path, what: str) -> nn.Module:
     """The network, or part of it, with the weights of a file; its names are the published ones."""
     from limner.checkpoints.load import fill, read_checkpoint
-    from limner.layers.universeg import FirstLevel, Further, UniverSeg
+    from limner.networks.universeg import FirstLevel, Further, UniverSeg
 
     network = UniverSeg(WIDTH)
     fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.prompts._regions import bounds, depth, largest_component
+from limner.prompts.regions import bounds, depth, largest_component
 
 Array = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]

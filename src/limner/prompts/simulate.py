@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limner.prompts import _strokes
-from limner.prompts._regions import bounds, depth, inmost, largest_error, stride
+from limner.prompts.regions import bounds, depth, inmost, largest_error, stride
 from limner.prompts.simulate_volume import challenge_click
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, num_axes
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from limner.prompts._regions import bounds, depth
+from limner.prompts.regions import bounds, depth
 from limner.prompts.types import Click
 
 Array = NDArray[Any]

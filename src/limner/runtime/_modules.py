@@ -157,7 +157,7 @@ def code() -> str:
     """Hash of the code that defines networks, so that a changed one is converted again."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for folder in ("layers", "models", "runtime"):
+    for folder in ("networks", "adapters", "models", "runtime"):
         for path in sorted((package / folder).rglob("*.py")):
             text = path.read_bytes()
             if _DEFINES.search(text):

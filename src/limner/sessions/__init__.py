@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from limner.sessions._entry import Entry
-from limner.sessions._open import open_session, resume
-from limner.sessions._prediction import Prediction
-from limner.sessions._protocol import Session
+from limner.sessions.answers.prediction import Prediction
+from limner.sessions.history.prompt_entry import Entry
+from limner.sessions.open import open_session, resume
+from limner.sessions.protocol import Session
 
 __all__ = ["Entry", "Prediction", "Session", "open_session", "resume"]

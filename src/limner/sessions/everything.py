@@ -17,20 +17,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from limner.adapters.axes import Bounds
 from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.models import PromptableModel, ProposingModel, Question, cards, default_model
-from limner.models._axes import Bounds
 from limner.prompts.types import Click
-from limner.sessions._answer import Ask
-from limner.sessions._base import BaseSession
-from limner.sessions._ids import check_frame
-from limner.sessions._manifest import header
-from limner.sessions._open import as_image, open_session
-from limner.sessions._proposal import Candidate, Proposal, distinct, runs_of
-from limner.sessions._region import true_bounds
-from limner.sessions._scene import Scene
-from limner.sessions._zoom import Look, answers, looks, region_of, together
+from limner.sessions.answers.answer import Ask
+from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.sparse_logits import true_bounds
+from limner.sessions.answers.zoom import Look, answers, looks, region_of, together
+from limner.sessions.base import BaseSession
+from limner.sessions.history.ids import check_frame
+from limner.sessions.history.manifest import header
+from limner.sessions.open import as_image, open_session
+from limner.sessions.proposal import Candidate, Proposal, distinct, runs_of
 
 Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
-from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
-from limner.sessions._base import BaseSession
-from limner.sessions._finite import finite
-from limner.sessions._scene import Scene
+from limner.sessions.answers.finite import finite
+from limner.sessions.answers.image_view import Scene
+from limner.sessions.base import BaseSession
 
 
 class ImageSession(BaseSession):

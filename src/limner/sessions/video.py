@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
+from limner.adapters.intensity import robust_limits
 from limner.errors import FormatError, PromptError
-from limner.models._intensity import robust_limits
 from limner.prompts.types import Prompt
-from limner.sessions._planar import onto_plane
-from limner.sessions._stack import StackSession
+from limner.sessions.answers.to_slice import onto_plane
+from limner.sessions.propagation.stack_session import StackSession
 
 _SAMPLED_FRAMES = 8  # for the limits of black and white
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.adapters.axes import Axes, canonical
+from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
-from limner.models._axes import Axes, canonical
-from limner.models._intensity import robust_limits
 from limner.prompts.convert import check_inside, on_slice
 from limner.prompts.types import MaskPrompt, Prompt, num_axes
-from limner.sessions._finite import cleaned, is_finite
-from limner.sessions._planar import onto_plane
-from limner.sessions._scene import Scene
-from limner.sessions._stack import StackSession
+from limner.sessions.answers.finite import cleaned, is_finite
+from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.to_slice import onto_plane
+from limner.sessions.propagation.stack_session import StackSession
 
 _AXES = ("slice", "row", "column")
 
@@ -30,7 +30,7 @@ class VolumeSession(StackSession):
     the answer to its own prompts stands over what was propagated, and that over the answer to 3D
     prompts.
 
-    Models see the volume turned as `limner.models._axes.canonical` says; whoever talks to the
+    Models see the volume turned as `limner.adapters.axes.canonical` says; whoever talks to the
     session does not notice.
     """
 

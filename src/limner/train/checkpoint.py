@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.atomic import atomic_path
 from limner.checkpoints.load import fill, read_weights
 from limner.errors import CheckpointError
-from limner.io._atomic import atomic_path
 
 _FORMAT = 1
 

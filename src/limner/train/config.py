@@ -212,7 +212,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """Save a run, so that `read_config` reads the same back."""
-    from limner.io._atomic import atomic_bytes
+    from limner.atomic import atomic_bytes
 
     lines = [f"{key}: {json.dumps(value)}" for key, value in config.to_json().items()]
     atomic_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint
-from limner.train.adapters import Adapting
 from limner.train.config import TrainConfig, make_config, write_config
-from limner.train.follow import Sequences
-from limner.train.pack import Pack
-from limner.train.pack3d import VolumePack
-from limner.train.records import Records
-from limner.train.work import Pictures, Volumes, Work
+from limner.train.data.pack import Pack
+from limner.train.data.pack3d import VolumePack
+from limner.train.log import Records
+from limner.train.tasks.prompted import Pictures, Volumes, Work
+from limner.train.tasks.tracking import Sequences
+from limner.train.tasks.xmem_adapters import Adapting
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from limner.errors import FormatError, LimnerError
-from limner.io._complaints import muted, one_line
+from limner.io._errors import muted, one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

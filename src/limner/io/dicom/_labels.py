@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.geometry import Geometry, resample
-from limner.io._limits import check_allocation
 from limner.io.labels import Labels
+from limner.io.limits import check_allocation
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
 from limner.io.dicom._codes import coded_name, description_of, display_colour, label_of
 from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
 from limner.io.labels import Labels
+from limner.io.limits import check_allocation
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

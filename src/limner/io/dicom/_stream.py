@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, require
-from limner.io._recent import Recent
+from limner.io.video.frame_cache import Recent
 
 Array = NDArray[Any]
 

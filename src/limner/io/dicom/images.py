@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError, SeriesChoice
 from limner.geometry import Geometry
-from limner.io._damage import Forgiving, stacked
-from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
 from limner.io.dicom._codecs import is_video_stream
 from limner.io.dicom._files import (
@@ -43,6 +41,8 @@ from limner.io.dicom._pixels import FrameReader
 from limner.io.dicom._series import Stack, geometry_of, is_even, stacks_of
 from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
+from limner.io.limits import check_allocation
+from limner.io.video.lenient import Forgiving, stacked
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]

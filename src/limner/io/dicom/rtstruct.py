@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._atomic import atomic_path
 from limner.io.dicom import _contours
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.atomic import atomic_path
 from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
-from limner.io._atomic import atomic_path
-from limner.io._limits import check_allocation
 from limner.io.dicom import _tiles
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
@@ -32,6 +31,7 @@ from limner.io.dicom._sources import check_same_grid, source_datasets
 from limner.io.dicom.images import find_series
 from limner.io.image import Image
 from limner.io.labels import Labels
+from limner.io.limits import check_allocation
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

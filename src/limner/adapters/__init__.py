@@ -1,0 +1,1 @@
+"""Shared parts of model adapters: protocols, axes, intensity, resizing, prompt encoding."""

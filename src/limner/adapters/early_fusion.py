@@ -1,0 +1,307 @@
+"""Asking a network that sees image and prompts together, in two dimensions or three: enlarging,
+padding, painting prompts, and what becomes of its answer.
+
+The families limner-2d and limner-3d say how large a view is and which network answers; all else
+about them is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.adapters.correction import near_marks
+from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.protocols import ModelCard, Segmentation, View
+from limner.networks import fusion2d as fusion
+from limner.prompts.convert import map_positions
+from limner.prompts.raster import rasterize
+from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+
+if TYPE_CHECKING:
+    from limner.runtime import Network
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Times = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a network is known to need.
+
+    Attributes:
+        stride: sizes of what it sees are multiples of it, per axis.
+        enlarged: how many times a view is enlarged along each axis before it is shown.
+        confidence: added to all logits.
+        trust: added inside the guess that a first box or lasso makes, taken away outside it.
+        reach: voxels of the view; a change so near to a mark belongs to it.
+    """
+
+    stride: tuple[int, ...]
+    enlarged: Callable[[View], Times]
+    confidence: float
+    trust: float
+    reach: float = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A view as the network sees it, without prompts.
+
+    Attributes:
+        image: float32 ``(3, *axes)``, -1…1, enlarged and padded.
+        shape: of the view.
+        enlarged: steps of `image` per step of the view, along each axis.
+    """
+
+    image: Floats
+    shape: tuple[int, ...]
+    enlarged: Times
+
+
+class FusedModel:
+    """The network with everything around it.
+
+    Args:
+        network: answers ``(1, 7, *axes)`` with logits ``(1, 1, *axes)`` and the quality's ``(1,)``.
+        card: its facts.
+        habits: what it needs.
+    """
+
+    def __init__(self, network: Network, card: ModelCard, habits: Habits) -> None:
+        self.card = replace(card, runtime=network.description)
+        self._network = network
+        self._habits = habits
+
+    def on(self, network: Network) -> FusedModel:
+        """The same model on another network, or on the same one run in another way."""
+        return FusedModel(network, self.card, self._habits)
+
+    def embed(self, view: View) -> Embedding:
+        """Pixels as three channels, enlarged if the view is small, padded with black."""
+        check_understood(self.card, (), view.shape)
+        return embedded(view, self._habits.enlarged(view), self._habits.stride)
+
+    def segment(
+        self,
+        embedding: Embedding,
+        prompts: Sequence[Prompt],
+        previous: Floats | None = None,
+    ) -> Segmentation:
+        """One pass.
+
+        A mask among the prompts is shown as a rough answer when it is the newest prompt, or when
+        there is no answer before.
+        """
+        check_understood(self.card, prompts, embedding.shape)
+        times = embedding.enlarged
+        shape = tuple(n * t for n, t in zip(embedding.shape, times, strict=True))
+        inside = tuple(slice(n) for n in shape)
+        fused = np.zeros((1, fusion.NUM_CHANNELS, *embedding.image.shape[1:]), np.float32)
+        fused[0, : fusion.PREVIOUS] = embedding.image
+        painted = fused[0, fusion.PREVIOUS :][(slice(None), *inside)]
+        drawn = [_larger(p, times) for p in prompts if p.kind != "mask"]
+        before = _before(prompts, previous)
+        guess = _guess(drawn, shape, times) if before is None else enlarge(before, times)
+        if guess is not None:
+            painted[0] = np.tanh(guess / fusion.LOGIT_SCALE)
+        _paint(painted, drawn)
+        logits, quality = self._network(fused)
+        answer = reduce(logits[0, 0][inside], times) + np.float32(self._habits.confidence)
+        if before is None and guess is not None:
+            answer += np.float32(self._habits.trust / fusion.MASK_LOGIT) * reduce(guess, times)
+        if not _points(prompts, previous):
+            answer = np.minimum(answer, np.float32(-fusion.MASK_LOGIT))
+        elif previous is not None:
+            answer = _kept_near(answer, previous, prompts, self._habits.reach)
+        _obey(answer, prompts)
+        return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality[0]))))
+
+
+def embedded(view: View, times: Times, stride: Sequence[int]) -> Embedding:
+    """A view as a network sees it."""
+    channels = three_channels(view.normalized(), len(view.shape))
+    shown = [enlarge(c, times) for c in channels]
+    image = np.stack(shown if len(shown) == 3 else shown * 3)
+    image = padded((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, stride)
+    return Embedding(image, view.shape, times)
+
+
+def three_channels(pixels: Floats, num_axes: int) -> Floats:
+    """Channels first: ``(1, *axes)`` for grey, else ``(3, *axes)``: a third channel mixed from two,
+    the first three of more.
+    """
+    if pixels.ndim == num_axes:
+        return pixels[None]
+    if pixels.shape[-1] == 2:
+        pixels = np.concatenate([pixels, pixels.mean(axis=-1, keepdims=True)], axis=-1)
+    count = 3 if pixels.shape[-1] >= 3 else 1
+    return np.moveaxis(pixels[..., :count], -1, 0)
+
+
+def enlarge(pixels: Floats, times: Times) -> Floats:
+    """Whole times as large along each axis, interpolated linearly; edges are repeated."""
+    for axis, count in enumerate(times):
+        if count > 1:
+            pixels = _enlarged(pixels, axis, count)
+    return pixels
+
+
+def reduce(logits: Floats, times: Times) -> Floats:
+    """Inverse of enlarging: the mean of each block. A copy, also where there is nothing to do."""
+    if max(times) == 1:
+        return np.array(logits, dtype=np.float32)
+    sizes = [part for n, t in zip(logits.shape, times, strict=True) for part in (n // t, t)]
+    within = tuple(range(1, len(sizes), 2))
+    return np.asarray(logits.reshape(sizes).mean(axis=within, dtype=np.float32))
+
+
+def padded(image: Floats, stride: Sequence[int]) -> Floats:
+    """Black after the last pixels, up to multiples of the stride; the channel axis comes first."""
+    missing = [(0, -n % s) for n, s in zip(image.shape[1:], stride, strict=True)]
+    black = np.float32(-fusion.IMAGE_CENTRE * fusion.IMAGE_SCALE)
+    return np.pad(image, [(0, 0), *missing], constant_values=black)
+
+
+def _enlarged(pixels: Floats, axis: int, count: int) -> Floats:
+    """Each step of an axis becomes `count` steps, whose centres lie evenly within it."""
+    pixels = np.moveaxis(pixels, axis, 0)
+    before = np.concatenate([pixels[:1], pixels[:-1]])
+    after = np.concatenate([pixels[1:], pixels[-1:]])
+    result = np.empty((len(pixels), count, *pixels.shape[1:]), np.float32)
+    for k in range(count):
+        away = (k + 0.5) / count - 0.5
+        other = after if away > 0 else before
+        result[:, k] = pixels + np.float32(abs(away)) * (other - pixels)
+    return np.moveaxis(result.reshape(-1, *pixels.shape[1:]), 0, axis)
+
+
+def _points(prompts: Sequence[Prompt], previous: Floats | None) -> bool:
+    """Whether anything has been pointed at: an answer before, or a prompt that is not a "no"."""
+    if previous is not None and (previous > 0).any():
+        return True
+    return any(not isinstance(p, Click | Scribble) or p.positive for p in prompts)
+
+
+def _before(prompts: Sequence[Prompt], previous: Floats | None) -> Floats | None:
+    """What is shown as the answer of the round before."""
+    masks = [p for p in prompts if isinstance(p, MaskPrompt)]
+    if not masks or (previous is not None and prompts[-1] is not masks[-1]):
+        return previous
+    mask = masks[-1].mask
+    return _rough(mask, _said_of(mask, (1,) * mask.ndim) if mask.any() else _all(mask.shape))
+
+
+def _guess(prompts: Sequence[Prompt], shape: tuple[int, ...], times: Times) -> Floats | None:
+    """What boxes and lassos say by themselves: inscribed ellipses, and all that is encircled."""
+    result: Floats | None = None
+    for prompt in prompts:
+        if isinstance(prompt, Box):
+            region = footprint(prompt, shape)
+            inside = region & _ellipse(prompt, shape)
+        elif isinstance(prompt, Lasso):
+            region = inside = footprint(prompt, shape)
+        else:
+            continue
+        if region.any():
+            guess = _rough(inside, _said_of(region, times))
+            result = guess if result is None else np.maximum(result, guess)
+    return result
+
+
+def _ellipse(box: Box, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The ellipse or ellipsoid that a box touches on all sides."""
+    distance: Any = 0.0
+    for grid, low, high in zip(np.ogrid[_all(shape)], box.low, box.high, strict=True):
+        distance = distance + ((grid - (low + high - 1) / 2) / ((high - low) / 2)) ** 2
+    return np.asarray(distance < 1)
+
+
+def _said_of(region: NDArray[np.bool_], times: Times) -> tuple[slice, ...]:
+    """The part of a view that a region speaks of: of a volume only its slice where it is one slice
+    thick, or, enlarged, as thick as one has become; else everything.
+    """
+    told = []
+    for axis, count in enumerate(times):
+        others = tuple(k for k in range(region.ndim) if k != axis)
+        places = np.flatnonzero(region.any(axis=others))
+        thin = region.ndim == 3 and places[-1] - places[0] < count < region.shape[axis]
+        told.append(slice(int(places[0]), int(places[-1]) + 1) if thin else slice(None))
+    return tuple(told)
+
+
+def _all(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(n) for n in shape)
+
+
+def _rough(mask: NDArray[np.bool_], told: tuple[slice, ...]) -> Floats:
+    """A guess where something was told, 0 elsewhere."""
+    guess = np.zeros(mask.shape, np.float32)
+    guess[told] = np.where(mask[told], fusion.MASK_LOGIT, -fusion.MASK_LOGIT)
+    return guess
+
+
+def _paint(channels: Floats, prompts: Sequence[Prompt]) -> None:
+    """Marks and regions into channels 1 to 3 of ``(4, *axes)``, in place."""
+    maps = rasterize(prompts, channels.shape[1:], click_radius=fusion.CLICK_RADIUS)
+    first = fusion.PREVIOUS
+    for channel, drawn in (
+        (fusion.POSITIVE, (maps.positive,)),
+        (fusion.NEGATIVE, (maps.negative,)),
+        (fusion.REGION, (maps.box, maps.lasso)),
+    ):
+        for mask in drawn:
+            if mask is not None:
+                np.maximum(channels[channel - first], mask, out=channels[channel - first])
+
+
+def _kept_near(answer: Floats, previous: Floats, prompts: Sequence[Prompt], reach: float) -> Floats:
+    """A correction, kept to the neighbourhood of marks where a region has said how far the object
+    reaches. After clicks alone the first answers are often much too small, and everything may
+    change.
+    """
+    marks = [p for p in prompts if isinstance(p, Click | Scribble)]
+    if len(marks) in (0, len(prompts)) or prompts[-1] is not marks[-1]:
+        return answer
+    if not (previous > 0).any():
+        return answer
+    maps = rasterize(marks, answer.shape, click_radius=reach)
+    near = np.zeros(answer.shape, dtype=np.bool_)
+    for layer in (maps.positive, maps.negative):
+        if layer is not None:
+            near |= layer
+    return near_marks(answer, previous, near)
+
+
+def _obey(logits: Floats, prompts: Sequence[Prompt]) -> None:
+    """What the user has marked is as the user said, in place, the later mark where two conflict;
+    the network nearly always agrees.
+    """
+    for prompt in prompts:
+        if isinstance(prompt, Click | Scribble):
+            marked = footprint(prompt, logits.shape)
+            if prompt.positive:
+                logits[marked] = np.maximum(logits[marked], fusion.MASK_LOGIT)
+            else:
+                logits[marked] = np.minimum(logits[marked], -fusion.MASK_LOGIT)
+
+
+def _larger(prompt: Prompt, times: Times) -> Prompt:
+    """A prompt on the enlarged view; strokes are as wide as those in training at least."""
+    if isinstance(prompt, Box):
+        low, high = (np.multiply(corner, times).tolist() for corner in (prompt.low, prompt.high))
+        return Box(tuple(low), tuple(high))
+    moved = map_positions(
+        prompt, lambda at: tuple((a + 0.5) * t - 0.5 for a, t in zip(at, times, strict=True))
+    )
+    if isinstance(moved, Scribble):
+        wider = float(np.exp(np.log(times).mean()))
+        return Scribble(
+            moved.points, moved.positive, max(moved.radius * wider, fusion.LEAST_STROKE_RADIUS)
+        )
+    return moved

@@ -1,0 +1,81 @@
+"""Building the models whose weights are in the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.adapters.early_fusion import FusedModel, Habits
+from limner.adapters.protocols import ModelCard
+from limner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.runtime import Network
+
+FOLDER = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A family whose weights are ``NAME.onnx`` and ``NAME.safetensors``, with facts in
+    ``NAME.json``.
+
+    Attributes:
+        card: whose name is that of the files.
+        habits: of the network.
+        network: makes it from its widths and depths, in PyTorch.
+    """
+
+    card: ModelCard
+    habits: Habits
+    network: Callable[[Any, Any], nn.Module]
+
+    def build(
+        self, *, weights: Path | None = None, device: str = "auto", exact: bool = False
+    ) -> FusedModel:
+        """The model, with the weights of the package or with others of the same family.
+
+        Raises:
+            CheckpointError: a file is damaged or of something else.
+        """
+        if weights is not None:
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            network = self._compiled(weights, device, "fp32", {})
+            return FusedModel(network, replace(self.card, weights_sha256=digest), self.habits)
+        name = self.card.name
+        facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        # whichever file is run, the card names the same hash
+        card = replace(self.card, weights_sha256=facts["sha256"][f"{name}.safetensors"])
+        path = FOLDER / f"{name}.{'safetensors' if device.startswith('cuda') else 'onnx'}"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"][path.name]:
+            raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
+        network = self._compiled(path, device, "fp32" if exact else "auto", facts["agreement"])
+        return FusedModel(network, card, self.habits)
+
+    def _compiled(
+        self, path: Path, device: str, precision: str, agreement: dict[str, float]
+    ) -> Network:
+        from limner import runtime
+
+        compiled = partial(runtime.compile, device=device, precision=precision, agreement=agreement)
+        if path.suffix == ".onnx":
+            return compiled(path)
+        from limner.checkpoints.load import fill, read_weights
+
+        weights, facts = read_weights(path)
+        try:
+            network = self.network(facts["config"]["widths"], facts["config"]["depths"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not say the widths and depths of a {self.card.name} network; "
+                "use a file that limner train wrote."
+            ) from error
+        fill(network, weights, path)
+        return compiled(network)

@@ -1,0 +1,88 @@
+"""Building the parts of a network that follows objects, from the package or from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limner.adapters.shipped import FOLDER
+from limner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from limner.runtime import Network
+
+PARTS = ("frame", "memory", "reader", "decoder")
+EXACT = ("reader",)  # always in float32
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The network in parts; see `limner.networks.tracker2d`."""
+
+    frame: Network
+    memory: Network
+    reader: Network
+    decoder: Network
+
+
+def build_parts(name: str, *, weights: Path | None, device: str, exact: bool) -> tuple[Parts, str]:
+    """The parts, and the hash of the weights.
+
+    Args:
+        name: of the files in the package: ``NAME-PART.onnx``, ``NAME.safetensors``, ``NAME.json``.
+        weights: another safetensors file, such as that of a training run.
+        device: as for `limner.create_model`.
+        exact: compute in float32.
+
+    Raises:
+        CheckpointError: a file is damaged or of something else.
+    """
+    from limner import runtime
+
+    if weights is not None:
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        return _of_file(weights, device), digest
+    facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    digest = facts["sha256"][f"{name}.safetensors"]
+    if device.startswith("cuda"):
+        return _of_file(_intact(FOLDER / f"{name}.safetensors", facts["sha256"]), device), digest
+    precision = "fp32" if exact else "auto"
+    made = {
+        part: runtime.compile(
+            _intact(FOLDER / f"{name}-{part}.onnx", facts["sha256"]),
+            device=device,
+            precision="fp32" if part in EXACT else precision,
+            agreement=facts["agreement"],
+        )
+        for part in PARTS
+    }
+    return Parts(**made), digest
+
+
+def _intact(path: Path, hashes: dict[str, str]) -> Path:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
+        raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
+    return path
+
+
+def _of_file(path: Path, device: str) -> Parts:
+    """The parts in PyTorch, float32."""
+    from limner import runtime
+    from limner.checkpoints.load import fill, read_weights
+    from limner.networks.tracker2d import FollowNetwork, MemoryReader
+
+    weights, facts = read_weights(path)
+    try:
+        network = FollowNetwork(facts["config"]["widths"], facts["config"]["depths"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say the widths and depths of a network that follows; use a file that "
+            "limner train wrote."
+        ) from error
+    fill(network, weights, path)
+    parts = (network.frame, network.memory, MemoryReader(), network.decoder)
+    made = (runtime.compile(p, device=device, precision="fp32") for p in parts)
+    return Parts(*made)

@@ -1,0 +1,131 @@
+"""The worst cases of a report, as pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from limner.bench import propagation_tables
+from limner.bench import statistics as stats
+from limner.bench._charts import BLIND
+from limner.bench.rows import Row, decode_answer, read_run_config
+from limner.datasets.folders import DataSet, by_label, find_sets, open_picture
+from limner.datasets.objects import read_objects
+from limner.datasets.sequences import find_sequences, open_sequence, track_of
+from limner.errors import FormatError, LimnerError
+from limner.io.image import Image
+from limner.prompts.simulate_volume import largest_slice
+from limner.prompts.types import from_json
+from limner.render import cases
+
+Grouped: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # `Row.task`, then model
+
+_MOST_PICTURES = 36  # of a page: 5 MB
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case worth looking at.
+
+    Attributes:
+        caption: what it is and how it scored.
+        png: the picture.
+    """
+
+    caption: str
+    png: bytes = field(repr=False)
+
+
+def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
+    """Pictures of the lowest scores; baselines, which never look, are shown only if alone.
+
+    Args:
+        folders: of the runs, which name the data.
+        plain: undisturbed rows.
+        count: per model and protocol, at most.
+    """
+    sets: dict[str, DataSet] = {}
+    for folder in folders:
+        config = read_run_config(folder)
+        try:
+            data, dimensions = Path(config.data), config.dimensions
+            if config.protocol == "propagation":
+                found = find_sequences(data, config.split, config.sets)
+            else:
+                found = find_sets(data, config.split, config.sets, dimensions=dimensions)
+            sets |= {s.name: s for s in found}
+        except LimnerError as error:
+            _log.warning("No pictures of the cases in %s: %s", folder, error)
+    asked = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
+    looking = [entry for entry in asked if not entry[1].startswith(BLIND)] or asked
+    each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
+    pictures = []
+    for protocol, model, rows in looking:
+        for row in stats.worst(rows, each):
+            picture = _picture(row, f"{model}, {protocol}", sets)
+            pictures += [picture] if picture else []
+    return pictures
+
+
+def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
+    """The end of a conversation; None where the data are gone or have changed."""
+    if row.set_name not in sets or row.answer is None:
+        return None
+    data_set = sets[row.set_name]
+    if row.followed is not None:
+        return _followed(row, title, data_set)
+    try:
+        image = open_picture(data_set, row.stem)
+        if image.pixel_hash() != row.image_sha256:
+            raise FormatError("the picture has changed since")
+        asked = by_label(data_set) if row.protocol == "examples" else data_set
+        target = read_objects(asked, row.stem, image).mask(row.object_id)
+    except (LimnerError, OSError, KeyError) as error:
+        _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
+        return None
+    said = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
+    name = row.target_name or f"object {row.object_id}"
+    person = f", {row.annotator}" if row.annotator else ""
+    scores = " → ".join(f"{stats.score(row, 'dice', k):.2f}" for k in range(len(row.dice)))
+    caption = f"{title}: {row.set_name} {row.stem}, {name}{person}. Dice {scores}"
+    caption += f". Failed: {row.error}" if row.error else ""
+    answer = decode_answer(row.answer)
+    if target.ndim == 3:
+        caption += f". Slice {largest_slice(target)}"
+        return Picture(caption, cases.draw_slice(image, target, answer, said))
+    return Picture(caption, cases.draw_case(image, target, answer, said))
+
+
+def _followed(row: Row, title: str, data_set: DataSet) -> Picture | None:
+    """The worst frame of a propagation, with what was given if it lies there."""
+    assert row.answer is not None
+    try:
+        image = open_sequence(data_set, row.stem)
+        if image.pixel_hash() != row.image_sha256:
+            raise FormatError("the images have changed since")
+        track = track_of(data_set, row.stem, image, row.object_id)
+    except (LimnerError, OSError, KeyError) as error:
+        _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
+        return None
+    frame = propagation_tables.worst_frame(row)
+    answer = decode_answer(row.answer)[frame - row.answer["first"]]
+    plane = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
+    name = row.target_name or f"object {row.object_id}"
+    what = "slice" if image.kind == "volume" else "frame"
+    caption = (
+        f"{title}: {row.set_name} {row.stem}, {name}. Dice {propagation_tables.dice(row):.2f}; "
+        f"{what} {frame}, given {_given(row, what)}"
+    )
+    caption += f". Failed: {row.error}" if row.error else ""
+    return Picture(caption, cases.draw_case(plane, track.on(frame), answer, []))
+
+
+def _given(row: Row, what: str) -> str:
+    assert row.followed is not None
+    frames = row.followed["given"]
+    return f"{what}{'s' if len(frames) > 1 else ''} {', '.join(map(str, frames))}"

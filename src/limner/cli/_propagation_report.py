@@ -1,0 +1,182 @@
+"""What a propagation found, frame by frame: for the report, the film and ``--scores``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from limner.render.film import Story
+    from limner.sessions.answers.prediction import Prediction
+    from limner.sessions.base import BaseSession
+    from limner.sessions.history.events import Requested
+
+LOOK_AT = 5  # frames that are named
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object on one frame.
+
+    Attributes:
+        score: 0…1.
+        pixels: of its mask.
+        centre: of its mask, row and column; None where it is not there.
+        annotated: whether the user said so.
+    """
+
+    score: float
+    pixels: int
+    centre: tuple[float, float] | None
+    annotated: bool = False
+
+
+class Carried:
+    """Collects predictions on frames; keeps numbers, no pixels.
+
+    Args:
+        frames: that were asked for.
+    """
+
+    def __init__(self, frames: range) -> None:
+        self.asked = frames
+        self.rows: dict[tuple[int, int], Row] = {}  # by frame and object
+        self._run: set[int] = set()
+        self._known: set[int] = set()
+
+    @property
+    def num_run(self) -> int:
+        """Frames that a model was asked about."""
+        return len(self._run)
+
+    @property
+    def num_known(self) -> int:
+        """Frames of which all was there before."""
+        return len(self._known)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that something was carried to."""
+        return self.num_run + self.num_known
+
+    def follow(self, walk: Iterable[Prediction], title: str, total: int) -> None:
+        """Take all of a propagation, and show how far it is: speed and time left are those of the
+        frames that are run.
+
+        Args:
+            walk: the propagation.
+            title: what is done, a few words.
+            total: frames that something will be carried to.
+        """
+        from limner.cli._progress import bar
+
+        with bar(title, "frames") as tell:
+            for found in walk:
+                self.take(found)
+                tell(self.num_run, total - self.num_known)
+
+    def take(self, found: Prediction, *, annotated: bool = False) -> None:
+        """Note a prediction on a frame."""
+        assert found.frame is not None
+        rows, columns = np.nonzero(found.region.inside)
+        centre = None
+        if rows.size:
+            low = [part.start or 0 for part in found.region.slices]
+            centre = (float(rows.mean()) + low[0], float(columns.mean()) + low[1])
+        row = Row(float(found.score), int(rows.size), centre, annotated)
+        self.rows[found.frame, found.object_id] = row
+        if annotated:
+            return
+        if not found.known:
+            self._run.add(found.frame)
+            self._known.discard(found.frame)
+        elif found.frame not in self._run:
+            self._known.add(found.frame)
+
+    def story(self, session: BaseSession) -> Story:
+        """What the film tells of it."""
+        scores: dict[int, float] = {}
+        for (frame, _), row in self.rows.items():
+            if not row.annotated:
+                scores[frame] = min(row.score, scores.get(frame, 1.0))
+        doubtful = frozenset(frame for frame, *_ in session.doubtful(LOOK_AT))
+        return replace(told(session), scores=scores, doubtful=doubtful, frames=self.asked)
+
+    def write(self, path: Path, session: BaseSession) -> None:
+        """Write ``--scores``."""
+        from limner.atomic import atomic_bytes
+
+        atomic_bytes(path, json.dumps(self.report(session), indent=1).encode())
+
+    def report(self, session: BaseSession) -> dict[str, Any]:
+        """All frames and objects as JSON values, and the frames to look at first."""
+        image = session.image
+        pixel = image.geometry.plane(0).voxel_volume if image.geometry.has_spacing else None
+        return {
+            "image": None if image.path is None else str(image.path),
+            "kind": image.kind,
+            "model": session.model.card.name,
+            "propagator": None if session.propagator is None else session.propagator.card.name,
+            "names": {str(i): name for i, name in session.names.items()},
+            "look_at": [
+                {"frame": frame, "object": object_id, "score": round(score, 4)}
+                for frame, score, object_id in session.doubtful(LOOK_AT)
+            ],
+            "damaged": {str(k): reason for k, reason in sorted(image.damaged.items())},
+            "frames": [
+                _facts(frame, object_id, row, pixel)
+                for (frame, object_id), row in sorted(self.rows.items())
+            ],
+        }
+
+
+def expected(session: BaseSession, asked: Requested) -> int:
+    """How many frames something will be carried to."""
+    last = session.image.geometry.shape[0]
+    frames = range(asked.start or 0, last if asked.stop is None else asked.stop)
+    marked: dict[int, set[int]] = {}
+    for entry in session.entries:
+        if entry.frame is not None and asked.object_id in (None, entry.object_id):
+            marked.setdefault(entry.object_id, set()).add(entry.frame)
+    count = set()
+    for own in marked.values():
+        between = asked.how == "interpolate"
+        low = min(own) if between or asked.direction == "forward" else -1
+        high = max(own) if between or asked.direction == "backward" else last
+        count |= {k for k in frames if low < k < high and k not in own}
+    return len(count)
+
+
+def told(session: BaseSession) -> Story:
+    """A film's story from what was said in a session."""
+    from limner.render.film import Story
+
+    prompts: dict[int, list[Any]] = {}
+    for entry in session.entries:
+        if entry.frame is not None:
+            prompts.setdefault(entry.frame, []).append(entry.prompt)
+    return Story(
+        marked=frozenset(prompts),
+        unreadable=frozenset(session.image.damaged),
+        prompts=prompts,
+    )
+
+
+def _facts(frame: int, object_id: int, row: Row, pixel: float | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "frame": frame,
+        "object": object_id,
+        "score": round(row.score, 4),
+        "annotated": row.annotated,
+        "pixels": row.pixels,
+    }
+    if pixel is not None:
+        facts["area_mm2"] = float(f"{row.pixels * pixel:.6g}")
+    facts["centre"] = None if row.centre is None else [round(x, 2) for x in row.centre]
+    return facts

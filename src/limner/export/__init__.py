@@ -1,0 +1,1 @@
+"""Trained networks as the files that the package ships."""

@@ -1,0 +1,201 @@
+"""What the picture readers share: size caps, channel choice, and label maps out of pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError, GeometryError
+from limner.geometry import Geometry
+from limner.io.image import Image
+from limner.io.labels import Labels
+from limner.io.limits import check_allocation
+
+Array = NDArray[Any]
+
+# A compressed picture of a few kilobytes can claim any size. A pathology slide at full resolution
+# has some 10⁹ pixels and comes tiled, as TIFF; nothing in medicine is larger in one piece.
+MAX_PICTURE_PIXELS = 1 << 30
+
+# A mask that went through JPEG: everything within this of black or of its white (8 bit).
+_JPEG_RINGING = 40
+_JPEG_CLEAN_SHARE = 0.98
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_picture(shape: Sequence[int], itemsize: int, path: Path) -> None:
+    """Refuse a compressed picture by its header, before anything is decoded.
+
+    Args:
+        shape: rows, columns and, if any, channels.
+        itemsize: bytes per value.
+        path: for the message.
+
+    Raises:
+        FormatError: more than `MAX_PICTURE_PIXELS` pixels, none, or more than the memory.
+    """
+    pixels = prod(int(n) for n in shape[:2])
+    if pixels < 1:
+        raise FormatError(f"{path}: the header claims {shape[0]}×{shape[1]} pixels; the file is "
+                          "damaged.")  # fmt: skip
+    if pixels > MAX_PICTURE_PIXELS:
+        raise FormatError(
+            f"{path}: the header claims {shape[0]}×{shape[1]} pixels; one picture may have "
+            f"{MAX_PICTURE_PIXELS:,}. The file is damaged, or save it as a tiled TIFF and crop it."
+        )
+    check_allocation(shape, itemsize, path)
+
+
+def check_packed(num_pixels: int, size: int, least_bits: float, path: Path) -> None:
+    """Refuse a compressed picture whose file is too small for the pixels it claims.
+
+    Args:
+        num_pixels: rows times columns, as the header claims.
+        size: bytes of the file.
+        least_bits: that the format spends on a pixel at the very least.
+        path: for the message.
+
+    Raises:
+        FormatError: the file is damaged, or a bomb.
+    """
+    if size * 8 < num_pixels * least_bits:
+        raise FormatError(
+            f"{path}: the header claims {num_pixels:,} pixels, which {size:,} bytes cannot hold; "
+            "the file is damaged or incomplete. Copy it again."
+        )
+
+
+def check_not_empty(path: Path) -> None:
+    """Refuse a missing or zero-byte file with a plain sentence.
+
+    Raises:
+        FormatError: there is no such file, it cannot be opened, or it has no content.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise FormatError(f"{path}: {(error.strerror or str(error)).lower()}.") from error
+    if path.is_file() and size == 0:
+        raise FormatError(f"{path}: the file is empty (0 bytes).")
+
+
+def check_channel(channel: int | None, num_channels: int | None, path: Path) -> None:
+    """Refuse a channel that the picture does not have; channel 0 of a grey one is itself.
+
+    Raises:
+        FormatError: says how many there are.
+    """
+    if channel is not None and not 0 <= channel < (num_channels or 1):
+        raise FormatError(
+            f"{path}: there is no channel {channel}; the file has {num_channels or 1}, "
+            "counted from 0."
+        )
+
+
+def choose_channel(pixels: Array, channel: int | None, num_channels: int | None) -> Array:
+    """One channel of `pixels` (channels last), or all of them if `channel` is None."""
+    if channel is None or num_channels is None:
+        return pixels
+    return np.ascontiguousarray(pixels[..., channel])
+
+
+def without_alpha(pixels: Array, path: Path) -> Array:
+    """The colour (or grey) of a picture whose last channel is alpha.
+
+    The hidden colour is kept as stored, not blended with a background. Transparency is a matter of
+    display; where it is not the same everywhere, a warning is logged.
+    """
+    alpha = pixels[..., -1]
+    if (alpha != alpha.flat[0]).any():
+        _LOG.warning("%s: the alpha channel (transparency) is dropped; colours are kept.", path)
+    colour = pixels[..., :-1]
+    return np.ascontiguousarray(colour[..., 0] if colour.shape[-1] == 1 else colour)
+
+
+def labels_from_pixels(
+    pixels: Array,
+    geometry: Geometry,
+    path: Path,
+    *,
+    names: Mapping[int, str] | None = None,
+    lossy: bool = False,
+) -> Labels:
+    """Make labels of a picture's values, which stay as they are (a 0/255 mask has object 255).
+
+    Args:
+        pixels: integers, or floats that are whole numbers; a colour picture is accepted where its
+            channels are equal.
+        geometry: the grid.
+        path: for messages.
+        names: by object id.
+        lossy: the file went through JPEG: a black-and-white mask becomes object 1 where it is
+            nearer to white, anything else is refused.
+
+    Raises:
+        FormatError: the values cannot be labels.
+    """
+    if pixels.ndim == geometry.ndim + 1:
+        pixels = _equal_channels(pixels, path, tolerance=_JPEG_RINGING if lossy else 0)
+    if lossy:
+        pixels = _binary_from_lossy(pixels, path)
+    if pixels.dtype.kind == "f":
+        whole = pixels.astype(np.int64) if np.isfinite(pixels).all() else None
+        if whole is None or (whole != pixels).any():
+            raise FormatError(
+                f"{path}: the values are fractions, not labels; save the label map as integers."
+            )
+        pixels = whole
+    if pixels.dtype.kind == "i" and pixels.min(initial=0) < 0:
+        raise FormatError(f"{path}: a label map holds no negative values; this one does.")
+    return Labels(geometry, array=pixels, names=names)
+
+
+def fitted_geometry(own: Geometry, like: Image | None, path: Path) -> Geometry:
+    """The grid of labels read from a file that may not state its place in space.
+
+    Args:
+        own: what the file says.
+        like: the image the labels belong to; its grid counts where the file has no spacing.
+        path: for the message.
+
+    Raises:
+        GeometryError: the shapes differ.
+    """
+    if like is None:
+        return own
+    if own.shape != like.geometry.shape:
+        raise GeometryError(
+            f"{path}: labels of shape {own.shape} do not fit the image of shape "
+            f"{like.geometry.shape}."
+        )
+    return own if own.has_spacing else like.geometry
+
+
+def _equal_channels(pixels: Array, path: Path, *, tolerance: int) -> Array:
+    first = pixels[..., :1].astype(np.int64)
+    if (np.abs(pixels.astype(np.int64) - first) > tolerance).any():
+        raise FormatError(
+            f"{path}: a colour picture is not a label map; save one grey or palette value per "
+            "object."
+        )
+    return np.asarray(pixels[..., 0])
+
+
+def _binary_from_lossy(pixels: Array, path: Path) -> Array:
+    top = int(pixels.max(initial=0))
+    values = pixels.astype(np.int64)
+    clean = (values <= _JPEG_RINGING) | (values >= top - _JPEG_RINGING)
+    if 0 < top < 4 * _JPEG_RINGING or clean.mean() < _JPEG_CLEAN_SHARE:
+        raise FormatError(
+            f"{path}: JPEG changes pixel values, so this cannot be read as a label map; "
+            "save it as PNG."
+        )
+    _LOG.warning("%s: JPEG blurs masks; what is nearer to white is taken as object 1.", path)
+    return np.asarray(values * 2 > max(top, 1), dtype=np.uint8)

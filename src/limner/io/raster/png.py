@@ -1,0 +1,87 @@
+"""What Pillow leaves out of PNG: 16-bit colour, whole-file checks, and telling animations apart."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.io.raster.pixels import without_alpha
+
+Array = NDArray[Any]
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_KEY = "limner"  # text chunk with what limner adds to a label map, as JSON
+
+
+def is_animated(head: bytes) -> bool:
+    """Whether a PNG announces an animation: chunk ``acTL`` before the pixels."""
+    control, pixels = head.find(b"acTL"), head.find(b"IDAT")
+    return head.startswith(SIGNATURE) and control > 0 and (pixels < 0 or control < pixels)
+
+
+def check_chunks(content: bytes) -> None:
+    """Check that all chunks are there and that those with pixels have their checksum.
+
+    Decoders stop when the last row is full and then never see a wrong checksum.
+
+    Raises:
+        ValueError: the file ends early, or a checksum is wrong.
+    """
+    position = len(SIGNATURE)
+    while position + 12 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + size
+        if end > len(content):
+            break
+        if kind in (b"IHDR", b"PLTE", b"IDAT"):
+            found = zlib.crc32(memoryview(content)[position + 4 : end - 4])
+            if found != struct.unpack_from(">I", content, end - 4)[0]:
+                raise ValueError(f"wrong checksum in chunk {kind.decode('ascii')}")
+        if kind == b"IEND":
+            return
+        position = end
+    raise ValueError("the file ends early")
+
+
+def decode_deep(content: bytes, path: Path) -> Array:
+    """Pixels of a PNG with 16 bits per channel, alpha dropped; Pillow would give 8 bits.
+
+    Args:
+        content: the whole file.
+        path: for messages.
+
+    Returns:
+        uint16 ``(row, column)`` or ``(row, column, 3)``.
+    """
+    import imagecodecs
+
+    pixels = np.asarray(imagecodecs.png_decode(content))
+    return without_alpha(pixels, path) if pixels.shape[-1] in (2, 4) else pixels
+
+
+def encode(pixels: Array, *, text: str | None = None) -> bytes:
+    """A PNG file.
+
+    Args:
+        pixels: uint8 or uint16, ``(row, column)`` or ``(row, column, 3)``.
+        text: stored under `TEXT_KEY`; not with 16-bit colour.
+    """
+    from PIL import Image as Picture
+    from PIL.PngImagePlugin import PngInfo
+
+    if pixels.ndim == 3 and pixels.dtype == np.uint16:
+        import imagecodecs
+
+        return bytes(imagecodecs.png_encode(pixels))
+    info = PngInfo()
+    if text is not None:
+        info.add_itxt(TEXT_KEY, text)
+    buffer = io.BytesIO()
+    Picture.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

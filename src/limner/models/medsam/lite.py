@@ -1,0 +1,256 @@
+"""LiteMedSAM: MedSAM with a small encoder, fast on a laptop
+(https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM, baseline of the CVPR 2024 challenge).
+
+Unlike MedSAM, the aspect of the picture is kept and the rest is padding, the box is cut to whole
+pixels of the network's input, and logits are resized before they become probabilities. Volumes are
+done slice by slice: the box of a slice follows from the mask on the one before, `LiteMedSam.carry`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.resize_area import resize_area
+from limner.adapters.sam import (
+    HIGH_CORNER,
+    LOW_CORNER,
+    Asked,
+    Embedding,
+    Encoding,
+    Frame,
+    Planes,
+    bilinear,
+    decode,
+    eight_bit,
+    one_box,
+    score,
+)
+from limner.adapters.weights import hash_of
+from limner.checkpoints.cards import WeightsCard
+from limner.errors import PromptError
+from limner.prompts.types import Box, Prompt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.networks.blocks.mask_decoder import Sam
+    from limner.runtime import Network
+
+SIZE = 256  # side of the network's input and of its answer
+GRID = 64  # side of the embedding
+CLEAR = 0  # the mask for prompts that leave no doubt, the only one that was trained
+MARGIN = 3  # pixels of the input: how far a box reaches over the mask on the slice before
+
+CARD = ModelCard(
+    name="medsam/lite",
+    summary="LiteMedSAM: what is in a box, fast; carries boxes through volumes",
+    ndim=(2,),
+    prompts=frozenset({"box"}),
+    licence="Apache-2.0",
+    source="https://doi.org/10.1038/s41467-024-44824-z, "
+    "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+    zoom=False,
+    window={2: SIZE},
+)
+WEIGHTS = WeightsCard(
+    name="lite_medsam.pth",
+    sources=(),
+    licence="Apache-2.0",
+    note="on Google Drive, linked from https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM; "
+    "after downloading: limner models add medsam/lite lite_medsam.pth",
+)
+
+
+class LiteMedSam(Encoding, AsBatch):
+    """The network with everything around it: one box, one answer.
+
+    Args:
+        card: its facts.
+        encoder: (1, 3, SIZE, SIZE) to features.
+        decoder: `limner.networks.blocks.mask_decoder.SamDecode`.
+    """
+
+    def __init__(self, card: ModelCard, encoder: Network, decoder: Network) -> None:
+        self.card = replace(card, runtime=encoder.description)
+        self._encoder, self._decoder = encoder, decoder
+
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Resized by area, spread to 0…1, padded with 0."""
+        check_understood(self.card, (), view.shape)
+        frame = Frame.longest(view.shape, SIZE)
+        return network_input(view, frame), frame
+
+    def segment_batch(
+        self, embedding: Embedding, questions: Sequence[Question]
+    ) -> list[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone.
+
+        Raises:
+            PromptError: a question has no box, several, or another kind of prompt.
+        """
+        frame = embedding.frame
+        asked = [corners(self.card, question.prompts, frame) for question in questions]
+        answers = []
+        for logits, quality in decode(self._decoder, embedding.features, asked):
+            inside = logits[CLEAR, : frame.inside[0], : frame.inside[1]]
+            answers.append(Segmentation(bilinear(inside, frame.shape), score(quality[CLEAR])))
+        return answers
+
+    def carry(
+        self, view: View, before: Segmentation, prompts: Sequence[Prompt]
+    ) -> Sequence[Prompt]:
+        """What to ask on the next slice of a volume or frame of a video, as published.
+
+        Args:
+            view: of the slice that is to be asked about.
+            before: the answer on the slice before, on a view of the same shape.
+            prompts: of the first slice, which the user gave; not what was carried since.
+
+        Returns:
+            A box around the mask before, or `prompts` where nothing of that is left.
+        """
+        low, high = carried_box(before.logits > 0) or ((), ())
+        if not low:
+            return prompts
+        # The middles of the input's pixels, so that they are cut to the same ones again.
+        step = max(view.shape) / SIZE
+        start, stop = (tuple((n + 0.5) * step for n in corner) for corner in (low, high))
+        return [Box(start, tuple(max(b, a + 1.0) for a, b in zip(start, stop, strict=True)))]
+
+
+def network_input(view: View, frame: Frame) -> Planes:
+    """The picture at the top left of (1, 3, SIZE, SIZE), 0…1; the padding is 0, which is black
+    only because the darkest pixel of every picture is.
+    """
+    picture = resize_area(eight_bit(view), frame.inside)
+    low, high = int(picture.min()), int(picture.max())
+    spread = (picture - float(low)) / max(float(high - low), 1e-8)
+    padded = np.zeros((1, 3, SIZE, SIZE), np.float32)
+    padded[0, :, : frame.inside[0], : frame.inside[1]] = spread.transpose(2, 0, 1)
+    return padded
+
+
+def corners(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> Asked:
+    """A box as the decoder takes it: (x, y) of its corners in pixels of the input, cut off towards
+    0, as published.
+
+    Raises:
+        PromptError: no box, several, or another kind of prompt.
+    """
+    check_understood(card, prompts, frame.shape)
+    box = one_box(card, prompts)
+    if box is None:
+        raise PromptError(f"{card.name} needs a box around the object. Give one.")
+    scale = SIZE / max(frame.shape)
+    cut = np.trunc(np.array([box.low, box.high], dtype=np.float64) * scale)
+    coords_xy = np.clip(cut, 0, SIZE)[:, ::-1].astype(np.float32)
+    return Asked(coords_xy, np.array([LOW_CORNER, HIGH_CORNER], np.float32))
+
+
+def carried_box(
+    mask: NDArray[np.bool_], number: int = 1
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The box on the next slice that follows from a mask, in pixels of the network's input.
+
+    Args:
+        mask: (row, column), on the slice before.
+        number: of the object. The mask is shrunk as a picture of this grey level, so that of a
+            number of 2 or more also thin parts survive the rounding; as published.
+
+    Returns:
+        (row, column) of the first and the last corner, `MARGIN` outside the mask; None where
+        nothing of it is left.
+    """
+    picture = mask.astype(np.uint8) * np.uint8(number)
+    small = resize_area(picture, Frame.longest(mask.shape, SIZE).inside)
+    rows, columns = (np.flatnonzero((small > 0).any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return None
+    low = max(0, int(rows[0]) - MARGIN), max(0, int(columns[0]) - MARGIN)
+    high = min(SIZE, int(rows[-1]) + MARGIN), min(SIZE, int(columns[-1]) + MARGIN)
+    return low, high
+
+
+class _Weights:
+    """The network with the weights of a file, read when somebody needs it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _network(self) -> Sam:
+        from limner.checkpoints.load import fill, read_checkpoint
+        from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
+        from limner.networks.blocks.prompt_encoder import PromptEncoder
+        from limner.networks.blocks.tiny_vit import TinyViT
+
+        network = Sam(TinyViT(SIZE), PromptEncoder(grid=GRID, input_size=SIZE), MaskDecoder())
+        fill(network, read_checkpoint(self._path, network.state_dict().keys()).tensors, self._path)
+        return network
+
+    def encoder(self) -> nn.Module:
+        """The expensive half."""
+        return self._network.image_encoder
+
+    def decoder(self) -> nn.Module:
+        """The cheap half as published."""
+        return self._network.decode()
+
+    def folded(self) -> nn.Module:
+        """The cheap half, arranged for speed."""
+        from limner.networks.blocks.folded import FoldedDecode
+
+        return FoldedDecode(self._network.prompt_encoder, self._network.mask_decoder)
+
+
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> LiteMedSam:
+    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
+    assert weights is not None
+    from limner import runtime
+
+    file = _Weights(weights)
+
+    def compiled(
+        build: Callable[[], nn.Module], what: str, shapes: Any, precision: str, remember: bool
+    ) -> Network:
+        return runtime.compile_module(
+            build,
+            key=f"{digest}-litemedsam-{what}",
+            inputs=shapes,
+            device=device,
+            exact=exact,
+            precision=precision,
+            remember=remember,
+        )
+
+    asked = [(None, None, 2), (None, None), (None, 1, SIZE, SIZE), (None,)]
+    return LiteMedSam(
+        replace(CARD, weights_sha256=digest),
+        compiled(file.encoder, "encoder", [(1, 3, SIZE, SIZE)], "auto", keep_embeddings),
+        compiled(
+            file.decoder if exact else file.folded,
+            "decoder",
+            [(1, 256, GRID, GRID), *asked],
+            "fp32",
+            False,
+        ),
+    )
+
+
+LITE = Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)
+VARIANTS = {"lite": LITE}

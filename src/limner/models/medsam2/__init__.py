@@ -1,0 +1,471 @@
+"""medsam2: MedSAM2, SAM 2.1 with Hiera-tiny trained on with medical volumes and videos
+(https://arxiv.org/abs/2504.03600, https://github.com/bowang-lab/MedSAM2), and SAM 2.1 itself
+(https://arxiv.org/abs/2408.00714).
+
+Clicks, boxes and masks are answered on a frame, and the answer is carried through the others by a
+memory: all frames that the user answered for, features of the six frames before, and pointers to
+the object on fifteen. ``tiny`` is MedSAM2 as its authors run it, at 512 pixels; ``sam2_tiny`` is
+SAM 2.1 at 1024. Both are squashed to a square; the authors' file of either loads in the other.
+
+The network is that of `transformers` (`limner.models.medsam2.network`); what is kept of a frame,
+and when, is decided here and in `limner.models.medsam2.memory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import (
+    Array,
+    AsBatch,
+    Before,
+    ModelCard,
+    Question,
+    Segmentation,
+    Variant,
+    View,
+)
+from limner.adapters.sam import (
+    HIGH_CORNER,
+    LOW_CORNER,
+    MASK_LOGIT,
+    NEGATIVE,
+    NOTHING,
+    POSITIVE,
+    Frame,
+    Planes,
+    bilinear,
+    eight_bit,
+    mask_input,
+    one_box,
+    score,
+    sigmoid,
+)
+from limner.adapters.weights import hash_of
+from limner.checkpoints.cards import WeightsCard
+from limner.errors import PromptError
+from limner.models.medsam2.memory import added, recalled
+from limner.prompts.types import Click, MaskPrompt, Prompt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.runtime import Network
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue, 0…1
+CLEAR = 0  # the mask for prompts that leave no doubt; the others are for those that do
+MOST_LOGIT = 32.0  # of a mask that is shown to the network again
+STABLE_BY, STABLE_FROM = (
+    0.05,
+    0.98,
+)  # logits around 0, and the share of a mask that they may not move
+
+CARD = ModelCard(
+    name="medsam2/tiny",
+    summary="MedSAM2: clicks, boxes and masks on a frame, carried through volumes and videos",
+    ndim=(2,),
+    prompts=frozenset({"click", "box", "mask"}),
+    licence="CC-BY-SA-4.0",  # of the weights; the code is Apache-2.0
+    source="https://arxiv.org/abs/2504.03600, https://github.com/bowang-lab/MedSAM2",
+    zoom=False,
+    window={2: 512},
+)
+SAM2_CARD = ModelCard(
+    name="medsam2/sam2_tiny",
+    summary="SAM 2.1 (Hiera-tiny): clicks, boxes and masks on a frame, carried through videos",
+    ndim=(2,),
+    prompts=frozenset({"click", "box", "mask"}),
+    licence="Apache-2.0",
+    source="https://arxiv.org/abs/2408.00714, https://github.com/facebookresearch/sam2",
+    zoom=False,
+    window={2: 1024},
+)
+
+
+def _medsam2(name: str, note: str) -> WeightsCard:
+    return WeightsCard(f"{name}.pt", (f"hf:wanglab/MedSAM2/{name}.pt",), CARD.licence, note=note)
+
+
+WEIGHTS = (
+    _medsam2("MedSAM2_latest", "recommended by the authors"),
+    _medsam2("MedSAM2_2411", "the first release, of November 2024"),
+    _medsam2("MedSAM2_CTLesion", "trained on with lesions in CT"),
+    _medsam2("MedSAM2_MRI_LiverLesion", "trained on with lesions of the liver in MRI"),
+    _medsam2("MedSAM2_US_Heart", "trained on with ultrasound of the heart"),
+)
+SAM2_WEIGHTS = (
+    WeightsCard(
+        name="sam2.1_hiera_tiny.pt",
+        sources=(
+            "https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_tiny.pt",
+            "hf:facebook/sam2.1-hiera-tiny/sam2.1_hiera_tiny.pt",
+        ),
+        licence="Apache-2.0",
+        note="SAM 2.1's own weights, trained on photographs and videos of everyday life",
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found on a frame by a memory.
+
+    Attributes:
+        memory: that memory.
+        logits: as the session got them.
+        low_res: (4g, 4g), logits of the whole input.
+        pointer: (256,).
+        present: whether there is an object.
+    """
+
+    memory: Mapping[str, Array]
+    logits: Planes
+    low_res: Planes
+    pointer: Planes
+    present: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A frame as the network sees it; g is the side of the input divided by 16.
+
+    Attributes:
+        fine: (1, 32, 4g, 4g).
+        middle: (1, 64, 2g, 2g).
+        coarse: (1, 256, g, g).
+        alone: (1, 256), added to `coarse` where there is no memory.
+        frame: where the view lies in the input.
+        found: what was found here by memories, so that the network's own words of it are
+            remembered; by their identity.
+    """
+
+    fine: Planes
+    middle: Planes
+    coarse: Planes
+    alone: Planes
+    frame: Frame
+    found: dict[int, Found] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The network in parts; see `limner.models.medsam2.network`."""
+
+    encoder: Network
+    decoder: Network
+    memory: Network
+    attention: Network
+
+
+class Sam2(AsBatch):
+    """SAM 2's network with everything around it.
+
+    Args:
+        card: its facts.
+        parts: the network.
+        size: side of its input, a multiple of 32.
+        smooth: enlarge and shrink single pictures as SAM 2's predictor for pictures does, and not
+            like frames of a video.
+    """
+
+    def __init__(self, card: ModelCard, parts: Parts, size: int, *, smooth: bool = False) -> None:
+        self.card = replace(card, runtime=parts.encoder.description)
+        self.size, self._parts, self._smooth = size, parts, smooth
+
+    # One frame.
+
+    def embed(self, view: View) -> Looked:
+        """The picture, encoded."""
+        return self._looked(view, smooth=self._smooth)
+
+    def segment_batch(self, embedding: Looked, questions: Sequence[Question]) -> list[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone.
+
+        As in SAM 2 a mask is taken as it is, and what was said before it is forgotten. One click
+        may mean several things: of three masks the one that the network trusts most counts. More
+        clicks or a box have one answer, unless that is unstable.
+
+        `Segmentation.memory` is logits (4g, 4g) of the whole input, not above 32.
+
+        Raises:
+            PromptError: nothing was asked, several boxes for one object, or a kind of prompt that
+                the card does not list.
+        """
+        return [self._answer(embedding, question) for question in questions]
+
+    def _answer(self, looked: Looked, question: Question) -> Segmentation:
+        frame, prompts = looked.frame, question.prompts
+        check_understood(self.card, prompts, frame.shape)
+        masks = [k for k, p in enumerate(prompts) if isinstance(p, MaskPrompt)]
+        since = prompts[masks[-1] + 1 :] if masks else prompts
+        if masks and not since:
+            return self._drawn(prompts[masks[-1]], frame)
+        coords, labels = points(self.card, since, frame)
+        shown = mask_input(question, frame, self.size // 4)
+        if not len(labels) and shown is None:
+            raise PromptError(f"{self.card.name} needs a click, a box or a mask. Give one.")
+        coarse = looked.coarse + looked.alone[..., None, None]
+        logits, quality, _, _ = self._decoded(looked, coarse, coords, labels, shown)
+        index = trusted(quality) if len(labels) <= 1 else clear(logits, quality)
+        low_res = np.clip(logits[index], -MOST_LOGIT, MOST_LOGIT)
+        return Segmentation(bilinear(logits[index], frame.shape), score(quality[index]), low_res)
+
+    def _drawn(self, prompt: Prompt, frame: Frame) -> Segmentation:
+        """A mask as it was drawn."""
+        assert isinstance(prompt, MaskPrompt)
+        logits = np.where(prompt.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
+        low_res = frame.to_low_res(logits, self.size // 4, outside=-MASK_LOGIT)
+        return Segmentation(logits, 1.0 if prompt.mask.any() else 0.0, low_res)
+
+    # From frame to frame.
+
+    def look(self, view: View, origin: tuple[float, float]) -> Looked:
+        """A frame, encoded; several objects may be followed on the same look.
+
+        Args:
+            view: what is seen.
+            origin: not looked at: the network was taught whole frames.
+        """
+        return self._looked(view, smooth=False)
+
+    def remember(
+        self,
+        memory: Mapping[str, Array] | None,
+        looked: Looked,
+        logits: Planes,
+        *,
+        place: int,
+        given: bool,
+    ) -> dict[str, Array]:
+        """The memory with one frame more.
+
+        What `find` said of this look by this memory is remembered in the network's own words. All
+        else, given or changed since, is remembered as SAM 2 does masks: their pixels as they are,
+        and the decoder's pointer to them.
+
+        Args:
+            memory: so far; None for none.
+            looked: of `look`.
+            logits: of the view's shape, above 0 inside the object.
+            place: the frame's number.
+            given: whether the user said so; ten such frames are not forgotten.
+        """
+        found = looked.found.get(id(memory))
+        if given or found is None or not np.array_equal(found.logits, logits):
+            features, pointer = self._as_mask(looked, logits > 0)
+        else:
+            mask = sigmoid(bilinear(found.low_res, (self.size, self.size)))
+            features, _, nobody = self._encoded(looked, mask, found.present)
+            pointer = found.pointer if found.present else nobody[0]
+        return added(memory, place, features, pointer, given=given)
+
+    def find(
+        self,
+        memory: Mapping[str, Array],
+        looked: Looked,
+        before: Before | None,
+        *,
+        place: int | None = None,
+    ) -> Segmentation:
+        """The object on a frame, by memory.
+
+        The score is the predicted IoU times the probability that there is an object; where that is
+        below a half, the mask is empty.
+
+        Args:
+            memory: with one given frame at least.
+            looked: of `look`.
+            before: not looked at.
+            place: the frame's number; None: frames are asked about one after the other.
+        """
+        known = recalled(memory, place)
+        (coarse,) = self._parts.attention(
+            looked.coarse, known.features, known.slots, known.pointers, known.ago
+        )
+        nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+        logits, quality, pointers, presence = self._decoded(looked, coarse, *nothing, None)
+        index, present = trusted(quality), bool(presence[0] > 0)
+        low_res = logits[index].copy() if present else np.full_like(logits[index], -MOST_LOGIT)
+        full = bilinear(low_res, looked.frame.shape)
+        looked.found[id(memory)] = Found(memory, full, low_res, pointers[index].copy(), present)
+        return Segmentation(full, score(quality[index]) * float(sigmoid(presence)[0]))
+
+    # The network.
+
+    def _looked(self, view: View, *, smooth: bool) -> Looked:
+        check_understood(self.card, (), view.shape)
+        frame = Frame.squashed(view.shape, self.size)
+        fine, middle, coarse, alone = self._parts.encoder(
+            network_input(view, self.size, smooth=smooth)
+        )
+        return Looked(fine, middle, coarse, alone, frame)
+
+    def _decoded(
+        self, looked: Looked, coarse: Planes, coords: Planes, labels: Planes, mask: Planes | None
+    ) -> tuple[Planes, ...]:
+        """Logits (4, 4g, 4g), predicted IoU (4,), pointers (4, 256), logit of presence (1,)."""
+        if not len(labels):
+            coords, labels = np.zeros((1, 2), np.float32), np.full(1, NOTHING, np.float32)
+        side = self.size // 4
+        shown = np.zeros((side, side), np.float32) if mask is None else mask
+        return self._parts.decoder(
+            coarse,
+            looked.fine,
+            looked.middle,
+            coords[None],
+            labels[None],
+            np.ascontiguousarray(shown[None, None]),
+            np.full(1, mask is not None, np.float32),
+        )
+
+    def _as_mask(self, looked: Looked, mask: NDArray[np.bool_]) -> tuple[Planes, Planes]:
+        """Features and pointer of a mask that is sure."""
+        here = on_grid(mask, self.size)
+        present = bool(here.any())
+        features, prompt, nobody = self._encoded(looked, here, present)
+        nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+        _, _, pointers, presence = self._decoded(looked, looked.coarse, *nothing, prompt[0, 0])
+        return features, pointers[CLEAR] if present and presence[0] > 0 else nobody[0]
+
+    def _encoded(self, looked: Looked, mask: Planes, present: bool) -> tuple[Planes, ...]:
+        """Features (T, 64), the mask for the decoder (1, 1, 4g, 4g), the pointer to nobody."""
+        return self._parts.memory(looked.coarse, mask[None, None], np.full(1, present, np.float32))
+
+
+def network_input(view: View, size: int, *, smooth: bool) -> Planes:
+    """A picture as (1, 3, size, size), squashed and normalised.
+
+    Args:
+        view: two-dimensional.
+        size: of a side.
+        smooth: triangles over float32 instead of cubics over bytes.
+    """
+    pixels = eight_bit(view)
+    if smooth:
+        planes = [
+            resized(pixels[..., k].astype(np.float32) / np.float32(255), size) for k in range(3)
+        ]
+        colours = np.stack(planes)
+    else:
+        squashed = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        colours = np.asarray(squashed).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (MEAN, STD))
+    return np.ascontiguousarray(((colours - mean) / std)[None])
+
+
+def resized(plane: Planes, size: int) -> Planes:
+    """(row, column) to (size, size) by triangles that are as wide as the pixels that vanish."""
+    return np.asarray(
+        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32
+    )
+
+
+def on_grid(mask: NDArray[np.bool_], size: int) -> Planes:
+    """A mask as 0 and 1 (size, size); one that is too small for that is all that it touches."""
+    if mask.shape == (size, size):
+        return mask.astype(np.float32)
+    shares = resized(mask.astype(np.float32), size)
+    least = min(0.5, float(shares.max())) or 0.5
+    return (shares >= least).astype(np.float32)
+
+
+def points(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> tuple[Planes, Planes]:
+    """The corners of the box, then clicks: x and y in pixels of the input (N, 2), labels (N,).
+
+    Raises:
+        PromptError: several boxes.
+    """
+    box, places, labels = one_box(card, prompts), [], []
+    if box is not None:
+        places = [frame.to_xy(np.clip(at, 0, frame.shape).tolist()) for at in (box.low, box.high)]
+        labels = [LOW_CORNER, HIGH_CORNER]
+    for click in (p for p in prompts if isinstance(p, Click)):
+        places.append(frame.to_xy(click.at))
+        labels.append(POSITIVE if click.positive else NEGATIVE)
+    return np.array(places, np.float32).reshape(-1, 2), np.array(labels, np.float32)
+
+
+def trusted(quality: Planes) -> int:
+    """Of the masks for prompts that leave something open, the one with the highest IoU."""
+    return 1 + int(np.argmax(quality[1:]))
+
+
+def clear(logits: Planes, quality: Planes) -> int:
+    """The mask for clear prompts; where a small change would move it, the most trusted other."""
+    least = (logits[CLEAR] > STABLE_BY).sum()
+    most = (logits[CLEAR] > -STABLE_BY).sum()
+    return CLEAR if least >= STABLE_FROM * most else trusted(quality)
+
+
+def _part(path: Path, size: int, which: str) -> nn.Module:
+    from limner.models.medsam2 import network
+
+    made = {
+        "encoder": network.ImageEncoder,
+        "decoder": network.MaskDecoder,
+        "memory": network.MemoryEncoder,
+        "attention": network.MemoryAttention,
+    }
+    return made[which](network.network_of(path, size))
+
+
+def _build(
+    card: ModelCard,
+    advice: str,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> Sam2:
+    digest = hash_of(weights, card.name, advice)
+    assert weights is not None
+    from limner.runtime import compile_module
+
+    size = card.limits(2)[0]  # type: ignore[index]
+    grid = size // 16
+
+    def compiled(
+        which: str, inputs: Sequence[tuple[int | None, ...]], *, low: bool, remember: bool = False
+    ) -> Network:
+        return compile_module(
+            partial(_part, weights, size, which),
+            key=f"sam2-{size}-{digest}-{which}",
+            inputs=inputs,
+            device=device,
+            exact=exact,
+            precision="auto" if low else "fp32",
+            remember=remember,
+            examples=[tuple(3 if n is None else n for n in shape) for shape in inputs],
+        )
+
+    coarse, low_res = (1, 256, grid, grid), (1, 1, 4 * grid, 4 * grid)
+    features = (1, 32, 4 * grid, 4 * grid), (1, 64, 2 * grid, 2 * grid)
+    known = [(None, grid**2, 64), (None,), (None, 256), (None,)]
+    # The authors compute all in bf16. Here those parts are that take the time and were measured to
+    # leave masks as they are (`docs/notes/medsam2.md`).
+    parts = Parts(
+        compiled("encoder", [(1, 3, size, size)], low=True, remember=keep_embeddings),
+        compiled("decoder", [coarse, *features, (1, None, 2), (1, None), low_res, (1,)], low=False),
+        compiled("memory", [coarse, (1, 1, size, size), (1,)], low=False),
+        compiled("attention", [coarse, *known], low=True),
+    )
+    smooth = card.name == SAM2_CARD.name
+    return Sam2(replace(card, weights_sha256=digest), parts, size, smooth=smooth)
+
+
+def _variant(card: ModelCard, weights: tuple[WeightsCard, ...]) -> Variant:
+    advice = f"{weights[0].name}: limner models fetch {card.name}"
+    return Variant(card, partial(_build, card, advice), weights, keeps_embeddings=True)
+
+
+VARIANTS = {"tiny": _variant(CARD, WEIGHTS), "sam2_tiny": _variant(SAM2_CARD, SAM2_WEIGHTS)}

@@ -1,0 +1,191 @@
+"""sam_med2d: SAM-Med2D, Segment Anything with adapters learnt on medical pictures
+(https://arxiv.org/abs/2308.16184, https://github.com/OpenGVLab/SAM-Med2D).
+
+It sees 256 pixels a side, picked from the picture and not mixed. Of its three masks the one that it
+trusts most counts, whatever was said. A mask goes back into it as probabilities, where SAM takes
+logits. Colours are red, green, blue, as in the authors' predictor; their training read them the
+other way round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.sam import (
+    Embedding,
+    Encoding,
+    Frame,
+    Planes,
+    ask,
+    decode,
+    eight_bit,
+    mask_input,
+    score,
+    sigmoid,
+)
+from limner.checkpoints.cards import WeightsCard
+from limner.errors import CheckpointError, PromptError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.networks.blocks.mask_decoder import Sam
+    from limner.runtime import Network
+
+SIZE, LOW_RES = 256, 64  # sides of the network's input and answer
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
+_WANTED = (
+    "image_encoder.pos_embed",
+    "image_encoder.neck.0.weight",
+    "mask_decoder.iou_token.weight",
+)
+
+CARD = ModelCard(
+    name="sam_med2d/vit_b",
+    summary="SAM-Med2D: clicks, boxes and rough masks on pictures of any modality",
+    ndim=(2,),
+    prompts=frozenset({"click", "box", "mask"}),
+    licence="Apache-2.0",
+    source="https://arxiv.org/abs/2308.16184, https://github.com/OpenGVLab/SAM-Med2D",
+    zoom=False,
+    window={2: SIZE},
+)
+WEIGHTS = WeightsCard(
+    name="sam-med2d_b.pth",
+    sources=(),
+    licence="Apache-2.0",
+    note="in a shared folder linked from https://github.com/OpenGVLab/SAM-Med2D; after "
+    "downloading: limner models add sam_med2d/vit_b sam-med2d_b.pth",
+)
+
+
+class SamMed2d(Encoding, AsBatch):
+    """The network with everything around it.
+
+    Args:
+        card: its facts.
+        encoder: (1, 3, SIZE, SIZE) to features.
+        decoder: `limner.networks.blocks.mask_decoder.SamDecode`.
+    """
+
+    def __init__(self, card: ModelCard, encoder: Network, decoder: Network) -> None:
+        self.card = replace(card, runtime=encoder.description)
+        self._encoder, self._decoder = encoder, decoder
+
+    def prepared(self, view: View) -> tuple[Planes, Frame]:
+        """Squashed and normalised."""
+        check_understood(self.card, (), view.shape)
+        return network_input(eight_bit(view)), Frame.squashed(view.shape, SIZE)
+
+    def segment_batch(
+        self, embedding: Embedding, questions: Sequence[Question]
+    ) -> list[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone.
+
+        `Segmentation.memory` is the chosen mask's logits, float32 (LOW_RES, LOW_RES).
+
+        Raises:
+            PromptError: nothing was asked, several boxes for one object, or a kind of prompt that
+                the card does not list.
+        """
+        frame = embedding.frame
+        asked = [ask(self.card, q.prompts, frame, shown(q, frame)) for q in questions]
+        if not all(len(question.labels) or question.mask is not None for question in asked):
+            raise PromptError(f"{self.card.name} needs a click, a box or a mask. Give one.")
+        answers = []
+        for logits, quality in decode(self._decoder, embedding.features, asked):
+            best = 1 + int(np.argmax(quality[1:]))  # the first mask is for SAM's clear prompts
+            low_res = logits[best].copy()  # not the batch that it is part of
+            answers.append(Segmentation(frame.to_view(low_res), score(quality[best]), low_res))
+        return answers
+
+
+def network_input(pixels: NDArray[np.uint8]) -> Planes:
+    """(row, column, 3) as (1, 3, SIZE, SIZE), normalised.
+
+    Pixels are picked as OpenCV does: the one at or above and left of the exact place.
+    """
+    rows, columns = (
+        np.minimum(np.arange(SIZE) * (1.0 / (SIZE / n)), n - 1).astype(np.int64)
+        for n in pixels.shape[:2]
+    )
+    picked = pixels[rows[:, None], columns].astype(np.float32)
+    values = (picked - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+
+
+def shown(question: Question, frame: Frame) -> Planes | None:
+    """The mask that is shown with the prompts: probabilities (LOW_RES, LOW_RES), or None."""
+    logits = mask_input(question, frame, LOW_RES, most=math.inf)  # bounded by the sigmoid
+    return None if logits is None else sigmoid(logits)
+
+
+def _network(path: Path) -> Sam:
+    """The network with the weights of a file."""
+    from limner.checkpoints.load import fill, read_checkpoint
+    from limner.models.sam_med2d.network import network
+
+    whole = network()
+    fill(whole, read_checkpoint(path, wanted=_WANTED).tensors, path)
+    return whole
+
+
+def _encoder(path: Path) -> nn.Module:
+    return _network(path).image_encoder
+
+
+def _decoder(path: Path, exact: bool) -> nn.Module:
+    from limner.networks.blocks.folded import FoldedDecode
+
+    whole = _network(path)
+    return whole.decode() if exact else FoldedDecode(whole.prompt_encoder, whole.mask_decoder)
+
+
+def _build(
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> SamMed2d:
+    if weights is None:
+        raise CheckpointError(
+            f"{CARD.name} needs its weights, {WEIGHTS.name}: {WEIGHTS.note}. Or give the file with "
+            "--weights."
+        )
+    if weights.is_dir():
+        raise CheckpointError(f"{weights} is a folder; name the weights file, {WEIGHTS.name}.")
+    from limner.checkpoints.digest import sha256_of
+    from limner.runtime import compile_module
+
+    sha256 = sha256_of(weights)  # the file is read, with PyTorch, the first time only
+    compiled = partial(compile_module, device=device, exact=exact)
+    encoder = compiled(
+        partial(_encoder, weights),
+        key=f"sam_med2d-{sha256}-encoder",
+        inputs=[(1, 3, SIZE, SIZE)],
+        precision="auto",
+        remember=keep_embeddings,
+    )
+    side = SIZE // 16
+    asked = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,)]
+    decoder = compiled(
+        partial(_decoder, weights, exact),
+        key=f"sam_med2d-{sha256}-decoder",
+        inputs=[(1, 256, side, side), *asked],
+        precision="fp32",
+    )
+    return SamMed2d(replace(CARD, weights_sha256=sha256), encoder, decoder)
+
+
+VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)}

@@ -1,0 +1,426 @@
+"""segvol: SegVol, which finds what words, clicks and a box mean in a CT volume
+(https://arxiv.org/abs/2311.13385, https://github.com/BAAI-DCAI/SegVol).
+
+A network of Segment Anything's kind for volumes of 32 x 256 x 256, one mask at a time. It looks
+twice (`_segvol_zoom`), by itself: the whole volume shrunk, then windows at full resolution around
+what was found; so sessions show it the whole. ``vit_b`` is how limner asks it, ``vit_b_published``
+repeats the authors' script to the voxel, with its defects.
+
+As the authors' scripts name it, the first axis runs from feet to head, the others from back to
+front and from left to right. ``vit_b`` turns volumes so by their orientation; the published script
+means to and does not, so ``vit_b_published`` takes them as they are stored.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.adapters.axes import Axes, facing
+from limner.adapters.prompt_checks import check_understood
+from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.sam import NEGATIVE, POSITIVE, bilinear, one_box, sigmoid
+from limner.adapters.weights import hash_of
+from limner.checkpoints.cards import WeightsCard
+from limner.errors import CheckpointError, PromptError
+from limner.models.segvol import vocabulary as words
+from limner.models.segvol.prompts import Asked, Meant
+from limner.models.segvol.tokens import sentence
+from limner.models.segvol.volume import (
+    SIZE,
+    Bounds,
+    Picture,
+    Planes,
+    Volume,
+    prepared,
+    prepared_as_published,
+)
+from limner.models.segvol.zoom import Zoomed, closer, published
+from limner.prompts.types import Box, Click, Prompt, TextPrompt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limner.runtime import Network
+
+_log = logging.getLogger(__name__)
+
+CELLS, DIM = (8, 16, 16), 768  # of the embedding: places, channels
+ORIENTATION = "SAR"  # where the axes run to: head, front, right
+BACKGROUND = -10.0  # logits where the volume is not looked at: the order of what it says outside
+MOST_AT_ONCE = 2  # questions in one pass of the decoder, 100 MB each; more are no faster
+MOST_KEPT = 64  # windows of a volume whose encodings are kept, 6 MB each
+MOST_WORDS = 256  # that are remembered
+_PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.", "text_encoder.")
+_WANTED = (
+    "image_encoder.patch_embedding.position_embeddings",
+    "prompt_encoder.no_mask_embed.weight",
+    "mask_decoder.iou_token.weight",
+    "text_encoder.dim_align.weight",
+)
+
+CARD = ModelCard(
+    name="segvol/vit_b",
+    summary="SegVol: words, clicks and boxes on CT volumes",
+    ndim=(3,),
+    prompts=frozenset({"click", "box", "text"}),
+    licence="MIT",
+    source="https://arxiv.org/abs/2311.13385, https://github.com/BAAI-DCAI/SegVol",
+    zoom=False,
+    window={3: SIZE},
+)
+PUBLISHED_CARD = replace(
+    CARD,
+    name="segvol/vit_b_published",
+    summary="SegVol exactly as in its authors' script: a word with clicks or a box, or alone",
+)
+WEIGHTS = WeightsCard(
+    name="SegVol_v1.pth",
+    sources=("hf:BAAI/SegVol/SegVol_v1.pth",),
+    licence="MIT",
+    note="the authors' weights, with an optimiser and so larger than the 720 MB that are used",
+)
+
+
+class Encoded:
+    """Encodings of the windows of one volume, the last regions looked at, at most `MOST_KEPT`."""
+
+    def __init__(self) -> None:
+        self._features: OrderedDict[Any, Planes] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, picture: Picture, encode: Callable[[Planes], Planes]) -> Planes:
+        """What the encoder says of a window, from memory if it is there.
+
+        Windows of one region do not push one another out: of a region with more than there is room
+        for, the first are kept, which spares more than keeping the last.
+        """
+        with self._lock:
+            if picture.key in self._features:
+                self._features.move_to_end(picture.key)
+                return self._features[picture.key]
+        features = encode(picture.image())
+        with self._lock:
+            while len(self._features) >= MOST_KEPT:
+                oldest = next((k for k in self._features if k[1:] != picture.key[1:]), None)
+                if oldest is None:
+                    return features
+                del self._features[oldest]
+            self._features[picture.key] = features
+        return features
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A volume that SegVol has looked at from afar.
+
+    Attributes:
+        shape: of the view.
+        axes: how the view is turned for the network.
+        volume: prepared, turned.
+        coarse: features of the whole, float32 (1, DIM, *CELLS).
+        windows: those of what was looked at closely.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes
+    volume: Volume
+    coarse: Planes
+    windows: Encoded = field(default_factory=Encoded)
+
+
+@dataclass(frozen=True, eq=False)
+class Networks:
+    """What computes.
+
+    Attributes:
+        encoder: (1, 1, *SIZE) to features.
+        decoder: `limner.models.segvol.network.SegVolDecode`.
+        make_speaker: makes `limner.models.segvol.network.TextEncoder`; called where there are new
+            words, since it is large and seldom needed.
+    """
+
+    encoder: Network
+    decoder: Network
+    make_speaker: Callable[[], Network]
+
+
+class SegVol(AsBatch):
+    """The network with everything around it.
+
+    Args:
+        card: its facts.
+        networks: what computes.
+        weights: their file, beside which CLIP's list of merges may lie; None for nowhere.
+        as_published: do all as the authors' script does.
+    """
+
+    def __init__(
+        self,
+        card: ModelCard,
+        networks: Networks,
+        weights: Path | None = None,
+        *,
+        as_published: bool = False,
+    ) -> None:
+        self.card = replace(card, runtime=networks.encoder.description)
+        self._networks, self._weights, self._as_published = networks, weights, as_published
+        self._said: OrderedDict[str, Planes] = OrderedDict()
+
+    def check(self, prompt: Prompt) -> None:
+        """Warn of words that the network has not seen, and refuse those that it cannot read."""
+        if isinstance(prompt, TextPrompt):
+            self._sentence(prompt.text)
+            if not words.is_trained(prompt.text):
+                _log.warning("%s", words.unknown(prompt.text))
+
+    def embed(self, view: View) -> Embedding:
+        """Prepare the volume, and encode the whole of it shrunk."""
+        check_understood(self.card, (), view.shape)
+        pixels = view.array
+        if pixels.ndim > len(view.shape):
+            pixels = pixels.mean(axis=-1, dtype=np.float32)
+        if self._as_published:
+            axes = Axes.same(3) if view.turned is None else view.turned.inverse
+            if view.windowed:
+                _log.warning("%s knows no window of intensities; it is ignored.", self.card.name)
+            volume = prepared_as_published(axes.apply(pixels))
+        else:
+            axes = facing(view.directions, ORIENTATION)
+            limits = view.intensity if view.windowed else None
+            volume = prepared(axes.apply(pixels), limits)
+        return Embedding(view.shape, axes, volume, self._encode(volume.coarse().image()))
+
+    def segment_batch(
+        self, embedding: Embedding, questions: Sequence[Question]
+    ) -> list[Segmentation]:
+        """Answers in the order of the questions, each as if it had been asked alone.
+
+        All are asked about the whole together, then each is looked at closely. Of several words
+        about one object the newest counts. The answer before is not shown to the network, only its
+        region is kept where it will do, so that its windows need not be encoded again. The score is
+        the Dice that the network itself expects of the mask, taking its probabilities for true.
+
+        Raises:
+            PromptError: nothing was asked, a kind of prompt that the model does not know, several
+                boxes for one object, words that it cannot read, or in the published way clicks
+                together with a box.
+            CheckpointError: a word, and the weights file has no text tower.
+        """
+        said = [self._word(q.prompts) for q in questions]
+        vectors = self._speak([word for word in said if word is not None])
+        meant = [
+            self._meant(embedding, q.prompts, None if word is None else vectors[word])
+            for q, word in zip(questions, said, strict=True)
+        ]
+        asked = [m.shrunk(embedding.volume.shape) for m in meant]
+        coarse = self._decode(embedding.coarse, asked)
+        look = partial(self._look, embedding)
+        answers = []
+        for question, m, a, low_res in zip(questions, meant, asked, coarse, strict=True):
+            logits = enlarged(low_res)
+            if self._as_published:
+                zoomed = published(embedding.volume, a, logits, look)
+            else:
+                zoomed = closer(embedding.volume, m, logits, look, question.memory)
+            answers.append(_answer(embedding, zoomed))
+        return answers
+
+    def _word(self, prompts: Sequence[Prompt]) -> str | None:
+        """The newest word."""
+        said = [p.text for p in prompts if isinstance(p, TextPrompt)]
+        return words.find(said[-1]) if said else None
+
+    def _sentence(self, word: str) -> tuple[int, ...]:
+        return sentence(word, self.card.name, self._weights)
+
+    def _speak(self, said: Sequence[str]) -> dict[str, Planes]:
+        """Words as the decoder takes them, (DIM,)."""
+        new = [word for word in dict.fromkeys(said) if word not in self._said]
+        if new:
+            speaker = self._networks.make_speaker()
+            for word in new:
+                tokens = np.array([self._sentence(word)], np.float32)
+                self._said[word] = speaker(tokens)[0][0]
+        found = {word: self._said[word] for word in said}
+        while len(self._said) > MOST_WORDS:
+            self._said.popitem(last=False)
+        return found
+
+    def _meant(self, embedding: Embedding, prompts: Sequence[Prompt], text: Planes | None) -> Meant:
+        """Prompts in voxels of the volume; what lies outside it is moved to its edge."""
+        check_understood(self.card, prompts, embedding.shape)
+        one_box(self.card, prompts)
+        volume, points, labels, box = embedding.volume, [], [], None
+        last = np.array(volume.shape) - 1
+        for prompt in prompts:
+            placed = embedding.axes.prompt(prompt, embedding.shape)
+            if isinstance(placed, Click):
+                points.append(np.clip(np.subtract(placed.at, volume.low), 0, last))
+                labels.append(POSITIVE if placed.positive else NEGATIVE)
+            elif isinstance(placed, Box):
+                box = _inside(placed, volume)
+        if not labels and box is None and text is None:
+            raise PromptError(f"{self.card.name} needs a click, a box or a word.")
+        if self._as_published and labels and box is not None:
+            raise PromptError(
+                f"{self.card.name} takes clicks or a box, as its authors' script does; "
+                f"{CARD.name} takes both."
+            )
+        places = np.array(points, np.float64).reshape(-1, 3)
+        return Meant(places, np.array(labels, np.float32), box, text)
+
+    def _encode(self, image: Planes) -> Planes:
+        return self._networks.encoder(np.ascontiguousarray(image[None, None]))[0]
+
+    def _look(self, embedding: Embedding, picture: Picture, asked: Asked) -> Planes:
+        """Logits of `SIZE` for prompts about a window."""
+        features = embedding.windows.get(picture, self._encode)
+        return enlarged(self._decode(features, [asked])[0])
+
+    def _decode(self, features: Planes, asked: Sequence[Asked]) -> list[Planes]:
+        """Low-resolution logits, (32, 64, 64) each, for prompts about one picture."""
+        forms: dict[tuple[int, bool], list[int]] = {}
+        tokens = [a.tokens() for a in asked]
+        for k, (_, labels) in enumerate(tokens):
+            forms.setdefault((len(labels), asked[k].text is not None), []).append(k)
+        answers: dict[int, Planes] = {}
+        for alike in forms.values():
+            for start in range(0, len(alike), MOST_AT_ONCE):
+                part = alike[start : start + MOST_AT_ONCE]
+                points, labels = (np.stack([tokens[k][j] for k in part]) for j in (0, 1))
+                spoken = [[t] for k in part if (t := asked[k].text) is not None]
+                text = np.array(spoken, np.float32).reshape(len(part), -1, DIM)
+                (low_res,) = self._networks.decoder(features, points, labels, text)
+                answers.update(zip(part, low_res[:, 0], strict=True))
+        return [answers[k] for k in range(len(asked))]
+
+
+def enlarged(low_res: Planes) -> Planes:
+    """(32, 64, 64) to `SIZE`, linearly; the first axis stays."""
+    return bilinear(low_res, SIZE[1:])
+
+
+def _inside(box: Box, volume: Volume) -> Bounds:
+    """A box in voxels of the volume, one at least."""
+    shape = np.array(volume.shape)
+    low = np.clip(np.floor(np.subtract(box.low, volume.low)), 0, shape - 1).astype(int)
+    high = np.clip(np.ceil(np.subtract(box.high, volume.low)), low + 1, shape).astype(int)
+    return (low[0], low[1], low[2]), (high[0], high[1], high[2])
+
+
+def _answer(embedding: Embedding, zoomed: Zoomed) -> Segmentation:
+    axes, volume = embedding.axes, embedding.volume
+    turned = np.full(volume.array.shape, BACKGROUND, np.float32)
+    zoomed.fill(
+        turned[tuple(slice(a, a + n) for a, n in zip(volume.low, volume.shape, strict=True))]
+    )
+    seen = zoomed.coarse if zoomed.logits is None else zoomed.logits
+    return Segmentation(axes.undo(turned), _expected_dice(seen), zoomed.bounds)
+
+
+def _expected_dice(logits: NDArray[np.float32]) -> float:
+    """Of a mask, if the probabilities are true; of an empty one 0."""
+    inside = shares = common = 0.0
+    for plane in logits:
+        probability = sigmoid(np.nan_to_num(plane, nan=BACKGROUND))
+        found = probability > 0.5
+        inside += float(found.sum())
+        shares += float(probability.sum(dtype=np.float64))
+        common += float(probability.sum(dtype=np.float64, where=found))
+    return 2.0 * common / (inside + shares) if inside else 0.0
+
+
+def _part(path: Path, *names: str) -> nn.Module:
+    """Parts of the network with the weights of a file."""
+    from limner.checkpoints.load import fill, read_checkpoint
+    from limner.models.segvol.network import parts, remap
+
+    tensors = remap(read_checkpoint(path, wanted=_WANTED).tensors)
+    others = tuple(part for part in _PARTS if part.removesuffix(".") not in names)
+    given = {name: value for name, value in tensors.items() if not name.startswith(others)}
+    if names == ("text_encoder",) and not given:
+        raise CheckpointError(
+            f"{path} is without the text tower, so it understands clicks and boxes only; words "
+            f"need the authors' whole file, {WEIGHTS.name}."
+        )
+    network = parts(*names)
+    fill(network, given, path)
+    return network
+
+
+def _encoder(path: Path) -> Any:
+    return _part(path, "image_encoder").image_encoder
+
+
+def _decoder(path: Path) -> nn.Module:
+    from limner.models.segvol.network import SegVolDecode
+
+    network: Any = _part(path, "prompt_encoder", "mask_decoder")
+    return SegVolDecode(network.prompt_encoder, network.mask_decoder)
+
+
+def _speaker(path: Path) -> Any:
+    return _part(path, "text_encoder").text_encoder
+
+
+def _build(
+    card: ModelCard,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    keep_embeddings: bool = False,
+) -> SegVol:
+    advice = (
+        f"{WEIGHTS.name}: limner models fetch {card.name} gets it, --weights gives another file"
+    )
+    from limner.checkpoints.archive import weights_file
+
+    file = None if weights is None else weights_file(weights)
+    sha256 = hash_of(file, card.name, advice)
+    assert file is not None
+    from limner.runtime import compile_module
+
+    compiled = partial(compile_module, device=device, exact=exact)
+    encoder = compiled(
+        partial(_encoder, file),
+        key=f"segvol-{sha256}-encoder",
+        inputs=[(1, 1, *SIZE)],
+        precision="auto",
+        remember=keep_embeddings,
+    )
+    decoder = compiled(
+        partial(_decoder, file),
+        key=f"segvol-{sha256}-decoder",
+        inputs=[(1, DIM, *CELLS), (None, None, 3), (None, None), (None, None, DIM)],
+        precision="fp32",
+    )
+    speaker = partial(
+        compiled,
+        partial(_speaker, file),
+        key=f"segvol-{sha256}-text",
+        inputs=[(1, None)],
+        precision="fp32",
+    )
+    networks = Networks(encoder, decoder, speaker)
+    as_published = card is PUBLISHED_CARD
+    return SegVol(replace(card, weights_sha256=sha256), networks, file, as_published=as_published)
+
+
+VARIANTS = {
+    tag: Variant(card, partial(_build, card), (WEIGHTS,), keeps_embeddings=True)
+    for tag, card in (("vit_b", CARD), ("vit_b_published", PUBLISHED_CARD))
+}

@@ -1,0 +1,259 @@
+"""A propagation as a film: every frame with the objects on it, and where on the way it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw
+
+from limner.adapters.intensity import robust_limits
+from limner.errors import FormatError
+from limner.io.image import Image
+from limner.io.labels import Labels
+from limner.io.reoriented import Across, as_stored
+from limner.io.video.encode import MOST_GIF_FRAMES, write_film
+from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.render.panel import (
+    BACKDROP,
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    Color,
+    Pixels,
+    Plane,
+    color_of,
+    draw_plane,
+    font,
+    text,
+    to_rgb,
+)
+from limner.render.reformat import Turn
+
+Array = NDArray[Any]
+
+LARGEST, LARGEST_GIF = 1024, 560  # pixels of the longer side of the picture
+NO_RATE = 10.0  # frames a second where the file does not say, and slices of a volume
+_LINE, _TRACK, _PAD = 22, 18, 8  # pixels of the strip below the picture
+_SAMPLED = 8  # frames, for the limits of black and white
+_DIM: Color = (92, 98, 108)
+_DOUBT: Color = (230, 159, 0)
+_MOST_NAMED = 6  # objects in the strip
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is known of a propagation besides its masks.
+
+    Attributes:
+        scores: by frame, of the object that is least sure there.
+        marked: frames that the user annotated.
+        doubtful: frames to look at.
+        unreadable: frames that are damaged.
+        prompts: 2D, by frame.
+        frames: to show; None for all.
+    """
+
+    scores: Mapping[int, float] = field(default_factory=dict)
+    marked: frozenset[int] = frozenset()
+    doubtful: frozenset[int] = frozenset()
+    unreadable: frozenset[int] = frozenset()
+    prompts: Mapping[int, Sequence[Prompt]] = field(default_factory=dict)
+    frames: range | None = None
+
+
+def write_story(
+    path: Path,
+    image: Image,
+    labels: Labels,
+    story: Story,
+    *,
+    window: tuple[float, float] | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a video or the slices of a volume with its objects as .mp4 or .gif, frame by frame.
+
+    A volume is turned as radiologists look at it. A .gif shows at most `MOST_GIF_FRAMES` of the
+    frames, evenly spread, at the speed of the whole.
+
+    Args:
+        path: its suffix is the format.
+        image: what was delineated.
+        labels: on its grid.
+        story: how sure the propagation was, and where it began.
+        window: intensities for black and white; robust limits if None.
+        tell: called with the pictures that are done and their number.
+    """
+    frames = story.frames or range(image.geometry.shape[0])
+    chosen, count = np.asarray(frames), len(frames)
+    small = path.suffix.lower() == ".gif"
+    if small and count > MOST_GIF_FRAMES:
+        spread = np.linspace(0, count - 1, MOST_GIF_FRAMES)
+        chosen = chosen[np.unique(np.rint(spread).astype(int))]
+    drawing = _Drawing(image, labels, story, window, LARGEST_GIF if small else LARGEST)
+
+    def pictures() -> Iterator[Pixels]:
+        for done, k in enumerate(chosen.tolist(), start=1):
+            yield drawing.frame(k)
+            if tell is not None:
+                tell(done, len(chosen))
+
+    write_film(path, pictures(), rate=frame_rate(image) * len(chosen) / count)
+
+
+def frame_rate(image: Image) -> float:
+    """Frames a second, as the file says; 10 where it does not, and for slices."""
+    facts = image.metadata
+    rate = float(facts.get("frames_per_second") or 0)
+    if not rate and facts.get("frame_time_ms"):
+        rate = 1000.0 / float(facts["frame_time_ms"])
+    return rate if image.kind == "video" and np.isfinite(rate) and rate > 0 else NO_RATE
+
+
+class _Drawing:
+    """Draws frames of one size."""
+
+    def __init__(
+        self,
+        image: Image,
+        labels: Labels,
+        story: Story,
+        window: tuple[float, float] | None,
+        largest: int,
+    ) -> None:
+        self._image, self._story, self._labels = image, story, labels.to_array()
+        self._frames = story.frames or range(image.geometry.shape[0])
+        self._names = {i: labels.name(i) for i in labels.ids}
+        self._limits = _limits(image, window)
+        self._turn: Turn | None = None
+        self._finest = min(image.spacing[1:])  # millimetres; as large as a pixel of the picture
+        size = np.multiply(image.geometry.shape[1:], image.spacing[1:]) / self._finest
+        if image.kind == "volume":
+            stored, axis = (image.stored, image.axis) if isinstance(image, Across) else (image, 0)
+            if isinstance(image, Across):
+                self._labels = as_stored(labels, image).to_array()
+            self._turn = Turn(stored, axis)
+            size = np.asarray(self._turn.size_mm) / self._finest
+        longest = float(size.max())
+        # By whole numbers up, so that pixels stay square; by anything down.
+        scale = largest / longest if longest > largest else float(largest // int(np.ceil(longest)))
+        height, width = (int(n) for n in np.maximum(1, np.rint(size * scale)))
+        self._size, self._scale = (height, width), scale
+        self._width = max(240, self._size[1])
+        self._track = self._drawn_track()
+
+    def frame(self, index: int) -> Pixels:
+        """The finished picture of a frame."""
+        canvas = Pillow.new("RGB", (self._width, self._size[0] + _LINE + _TRACK + _PAD), BACKDROP)
+        canvas.paste(self._picture(index), ((self._width - self._size[1]) // 2, 0))
+        canvas.paste(self._track, (0, self._size[0] + _LINE))
+        draw = ImageDraw.Draw(canvas)
+        self._badge(draw, index)
+        self._legend(draw, index)
+        x, top = self._place(index), self._size[0] + _LINE
+        draw.rectangle([x - 1, top - 2, x + 1, top + _TRACK], fill=(255, 255, 255))
+        return np.asarray(canvas)
+
+    def _picture(self, index: int) -> Pillow.Image:
+        plane = self._shown(index)
+        prompts = [
+            p
+            for p in self._story.prompts.get(index, ())
+            if num_axes(p) == 2 and not isinstance(p, MaskPrompt)
+        ]
+        if self._turn is not None:
+            return draw_plane(plane, prompts, to_plane=self._turn.place)
+        return draw_plane(plane, prompts)
+
+    def _shown(self, index: int) -> Plane:
+        image, turn = self._image, self._turn
+        what = "frame" if image.kind == "video" else "slice"
+        title = f"{what} {index}"
+        mm = self._finest / self._scale if image.geometry.has_spacing else None
+        if turn is None:
+            return Plane(self._pixels(index), self._labels[index], self._size, mm, title)
+        pixels = to_rgb(turn.turned(image.plane(index)), 2, self._limits)
+        flat = np.ascontiguousarray(turn.turned(self._labels.take(index, axis=turn.axis)))
+        return Plane(pixels, flat, self._size, mm, title, turn.edges)
+
+    def _pixels(self, index: int) -> Pixels:
+        try:
+            return to_rgb(self._image.plane(index), 2, self._limits)
+        except FormatError:  # its place stays, black
+            return np.zeros((*self._image.geometry.shape[1:], 3), dtype=np.uint8)
+
+    def _badge(self, draw: ImageDraw.ImageDraw, index: int) -> None:
+        """What sets a frame apart, in the upper right corner."""
+        words, color = "", INK
+        if index in self._story.unreadable:
+            words, color = "cannot be read", NEGATIVE
+        elif index in self._story.marked:
+            words, color = "annotated", POSITIVE
+        elif index in self._story.doubtful:
+            words, color = "look here", _DOUBT
+        if not words:
+            return
+        right, length = self._width - 6, font(14).getlength(words)
+        draw.ellipse([right - length - 16, 8, right - length - 6, 18], fill=color, outline=0)
+        text(draw, (right, 4), words, anchor="ra")
+
+    def _legend(self, draw: ImageDraw.ImageDraw, index: int) -> None:
+        """The objects there are, dim where they are not on this frame."""
+        plane = self._labels.take(index, axis=self._turn.axis if self._turn else 0)
+        here = {int(k) for k in np.flatnonzero(np.bincount(plane.ravel()))}
+        x, middle = _PAD, self._size[0] + _LINE // 2
+        for object_id, name in list(self._names.items())[:_MOST_NAMED]:
+            needed = 20 + int(font(13).getlength(name)) + 14
+            if x + needed > self._width:
+                break
+            color = color_of(object_id) if object_id in here else _DIM
+            draw.rectangle([x, middle - 5, x + 10, middle + 5], fill=color)
+            text(draw, (x + 16, middle), name, anchor="lm", size=13)
+            x += needed
+
+    def _place(self, index: int) -> int:
+        """Where a frame is on the track."""
+        frames = self._frames
+        way = (index - frames.start) / max(1, len(frames) - 1)
+        return _PAD + round((self._width - 2 * _PAD - 1) * way)
+
+    def _drawn_track(self) -> Pillow.Image:
+        """The whole way: as high as the propagation was sure, marked where the user said so."""
+        track = Pillow.new("RGB", (self._width, _TRACK + _PAD), BACKDROP)
+        draw = ImageDraw.Draw(track)
+        draw.line([_PAD, _TRACK - 1, self._width - _PAD, _TRACK - 1], fill=_DIM)
+        step = (self._width - 2 * _PAD) / len(self._frames)
+        half = max(0.0, (step - 1) / 2)
+        for color, tall, frames in self._bars():
+            for k in (k for k in frames if k in self._frames):
+                x = self._place(k)
+                high = (_TRACK - 3) * (1.0 if tall else self._story.scores.get(k, 0.0))
+                draw.rectangle([x - half, _TRACK - 2 - high, x + half, _TRACK - 2], fill=color)
+        return track
+
+    def _bars(self) -> Iterator[tuple[Color, bool, Sequence[int]]]:
+        story = self._story
+        yield _DIM, False, sorted(story.scores)
+        yield _DOUBT, False, sorted(story.doubtful & story.scores.keys())
+        yield NEGATIVE, True, sorted(story.unreadable)
+        yield POSITIVE, True, sorted(story.marked)
+
+
+def _limits(image: Image, window: tuple[float, float] | None) -> tuple[float, float]:
+    """Black and white, the same on all frames: else it would flicker."""
+    if window is not None:
+        return window
+    if image.dtype == np.uint8 and (image.num_channels or 1) >= 3:
+        return 0.0, 255.0
+    seen = []
+    for k in sorted(set(np.linspace(0, image.geometry.shape[0] - 1, _SAMPLED).astype(int))):
+        try:
+            seen.append(image.plane(int(k)))
+        except FormatError:
+            continue
+    return robust_limits(np.stack(seen)) if seen else (0.0, 255.0)

@@ -1,0 +1,1 @@
+"""From prompts to a mask: windows, queries, logits, caches."""

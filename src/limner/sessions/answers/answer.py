@@ -1,0 +1,73 @@
+"""What a session asks a model about one object, and what it keeps of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from limner.adapters.axes import Bounds
+from limner.prompts.types import Prompt
+from limner.sessions.answers.sparse_logits import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a model wants to see again with the next question about the object on the same view.
+
+    Attributes:
+        bounds: of the view in the image.
+        shape: of the view.
+        value: the model's own; nobody else looks into it.
+    """
+
+    bounds: Bounds
+    shape: tuple[int, ...]
+    value: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it that are known: of an array, or of those in a tuple or list."""
+        parts = self.value if isinstance(self.value, (tuple, list)) else (self.value,)
+        return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+    def on(self, bounds: Bounds, shape: tuple[int, ...]) -> Any:
+        """What it holds, if that is about this view, else None."""
+        return self.value if (bounds, shape) == (self.bounds, self.shape) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A model's answer about one object.
+
+    Attributes:
+        region: logits of the window around it.
+        score: predicted quality, 0…1.
+        memory: what the model wants to see again, None for nothing.
+    """
+
+    region: Region
+    score: float
+    memory: Memory | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of it that are known."""
+        return self.region.nbytes + (0 if self.memory is None else self.memory.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """A question about one object.
+
+    Attributes:
+        prompts: in the scene's index order, oldest first.
+        previous: the answer of the round before.
+        memory: of the round before.
+    """
+
+    prompts: Sequence[Prompt]
+    previous: Region | None = None
+    memory: Memory | None = None

@@ -1,0 +1,147 @@
+"""What a session has shown last of every object and frame, to say what an answer changes."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.prompts.types import Box
+from limner.sessions.answers.sparse_logits import Region, true_bounds
+
+Mask = NDArray[np.bool_]
+BUDGET = 64 << 20  # a mask of a video of 512x512 takes some hundred bytes
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """The mask of a region in little memory."""
+
+    low: tuple[int, ...]
+    size: tuple[int, ...]
+    bits: bytes
+
+    @classmethod
+    def of(cls, region: Region) -> PackedMask:
+        """Pack the mask of a region."""
+        packer = zlib.compressobj(level=1)
+        parts = [packer.compress(np.packbits(plane).tobytes()) for plane in _planes(region)]
+        return cls(region.low, region.size, b"".join(parts) + packer.flush())
+
+    @property
+    def inside(self) -> Mask:
+        """The mask of the window that begins at `low`."""
+        planes = list(self.planes_inside())
+        return np.stack(planes).reshape(self.size) if planes else np.zeros(self.size, np.bool_)
+
+    def planes_inside(self) -> Iterator[Mask]:
+        """A volume's planes along the first axis, one by one; a picture at once."""
+        shape = self.size[-2:]
+        count = math.prod(self.size) // max(1, math.prod(shape))
+        packed = np.frombuffer(zlib.decompress(self.bits), dtype=np.uint8)
+        for plane in packed.reshape(count, -1) if packed.size else ():
+            yield np.unpackbits(plane, count=math.prod(shape)).view(np.bool_).reshape(shape)
+
+
+class Shown:
+    """The masks shown last: the newest as it is, so that click after click costs no packing; the
+    others packed. Of those that were shown longest ago only that they were, where there are many.
+
+    Args:
+        budget: bytes of packed masks.
+    """
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self._budget = budget
+        self._size = 0
+        self._packed: dict[Hashable, PackedMask] = {}
+        self._forgotten: set[Hashable] = set()
+        self._newest: tuple[Hashable, Region] | None = None
+
+    def show(self, key: Hashable, region: Region) -> Box | None:
+        """Show a region as the answer for `key`; returns the box of what changed there, which is
+        everything where it is not known any more.
+        """
+        packed = self._packed.pop(key, None)
+        self._size -= 0 if packed is None else len(packed.bits)
+        before: PackedMask | Region | None = packed
+        if self._newest is not None:
+            newest, shown = self._newest
+            if newest == key:
+                before = shown
+            else:
+                self._pack(newest, shown)
+        self._newest = key, region
+        if key in self._forgotten:
+            self._forgotten.remove(key)
+            return Box((0,) * len(region.shape), region.shape)
+        return changed_box(before, region)
+
+    def _pack(self, key: Hashable, region: Region) -> None:
+        self._packed[key] = packed = PackedMask.of(region)
+        self._size += len(packed.bits)
+        while self._size > self._budget and len(self._packed) > 1:
+            oldest = next(iter(self._packed))
+            self._size -= len(self._packed.pop(oldest).bits)
+            self._forgotten.add(oldest)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._packed.clear()
+        self._forgotten.clear()
+        self._size = 0
+        self._newest = None
+
+
+def changed_box(before: PackedMask | Region | None, after: Region) -> Box | None:
+    """The smallest box that holds every pixel whose label differs, None if none does. Volumes are
+    compared plane by plane, so that little memory is needed.
+    """
+    masks = [mask for mask in (after, before) if mask is not None and 0 not in mask.size]
+    if not masks:
+        return None
+    lows = [_lifted(mask.low, 0) for mask in masks]
+    highs = [np.add(a, _lifted(mask.size, 1)) for a, mask in zip(lows, masks, strict=True)]
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    first, last = int(low[0]), int(high[0])
+    found: list[int] = []
+    union = np.zeros(high[1:] - low[1:], dtype=np.bool_)
+    walks = [_walk(_planes(m), a[0], first, last) for m, a in zip(masks, lows, strict=True)]
+    for k, planes in zip(range(first, last), zip(*walks, strict=True), strict=True):
+        differs = np.zeros_like(union)
+        for plane, corner in zip(planes, lows, strict=True):
+            if plane is not None:
+                place = zip(np.subtract(corner[1:], low[1:]), plane.shape, strict=True)
+                differs[tuple(slice(a, a + n) for a, n in place)] ^= plane
+        if differs.any():
+            found.append(k)
+            union |= differs
+    if not found:
+        return None
+    start, stop = true_bounds(union)
+    begin = (found[0], *np.add(low[1:], start))
+    end = (found[-1] + 1, *np.add(low[1:], stop))
+    ndim = len(after.shape)
+    return Box(begin[-ndim:], end[-ndim:])
+
+
+def _planes(mask: PackedMask | Region) -> Iterator[Mask]:
+    """A volume's planes, or the whole of a picture; nothing of what is empty."""
+    if isinstance(mask, Region) and len(mask.size) == 2:
+        return iter([mask.inside] if mask.grid.size else [])
+    return mask.planes_inside()
+
+
+def _walk(planes: Iterator[Mask], low: int, first: int, last: int) -> Iterator[Mask | None]:
+    """The planes that begin at `low`, with None before and behind, from `first` to `last`."""
+    for k in range(first, last):
+        yield None if k < low else next(planes, None)
+
+
+def _lifted(values: tuple[int, ...], first: int) -> tuple[int, ...]:
+    """Values per axis of a picture as those of a volume of one slice."""
+    return values if len(values) == 3 else (first, *values)

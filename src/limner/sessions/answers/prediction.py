@@ -1,0 +1,46 @@
+"""What a session answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.prompts.types import Box
+from limner.sessions.answers.sparse_logits import Region
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One object's mask, on the whole image or on one frame.
+
+    The arrays are made when first asked for; what is kept is a window around the object.
+
+    Attributes:
+        region: logits of the window.
+        score: predicted quality, 0…1.
+        box: the smallest box that holds every pixel whose label changed since the object's last
+            prediction here; None if nothing changed.
+        object_id: whose mask.
+        frame: frame or slice, None for the whole image or volume.
+        known: whether an earlier propagation had found it, so that no model was asked.
+    """
+
+    region: Region
+    score: float
+    box: Box | None
+    object_id: int
+    frame: int | None
+    known: bool = False
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """Boolean, the shape of the image, or of the frame where `frame` is set."""
+        return self.region.mask()
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """Float32 of the same shape, above 0 inside; far from the object a constant background."""
+        return self.region.full()

@@ -1,0 +1,271 @@
+"""Looking twice: the whole image coarsely, then a window around the object that grows while it
+must.
+
+SegVol's zoom-out-zoom-in (https://arxiv.org/abs/2311.13385) and nnInteractive's AutoZoom
+(https://arxiv.org/abs/2503.08373) as one mechanism for 2D, 3D and video, usable with any model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.adapters.axes import Bounds
+from limner.adapters.resize import bin_edges, shrink_all
+from limner.models import BatchModel, PromptableModel, Question, Segmentation
+from limner.prompts.convert import extent, map_positions
+from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
+from limner.sessions.answers.answer import Answer, Ask, Memory
+from limner.sessions.answers.image_view import Scene, Shape
+from limner.sessions.answers.sparse_logits import Region, true_bounds
+from limner.sessions.answers.window import around, ever_larger, grown, is_close, view_shape
+
+Array = NDArray[Any]
+
+MOST_GROWTHS = 4
+MOST_TOGETHER = 64  # questions at once
+_TOGETHER_BYTES = 256 << 20  # of logits, asked and answered, at once
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """An answer on a view's own grid.
+
+    Attributes:
+        logits: float32 of the view's shape.
+        bounds: of the view in the scene.
+        score: predicted quality, 0…1.
+        memory: what the model wants to see again.
+    """
+
+    logits: NDArray[np.float32]
+    bounds: Bounds
+    score: float
+    memory: Memory | None
+
+    @property
+    def found(self) -> Bounds | None:
+        """Bounding box of the mask at full resolution, None if it is empty."""
+        positive = self.logits > 0
+        if not positive.any():
+            return None
+        low, high = true_bounds(positive)
+        edges = [
+            a + bin_edges(b - a, n) for a, b, n in zip(*self.bounds, positive.shape, strict=True)
+        ]
+        return (
+            tuple(int(e[a]) for e, a in zip(edges, low, strict=True)),
+            tuple(int(e[b]) for e, b in zip(edges, high, strict=True)),
+        )
+
+
+def answers(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
+) -> Iterator[Answer]:
+    """The model's answers to questions about a scene, in their order.
+
+    Args:
+        model: what to ask.
+        scene: what it sees.
+        asks: one per object, in the index order as stored, as are the answers; a model that can is
+            asked about many together.
+        zoom: look twice; otherwise the model sees the whole scene at full resolution.
+    """
+    open_asks = [ask for ask in asks if _drawn(model, ask) is None]
+    turned = open_asks if scene.axes.is_same else [_turned(scene, ask) for ask in open_asks]
+    found = looks(model, scene, turned, zoom=zoom)
+    for ask in asks:
+        mask = _drawn(model, ask)
+        if mask is not None:
+            yield Answer(Region.of_mask(mask), 1.0 if mask.any() else 0.0)
+            continue
+        look = next(found)
+        region = region_of(scene, look).turned(scene.axes.inverse)
+        yield Answer(region, look.score, look.memory)
+
+
+def _drawn(model: PromptableModel, ask: Ask) -> NDArray[np.bool_] | None:
+    """The mask that is the answer as it is, if the model says that of masks."""
+    last = ask.prompts[-1] if ask.prompts and model.card.exact_masks else None
+    return last.mask if isinstance(last, MaskPrompt) else None
+
+
+def _turned(scene: Scene, ask: Ask) -> Ask:
+    """A question in the order in which models see the scene."""
+    prompts = [scene.axes.prompt(p, scene.stored_shape) for p in ask.prompts]
+    previous = None if ask.previous is None else ask.previous.turned(scene.axes)
+    return replace(ask, prompts=prompts, previous=previous)
+
+
+def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
+    """How many questions about a scene of `shape` go to the model at once; 1 where each has a view
+    of its own.
+    """
+    if not isinstance(model, BatchModel) or (zoom and len(shape) in model.card.window):
+        return 1
+    return int(np.clip(_TOGETHER_BYTES // (8 * math.prod(shape)), 1, MOST_TOGETHER))
+
+
+def looks(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
+) -> Iterator[Look]:
+    """As `answers`, each on the grid of the view that it was given on, in the order of the scene's
+    views.
+    """
+    limits = model.card.limits(len(scene.shape))
+    if zoom and limits is not None:
+        for ask in asks:
+            yield _closer(model, scene, ask, limits)
+        return
+    size = together(model, scene.shape, zoom=zoom)
+    for start in range(0, len(asks), size):
+        part = asks[start : start + size]
+        yield from _looks(model, scene, part, scene.whole, scene.shape)
+
+
+def _closer(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
+    """The answer after looking twice, on the last view."""
+    prompts = ask.prompts
+    found = None if ask.previous is None else ask.previous.mask_bounds
+    if found is None:  # an answer of nothing, as to a lone negative click, says nothing
+        ask = Ask(prompts)
+    if ask.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
+        look = _first_look(model, scene, ask, limits)
+        found = look.found
+        if look.logits.shape == scene.shape or (
+            model.card.judges and is_close(look.bounds, around(scene, prompts, found, limits))
+        ):
+            return look
+    bounds = around(scene, prompts, found, limits)
+    for _ in range(MOST_GROWTHS + 1):
+        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
+        wider = grown(look.logits, bounds, scene.shape)
+        if wider == bounds:
+            break
+        bounds = wider
+    return look
+
+
+def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
+    """The look that tells how large the object is, where only marks were given.
+
+    A model that judges its answers sees ever larger windows around the marks, up to the whole, and
+    the answer that it trusts most counts; one that is cut off by its window is trusted less than
+    any that is not. Other models see the whole.
+    """
+    windows = [scene.whole]
+    if model.card.judges:
+        windows = ever_larger(scene, ask.prompts, limits)
+    best: tuple[tuple[bool, float], Look] | None = None
+    for bounds in windows:
+        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
+        whole = bool((look.logits > 0).any()) and (
+            grown(look.logits, bounds, scene.shape) == bounds
+        )
+        rank = (whole, look.score)
+        if best is None or rank > best[0]:
+            best = rank, look
+    assert best is not None
+    return best[1]
+
+
+def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
+    """A prompt in the index order of a view of `bounds` shrunk to `shape`; None if outside it."""
+    low, high = np.asarray(bounds[0]), np.asarray(bounds[1])
+    if num_axes(prompt) is None:
+        return prompt
+    if isinstance(prompt, MaskPrompt):
+        window = prompt.mask[tuple(slice(a, b) for a, b in zip(*bounds, strict=True))]
+        share = shrink_all(window, shape) if window.shape != shape else window
+        return MaskPrompt(share >= 0.5 if (share >= 0.5).any() else share > 0)
+    scale = np.asarray(shape) / (high - low)
+    if isinstance(prompt, Box):
+        start = np.clip((np.asarray(prompt.low) - low) * scale, 0, shape)
+        stop = np.clip((np.asarray(prompt.high) - low) * scale, 0, shape)
+        if (stop <= start).any():
+            return None
+        start = np.minimum(start, np.maximum(stop - 1, 0))  # at least one pixel of the view
+        return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
+    begin, end = extent(prompt)
+    if (end <= low).any() or (begin >= high).any():
+        return None
+    moved = map_positions(
+        prompt, lambda p: tuple(((np.asarray(p) - low + 0.5) * scale - 0.5).tolist())
+    )
+    if isinstance(moved, Click):  # half a pixel over the edge is still on the edge's pixel
+        return Click(tuple(np.clip(moved.at, 0, np.asarray(shape) - 1)), moved.positive)
+    if isinstance(moved, Scribble):
+        radius = moved.radius * float(np.exp(np.log(scale).mean()))
+        return Scribble(moved.points, moved.positive, radius)
+    return moved
+
+
+def _look(model: PromptableModel, scene: Scene, ask: Ask, bounds: Bounds, shape: Shape) -> Look:
+    """One question to the model."""
+    return _looks(model, scene, [ask], bounds, shape)[0]
+
+
+def _looks(
+    model: PromptableModel, scene: Scene, asks: Sequence[Ask], bounds: Bounds, shape: Shape
+) -> list[Look]:
+    """Questions about one view: together where the model can, else one by one."""
+    embedding = scene.embedding(model, bounds, shape)
+    whole = (bounds, shape) == (scene.whole, scene.shape)
+    questions = [_question(ask, bounds, shape, whole=whole) for ask in asks]
+    results: Sequence[Segmentation]
+    if isinstance(model, BatchModel):
+        results = model.segment_batch(embedding, questions)
+        if len(results) != len(questions):
+            raise ValueError(
+                f"{model.card.name} answered {len(results)} of {len(questions)} questions."
+            )
+    else:
+        results = [model.segment(embedding, q.prompts, q.previous) for q in questions]
+    return [_checked(model, result, bounds, shape) for result in results]
+
+
+def _question(ask: Ask, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
+    """A question in the index order of a view of `bounds` shrunk to `shape`.
+
+    On a view that is the whole scene boxes stay as they were said, also where they reach over it: a
+    box that a model carries on does, and its numbers are the published ones.
+    """
+    placed = (p if whole and isinstance(p, Box) else to_view(p, bounds, shape) for p in ask.prompts)
+    shown = [p for p in placed if p is not None]
+    before = None
+    if ask.previous is not None:
+        before = ask.previous.shrunk(*bounds, shape)
+    return Question(shown, before, None if ask.memory is None else ask.memory.on(bounds, shape))
+
+
+def _checked(model: PromptableModel, result: Segmentation, bounds: Bounds, shape: Shape) -> Look:
+    logits = np.asarray(result.logits, dtype=np.float32)
+    if logits.shape != shape:
+        raise ValueError(
+            f"{model.card.name} answered logits of shape {logits.shape} to a view of {shape}."
+        )
+    kept = None if result.memory is None else Memory(bounds, shape, result.memory)
+    return Look(logits, bounds, float(np.nan_to_num(result.score)), kept)
+
+
+def region_of(scene: Scene, look: Look) -> Region:
+    """An answer at full resolution, cut to the object and a rim of background around it."""
+    logits = look.logits
+    positive = logits > 0
+    if not positive.any():
+        return Region.empty(scene.shape)
+    rim = 2
+    low, high = true_bounds(positive)
+    low = tuple(max(0, a - rim) for a in low)
+    high = tuple(min(n, b + rim) for b, n in zip(high, logits.shape, strict=True))
+    edges = [
+        a + bin_edges(b - a, n)[c : d + 1]
+        for a, b, n, c, d in zip(*look.bounds, logits.shape, low, high, strict=True)
+    ]
+    kept = logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
+    return Region.of_bins(scene.shape, kept, edges)

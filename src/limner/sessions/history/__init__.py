@@ -1,0 +1,1 @@
+"""The log of a session: events, undo and redo, journal, manifest."""

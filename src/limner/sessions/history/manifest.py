@@ -1,0 +1,135 @@
+"""How a mask was made: the facts written beside every export and at the head of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import limner
+from limner.io.image import Image
+from limner.models import ModelCard
+from limner.prompts.types import to_json
+
+if TYPE_CHECKING:
+    from limner.sessions.history.prompt_entry import Entry
+
+OVERLAP_RULE = "where objects overlap, a label map holds the higher id"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session looks at its image.
+
+    Attributes:
+        zoom: look twice (whole image, then a window around the object).
+        window: intensities for black and white, or None for robust limits of the image.
+        weights: path of the weights file that was given, or None.
+        device: as given.
+        exact: compute in float32.
+        keep_embeddings: keep encoded pictures on disk; answers do not depend on it.
+        propagator_weights: path of the weights file that was given for the propagator, or None.
+        propagator_zoom: whether the propagator looks twice; None where there is none.
+    """
+
+    zoom: bool
+    window: tuple[float, float] | None = None
+    weights: str | None = None
+    device: str = "auto"
+    exact: bool = False
+    keep_embeddings: bool = False
+    propagator_weights: str | None = None
+    propagator_zoom: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON values."""
+        return {
+            "zoom": self.zoom,
+            "window": None if self.window is None else list(self.window),
+            "weights": self.weights,
+            "device": self.device,
+            "exact": self.exact,
+            "keep_embeddings": self.keep_embeddings,
+            "propagator_weights": self.propagator_weights,
+            "propagator_zoom": self.propagator_zoom,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Options:
+        """Inverse of `to_json`."""
+        window = value["window"]
+        pair = None if window is None else (float(window[0]), float(window[1]))
+        newer = {
+            f.name: value.get(f.name, f.default) for f in fields(cls)[4:]
+        }  # than some journals
+        return cls(value["zoom"], pair, value["weights"], value["device"], **newer)
+
+
+def header(
+    image: Image, card: ModelCard, options: Options, propagator: ModelCard | None = None
+) -> dict[str, Any]:
+    """What an answer depends on besides the prompts. `propagator`: None where the model carries."""
+    return {
+        "limner": limner.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "image": {
+            "path": None if image.path is None else str(image.path.resolve()),
+            "read_options": {k: _plain(v) for k, v in image.read_options.items()},
+            "kind": image.kind,
+            "modality": image.modality,
+            "geometry": image.geometry.to_json(),
+            "pixel_sha256": image.pixel_hash(),
+        },
+        "model": card.to_json(),
+        "propagator": None if propagator is None else propagator.to_json(),
+        "options": options.to_json(),
+    }
+
+
+def manifest(
+    image: Image,
+    card: ModelCard,
+    options: Options,
+    entries: Sequence[Entry],
+    names: dict[int, str],
+    propagated: Mapping[int, Mapping[int, str]],
+    *,
+    propagator: ModelCard | None = None,
+) -> dict[str, Any]:
+    """The answer to "how was this mask made?"; who made it is not recorded.
+
+    Args:
+        image: what was delineated.
+        card: the model's.
+        options: the session's.
+        entries: the prompts.
+        names: of the objects.
+        propagated: frames that each object was carried to, and how.
+        propagator: the card of the model that carried; None where it is the same.
+    """
+    objects: dict[str, Any] = {}
+    for entry in entries:
+        facts = objects.setdefault(
+            str(entry.object_id), {"name": names.get(entry.object_id), "prompts": []}
+        )
+        facts["prompts"].append(
+            {"frame": entry.frame, "answered": entry.answered, **to_json(entry.prompt)}
+        )
+    for object_id, frames in propagated.items():
+        if frames:
+            objects[str(object_id)]["propagated_frames"] = sorted(frames)
+            objects[str(object_id)]["propagated_how"] = sorted(set(frames.values()))
+    return {
+        **header(image, card, options, propagator),
+        "objects": objects,
+        "overlap": OVERLAP_RULE,
+        "notice": "Research use only; not a medical device.",
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as Python's, since JSON knows no other."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,254 @@
+"""Opening a session on an image, and resuming one from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from limner.adapters.intensity import resolve_window
+from limner.errors import CheckpointError, LimnerError, SessionError
+from limner.geometry import Geometry
+from limner.io import read
+from limner.io.image import Image
+from limner.models import PromptableModel, create_model, default_model
+from limner.sessions.base import BaseSession
+from limner.sessions.history.events import event_from_json
+from limner.sessions.history.journal import Journal
+from limner.sessions.history.log import Log
+from limner.sessions.history.manifest import Options, header
+
+
+def open_session(
+    image: Image | ArrayLike | str | Path,
+    model: str | PromptableModel | None = None,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    journal: str | Path | None = None,
+    zoom: bool | None = None,
+    window: str | Sequence[float] | None = None,
+    exact: bool = False,
+    keep_embeddings: bool = False,
+    propagator: str | PromptableModel | None = None,
+    propagator_weights: str | Path | None = None,
+) -> BaseSession:
+    """Open a session; the kind follows from the image.
+
+    Args:
+        image: from `limner.read`, a path, or an array: 2D, 3D, or 2D with 3 channels in uint8.
+        model: a name (see ``limner models``), or an object with the verbs of `PromptableModel`.
+        weights: the model's weights file, for a name.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``, for a name.
+        journal: file that survives a crash; must not exist yet (`resume` continues one).
+        zoom: look twice, at the whole and at a window around the object; default: the model's.
+        window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
+        exact: compute in float32, for a name; default: the fastest that gives the same masks.
+        keep_embeddings: keep encoded pictures on disk, for a name; see `limner.create_model`.
+        propagator: another model that carries masks over slices or frames, a name or an object;
+            `model` answers prompts, and its answers are what is carried. Default: `model` does it.
+        propagator_weights: the propagator's weights file, for a name.
+
+    Raises:
+        SessionError: the model does not work on this kind of image, or the journal exists.
+        CheckpointError: the weights file does not exist or does not fit the model.
+        ValueError: unknown model, device or window.
+        TypeError: neither an image nor an array of numbers, or no model.
+    """
+    picture = as_image(image)
+    made = partial(create_model, device=device, exact=exact, keep_embeddings=keep_embeddings)
+    if model is None:
+        model = default_model(picture.kind, flat=propagator is not None)
+    asked = _model(model, weights, made, "weights")
+    if propagator is None and propagator_weights is not None:
+        raise TypeError("propagator_weights= goes with a propagator's name: propagator=.")
+    carrier = None
+    if propagator is not None:
+        carrier = _model(propagator, propagator_weights, made, "propagator_weights")
+        _check_propagator(picture, asked, carrier)
+    options = Options(
+        zoom=asked.card.zoom if zoom is None else zoom,
+        window=resolve_window(window),
+        weights=_resolved(weights),
+        device=device,
+        exact=exact,
+        keep_embeddings=keep_embeddings,
+        propagator_weights=_resolved(propagator_weights),
+        propagator_zoom=_zoom_of(carrier, zoom),
+    )
+    kind = _session_kind(picture, asked)
+    record = None
+    if journal is not None:
+        facts = header(picture, asked.card, options, None if carrier is None else carrier.card)
+        record = Journal.create(Path(journal), facts)
+    return kind(picture, asked, options, journal=record, propagator=carrier)
+
+
+def resume(
+    journal: str | Path,
+    *,
+    image: Image | ArrayLike | str | Path | None = None,
+    model: PromptableModel | None = None,
+    propagator: PromptableModel | None = None,
+) -> BaseSession:
+    """Continue a session from its journal: prompts, names, undo and redo history as acknowledged.
+
+    Args:
+        journal: the file given to `open_session`.
+        image: the image, if it has moved or was an array; by default it is read from where it was.
+        model: the model object, if the session was opened with one of your own.
+        propagator: the propagator, likewise.
+
+    Raises:
+        SessionError: no journal, damaged or in use; or the image or the model is not the same.
+    """
+    path = Path(journal)
+    record, facts, events = Journal.reopen(path)
+    try:
+        log = Log()
+        for event in map(event_from_json, events):
+            log.apply(event)
+        picture = _same_image(facts["image"], image, path)
+        options = Options.from_json(facts["options"])
+        asked = _same_model(facts["model"], model, options, options.weights)
+        carrier = None
+        if facts.get("propagator") is not None:
+            weights = options.propagator_weights
+            carrier = _same_model(facts["propagator"], propagator, options, weights, "propagator")
+        elif propagator is not None:
+            raise SessionError(f"The session of {path} was held without a propagator; pass none.")
+        kind = _session_kind(picture, asked)
+        return kind(picture, asked, options, log=log, journal=record, propagator=carrier)
+    except BaseException:
+        record.close()
+        raise
+
+
+def as_image(image: Image | ArrayLike | str | Path) -> Image:
+    """An image from itself, a path or an array: 2D, 3D, or 2D with 3 channels in uint8.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(image, Image):
+        return image
+    if isinstance(image, (str, Path)):
+        return read(image)
+    import numpy as np
+
+    array = np.asarray(image)
+    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
+        raise TypeError(
+            f"An image is a path, an Image or an array of numbers with 2 or 3 axes, not "
+            f"{array.dtype} of shape {array.shape}. For channels or more axes make a limner.Image."
+        )
+    colour = array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == 3
+    shape = array.shape[:2] if colour else array.shape
+    return Image(array, Geometry.from_spacing(shape))
+
+
+def _model(
+    model: str | PromptableModel,
+    weights: str | Path | None,
+    made: Callable[..., PromptableModel],
+    option: str,
+) -> PromptableModel:
+    """A model from its name or itself."""
+    if isinstance(model, str):
+        return made(model, weights=weights)
+    if weights is not None:
+        raise TypeError(f"{option}= goes with a model's name, not with a model object.")
+    if isinstance(model, PromptableModel):
+        return model
+    raise TypeError(f"A model is a name or an object with card, embed and segment: {model!r}.")
+
+
+def _resolved(weights: str | Path | None) -> str | None:
+    return None if weights is None else str(Path(weights).resolve())
+
+
+def _zoom_of(carrier: PromptableModel | None, zoom: bool | None) -> bool | None:
+    return None if carrier is None else carrier.card.zoom if zoom is None else zoom
+
+
+def _check_propagator(image: Image, asked: PromptableModel, model: PromptableModel) -> None:
+    """Refuse a propagator that has nothing to carry, or cannot look at frames."""
+    if image.kind == "image":
+        raise SessionError("A 2D image has no other frames to carry to; leave out propagator=.")
+    if 2 not in model.card.ndim:
+        raise SessionError(
+            f"{model.card.name} works on whole volumes only and cannot carry from slice to slice; "
+            "name a propagator that works in 2D (limner models)."
+        )
+    if 2 not in asked.card.ndim:
+        raise SessionError(
+            f"{asked.card.name} answers about the whole volume, which leaves nothing to carry; "
+            "with propagator= name a model that works in 2D (limner models)."
+        )
+
+
+def _session_kind(image: Image, model: PromptableModel) -> type[BaseSession]:
+    from limner.sessions.image import ImageSession
+    from limner.sessions.video import VideoSession
+    from limner.sessions.volume import VolumeSession
+
+    if image.kind == "volume":
+        return VolumeSession
+    if 2 not in model.card.ndim:
+        raise SessionError(f"{model.card.name} works on volumes, and this is one {image.kind}.")
+    return ImageSession if image.kind == "image" else VideoSession
+
+
+def _same_image(
+    facts: dict[str, Any], given: Image | ArrayLike | str | Path | None, journal: Path
+) -> Image:
+    if given is not None and not isinstance(given, (str, Path)):
+        image = as_image(given)
+    else:
+        place = facts["path"] if given is None else given
+        if place is None:
+            raise SessionError(
+                f"The session of {journal} was opened on an array; pass it again as image=."
+            )
+        try:
+            image = read(place, **facts["read_options"])
+        except LimnerError as error:
+            raise SessionError(
+                f"The image of {journal} cannot be read ({error}) Say where it is: image=, --image."
+            ) from error
+    if image.pixel_hash() != facts["pixel_sha256"]:
+        raise SessionError(
+            f"{image.path or 'The image'} is not the image of {journal}: its pixels differ. "
+            "Say where the right one is: image=, --image."
+        )
+    return image
+
+
+def _same_model(
+    facts: dict[str, Any],
+    given: PromptableModel | None,
+    options: Options,
+    weights: str | None,
+    role: str = "model",
+) -> PromptableModel:
+    if given is None:
+        try:
+            given = create_model(
+                facts["name"],
+                weights=weights,
+                device=options.device,
+                exact=options.exact,
+                keep_embeddings=options.keep_embeddings,
+            )
+        except (ValueError, CheckpointError) as error:
+            raise SessionError(f"{error} Pass the session's own object as {role}=.") from error
+    card = given.card
+    if (card.name, card.weights_sha256) != (facts["name"], facts["weights_sha256"]):
+        raise SessionError(
+            f"The session was held with {facts['name']} (weights {facts['weights_sha256']}), "
+            f"not with {card.name} (weights {card.weights_sha256}). Pass that one as {role}=."
+        )
+    return given

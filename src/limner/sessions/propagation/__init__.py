@@ -1,0 +1,1 @@
+"""Masks carried to other frames and slices."""

@@ -1,0 +1,48 @@
+"""Frames of a video or volume as models see them, encoded before anybody asks where that is
+faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from limner.adapters.axes import Bounds
+from limner.models import EncodingModel, PromptableModel
+from limner.sessions.answers.image_view import Scene, Shape
+
+_MOST_AHEAD = 4  # frames encoded together; as many scenes more are kept
+
+
+class Plane(Scene):
+    """A frame, perhaps with what was encoded of it before anybody asked."""
+
+    ahead: tuple[Any] | None = None
+
+    def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
+        """See `Scene.embedding`."""
+        if self.ahead is not None and (bounds, shape) == (self.whole, self.shape):
+            return self.ahead[0]
+        return super().embedding(model, bounds, shape)
+
+
+def num_ahead(model: PromptableModel, *, zoom: bool) -> int:
+    """Frames to encode together; 1 where nothing is gained, or every object has its window."""
+    if not isinstance(model, EncodingModel) or (zoom and 2 in model.card.window):
+        return 1
+    return min(_MOST_AHEAD, model.views_at_once)
+
+
+def encode_ahead(
+    model: PromptableModel, plane: Callable[[int], Plane], frames: Sequence[int], *, zoom: bool
+) -> None:
+    """Encode the first frames together if the very first has not been, where the model says that
+    this is faster.
+    """
+    size = num_ahead(model, zoom=zoom)
+    if size < 2 or not isinstance(model, EncodingModel) or plane(frames[0]).ahead:
+        return
+    planes = [plane(k) for k in frames[:size]]
+    views = [p.view(p.whole, p.shape) for p in planes]
+    for p, embedding in zip(planes, model.embed_batch(views), strict=True):
+        p.ahead = (embedding,)

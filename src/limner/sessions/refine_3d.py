@@ -1,0 +1,83 @@
+"""After a propagation over the slices of a volume: a model that sees in 3D goes over the masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import SessionError
+from limner.io.labels import Labels
+from limner.models import PromptableModel
+from limner.prompts.types import MaskPrompt
+from limner.sessions.base import BaseSession
+from limner.sessions.open import open_session
+
+Mask = NDArray[np.bool_]
+
+
+def finish(session: BaseSession, model: str | PromptableModel = "limner-3d") -> Labels:
+    """The masks of a session on a volume as a model makes them that sees in 3D.
+
+    Each object's mask is handed to the model as a mask prompt. Slices that the user annotated stay
+    as he left them. The session itself is not changed. Whether it helps depends on the object:
+    compare before you rely on it.
+
+    Args:
+        session: on a volume, with masks on some of its slices.
+        model: a name or an object; it works in 3D and understands masks.
+
+    Returns:
+        All objects. The manifest says under ``"finished"`` which model it was and how many voxels
+        of each object came and went.
+
+    Raises:
+        SessionError: no volume, or the model does not work in 3D.
+        PromptError: the model understands no masks.
+    """
+    if session.image.kind != "volume":
+        raise SessionError(f"Only masks on a volume are finished in 3D, not on a {_kind(session)}.")
+    before = session.export()
+    drawn: dict[int, set[int]] = {}
+    for entry in session.entries:
+        if entry.frame is not None:
+            drawn.setdefault(entry.object_id, set()).add(entry.frame)
+    masks: dict[int, Mask] = {}
+    changed: dict[str, dict[str, int]] = {}
+    with open_session(session.image, model, window=session.options.window) as talk:
+        card = talk.model.card
+        if 3 not in card.ndim:
+            raise SessionError(f"{card.name} does not work in 3D; name a model that does.")
+        for object_id in before.ids:
+            mask = np.asarray(before.mask(object_id), dtype=np.bool_)
+            if mask.any():
+                masks[object_id] = _answered(talk, object_id, mask, drawn.get(object_id, set()))
+            else:
+                masks[object_id] = mask
+            changed[str(object_id)] = _change(mask, masks[object_id])
+            talk.reset()
+    manifest = {
+        **(before.manifest or {}),
+        "finished": {"model": card.to_json(), "changed_voxels": changed},
+    }
+    return Labels(before.geometry, masks=masks, names=before.names, manifest=manifest)
+
+
+def _answered(talk: BaseSession, object_id: int, mask: Mask, drawn: set[int]) -> Mask:
+    talk.add(MaskPrompt(mask), object_id=object_id)
+    found = np.array(talk.predict(object_id=object_id).mask)
+    for k in drawn:
+        found[k] = mask[k]
+    return found
+
+
+def _change(before: Mask, after: Mask) -> dict[str, int]:
+    return {
+        "added": int(np.count_nonzero(after & ~before)),
+        "removed": int(np.count_nonzero(before & ~after)),
+    }
+
+
+def _kind(session: BaseSession) -> Any:
+    return {"image": "picture"}.get(session.image.kind, session.image.kind)

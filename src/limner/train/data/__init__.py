@@ -1,0 +1,1 @@
+"""Training samples: packed data, targets, views, augmentation."""

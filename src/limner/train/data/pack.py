@@ -1,0 +1,277 @@
+"""All planes that may be trained on: one compact folder that travels, and flat arrays in memory.
+
+On disk: ``pack.json`` (facts, one entry per set) and one ``.xz`` a set: pictures as differences
+between neighbours, colours as luminance and chrominance at half resolution, in steps too small to
+see; label maps as they are. No codec but Python's own is needed to open it, so that a machine with
+nothing but NumPy and PyTorch can train. In memory: pixels of all planes end to end, so that a whole
+batch is one gather.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.datasets.project import Plane, is_volumes
+from limner.errors import FormatError
+from limner.train.data.archive import compress, decompress, differences, summed
+
+Array = NDArray[Any]
+
+VERSION = 1
+LABELS, OBJECTS, FINE, COARSE = range(4)  # layers: what a target's id is an id of
+UNITS = ("label", "instance", "component")
+_STEP_2D, _STEP_3D = 4, 1  # grey values; the pool's JPEG pictures carry larger errors
+_IDS = ("labels", "objects", "fine", "coarse")  # arrays that are uint16 in memory
+_MOST_ENTRIES = 40  # invented regions kept per plane and layer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """Everything to train on, in memory.
+
+    Attributes:
+        names: of the sets.
+        digest: SHA-256 of the packed files.
+        pixels: uint8, all pictures end to end, each (channel, row, column).
+        layers: four uint16 arrays, the maps of all planes end to end: labels, objects, superpixels,
+            groups of superpixels.
+        planes: int64 (plane, 8): set, split (0 train, 1 val), unit, rows, columns, channels (0
+            where there is a label map only, 1 or 3), first pixel, first map pixel.
+        entries: int32 (entry, 8): plane, layer, then as `regions.table`; sorted by both.
+        num_stems: int64 (set,): files of each set.
+    """
+
+    names: tuple[str, ...]
+    digest: str
+    pixels: NDArray[np.uint8]
+    layers: tuple[NDArray[np.uint16], ...]
+    planes: NDArray[np.int64]
+    entries: NDArray[np.int32]
+    num_stems: NDArray[np.int64]
+
+
+def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[str, Any]:
+    """Pack planes.
+
+    Args:
+        folder: is made; its files are replaced.
+        planes: of `sources.planes`.
+        seed: of the superpixels.
+
+    Returns:
+        What ``pack.json`` holds.
+    """
+    from limner.atomic import atomic_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, list[dict[str, Array]]] = defaultdict(list)
+    facts: dict[str, dict[str, Any]] = {}
+    for plane in planes:
+        sequence = [seed, len(facts), len(sets[plane.set_name])]
+        packed = _pack_plane(plane, np.random.default_rng(sequence))
+        sets[plane.set_name].append(packed)
+        fact = facts.setdefault(
+            plane.set_name, {"unit": plane.unit, "train": 0, "val": 0, "stems": {}}
+        )
+        fact[plane.split] += 1
+        fact["stems"][plane.stem.split(":")[0]] = plane.split
+    digest = hashlib.sha256()
+    for k, (name, parts) in enumerate(sets.items()):
+        content = compress(parts)
+        facts[name]["file"] = f"{k:02d}.xz"
+        facts[name]["bytes"] = len(content)
+        facts[name]["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
+        digest.update(content)
+        atomic_bytes(folder / facts[name]["file"], content)
+        _log.info("%s: %d planes, %.2f MB", name, len(parts), len(content) / 1e6)
+    summary = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "sets": facts}
+    atomic_bytes(folder / "pack.json", json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> Pack:
+    """Unpack into memory.
+
+    Args:
+        folder: of `write_pack`.
+        leave_out: sets to pass over.
+        slices: those of volumes, too.
+
+    Raises:
+        FormatError: it is no pack, of another version, or damaged.
+    """
+    summary = _read_summary(folder)
+    pixels: list[Array] = []
+    maps: list[list[Array]] = [[], [], [], []]
+    planes: list[Array] = []
+    entries: list[Array] = []
+    names: list[str] = []
+    digest = hashlib.sha256()
+    for name, fact in summary["sets"].items():
+        content = (folder / fact["file"]).read_bytes()
+        digest.update(content)
+        if name in leave_out or (is_volumes(name) and not slices):
+            continue
+        names.append(name)
+        for part in decompress(content, folder / fact["file"], _IDS):
+            image = _unpack_image(part)
+            first = sum(len(p) for p in planes)
+            place = np.array([[len(names) - 1, *part["facts"], *part["shape"], part["kind"][0]]])
+            planes.append(place)
+            pixels.append(image)
+            for layer, flat in zip(maps, _unpack_maps(part), strict=True):
+                layer.append(flat)
+            table = part["entries"].astype(np.int32)
+            entries.append(np.insert(table, 0, first, axis=1))
+    if digest.hexdigest() != summary["sha256"]:
+        raise FormatError(f"{folder} is damaged: its files are not those of its pack.json.")
+    if not planes:
+        raise FormatError(f"{folder} holds no plane to train on.")
+    facts = np.concatenate(planes).astype(np.int64)
+    table = np.concatenate(entries)
+    starts = [np.cumsum([0] + [p.size for p in pixels[:-1]])]
+    starts.append(np.cumsum([0] + [m.size for m in maps[0][:-1]]))
+    return Pack(
+        tuple(names),
+        summary["sha256"],
+        _joined(pixels),
+        tuple(_joined(layer) for layer in maps),
+        np.concatenate([facts, np.stack(starts, axis=1)], axis=1),
+        table[np.lexsort((table[:, 1], table[:, 0]))],
+        np.array([len(summary["sets"][name]["stems"]) for name in names]),
+    )
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"{folder} is no pack: {error}. Make one with: limner train pack DATA -o {folder}"
+        ) from error
+    if summary.get("version") != VERSION:
+        raise FormatError(
+            f"{folder} is a pack of version {summary.get('version')}, not {VERSION}; make it again."
+        )
+    return summary
+
+
+def _pack_plane(plane: Plane, rng: np.random.Generator) -> dict[str, Array]:
+    """The arrays of one plane as they are stored."""
+    from limner.train.data import regions
+
+    rows, columns = plane.labels.shape
+    least = 12 if "3d/" in plane.set_name else 64
+    objects = plane.instances
+    if objects is None:
+        objects = regions.components(plane.labels, least)
+    tables = {LABELS: regions.table(plane.labels, least, rows * columns)}
+    tables[OBJECTS] = regions.table(objects, least, rows * columns)
+    if plane.image is None:
+        assert plane.regions is not None
+        fine, coarse = plane.regions, np.zeros(0, dtype=np.uint16)
+    else:
+        fine = regions.superpixels(plane.image, rng)
+        coarse = regions.groups(fine, plane.image, rng)
+        for layer, found in ((FINE, fine), (COARSE, coarse[fine])):
+            table = regions.table(found, max(least, 48), rows * columns // 2)
+            keep = rng.permutation(len(table))[:_MOST_ENTRIES]
+            tables[layer] = table[np.sort(keep)]
+    rows_of = [np.insert(t, 0, layer, axis=1) for layer, t in tables.items()]
+    packed: dict[str, Array] = {
+        "shape": np.array([rows, columns], dtype=np.int32),
+        "facts": np.array([plane.split == "val", UNITS.index(plane.unit)], dtype=np.int32),
+        "labels": plane.labels,
+        "objects": objects,
+        "fine": fine,
+        "coarse": coarse,
+        "entries": np.concatenate(rows_of).astype(np.int32),
+    }
+    step = _STEP_3D if "3d/" in plane.set_name else _STEP_2D
+    return packed | _pack_image(plane.image, step)
+
+
+def _pack_image(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
+    """Luminance, and for colour chrominance at half resolution, in steps, as differences."""
+    nothing = np.zeros(0, dtype=np.uint8)
+    if image is None:
+        kind, luma, chroma = 0, nothing, nothing
+    elif image.ndim == 2:
+        kind, luma, chroma = 1, image, nothing
+    else:
+        kind = 3
+        red, green, blue = (image[..., k].astype(np.float32) for k in range(3))
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue
+        luma = np.round(grey).astype(np.uint8)
+        pair = np.stack([(blue - grey) * 0.564 + 128, (red - grey) * 0.713 + 128])
+        chroma = np.clip(np.round(_halved(pair)), 0, 255).astype(np.uint8)
+    return {
+        "kind": np.array([kind, step], dtype=np.int32),
+        "luma": _differences(luma, step),
+        "chroma": _differences(chroma, step),
+    }
+
+
+def _unpack_image(part: dict[str, Array]) -> NDArray[np.uint8]:
+    """Flat (channel, row, column)."""
+    kind, step = (int(v) for v in part["kind"])
+    luma = _summed(part["luma"], step)
+    if kind < 3:
+        return luma.ravel()
+    rows, columns = luma.shape
+    halves = _summed(part["chroma"], step)
+    blue, red = (c.repeat(2, 0).repeat(2, 1)[:rows, :columns] for c in halves)
+    grey = luma.astype(np.float32)
+    blue, red = grey + (blue - 128.0) / 0.564, grey + (red - 128.0) / 0.713
+    green = (grey - 0.299 * red - 0.114 * blue) / 0.587
+    planar = np.stack([red, green, blue])
+    return np.clip(np.round(planar), 0, 255).astype(np.uint8).ravel()
+
+
+def _unpack_maps(part: dict[str, Array]) -> tuple[NDArray[np.uint16], ...]:
+    """One flat array per layer."""
+    fine = part["fine"]
+    coarse = part["coarse"][fine] if part["coarse"].size else np.zeros_like(fine)
+    return part["labels"].ravel(), part["objects"].ravel(), fine.ravel(), coarse.ravel()
+
+
+def _joined(parts: list[Array]) -> Array:
+    """The parts end to end. Empties the list: the memory is needed twice only for a moment."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
+
+
+def _halved(values: Array) -> Array:
+    """Means of two by two pixels of the last two axes; an odd edge is repeated."""
+    rows, columns = values.shape[-2:]
+    pads = [(0, 0)] * (values.ndim - 2) + [(0, rows % 2), (0, columns % 2)]
+    even = np.pad(values, pads, mode="edge")
+    pairs: Array = (even[..., ::2, :] + even[..., 1::2, :]) / 2
+    return np.asarray((pairs[..., ::2] + pairs[..., 1::2]) / 2)
+
+
+def _differences(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Levels as differences along rows and columns, modulo 256: noise where there was a picture."""
+    levels = ((values.astype(np.uint16) + step // 2) // step).astype(np.uint8)
+    return levels if levels.ndim < 2 else differences(levels, 2)
+
+
+def _summed(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Inverse of `_differences`."""
+    if values.ndim < 2:
+        return values
+    levels = summed(values, 2)
+    return np.minimum(levels.astype(np.uint16) * step, 255).astype(np.uint8)

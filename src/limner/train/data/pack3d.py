@@ -1,0 +1,229 @@
+"""All volumes that may be trained on: beside the planes in the folder of a pack, and in memory.
+
+``volumes.json`` holds the facts, ``vNN.xz`` the volumes of a set: differences between neighbours
+within slices, in steps too small to see; label maps as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limner.errors import FormatError
+from limner.train.data import volumes as found_in
+from limner.train.data.archive import compress, decompress, differences, summed
+from limner.train.data.volumes import Volume
+
+Array = NDArray[Any]
+
+VERSION = 1
+LABELS, FINE, COARSE, FIRST_BAND = 0, 1, 2, 3  # maps: what a target's id is an id of
+_LEAST_LABEL = 40  # voxels of a label that is a target
+_LEAST_CLARITY = 2.0  # grey values: an invented target whose border nobody sees teaches nothing
+_LEAST_FILL = 0.08  # of its box
+_LEAST_CELLS = 60  # voxels of the coarser grid that a supervoxel has to be a target
+_STEP = 2  # grey values
+_MOST_ENTRIES = 80  # invented regions kept per volume and map
+FACTS = "volumes.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Solid:
+    """One volume in memory.
+
+    Attributes:
+        set_index: in the pack's names.
+        split: 0 train, 1 val.
+        spacing: float64 (3,), millimetres.
+        images: uint8 (window, slice, row, column); no window where it has to be painted.
+        regions: uint8 or uint16 (slice, row, column): classes to paint from; empty otherwise.
+        maps: ids: labels, small and large supervoxels (these two on a coarser grid), then bands.
+        factors: voxels per step of the coarser grid.
+        entries: int32 (entry, 9): map, id, voxels, first slice, row, column, last + 1 of each, on
+            the volume's grid; sorted by map.
+    """
+
+    set_index: int
+    split: int
+    spacing: NDArray[np.float64]
+    images: NDArray[np.uint8]
+    regions: Array
+    maps: tuple[Array, ...]
+    factors: tuple[int, ...]
+    entries: NDArray[np.int32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Slices, rows, columns."""
+        return tuple(self.maps[LABELS].shape)
+
+
+@dataclass(frozen=True, eq=False)
+class VolumePack:
+    """All volumes to train on, in memory.
+
+    Attributes:
+        names: of the sets.
+        digest: SHA-256 of the packed files.
+        solids: the volumes.
+    """
+
+    names: tuple[str, ...]
+    digest: str
+    solids: tuple[Solid, ...]
+
+
+def write_volumes(folder: Path, volumes: Iterable[Volume], *, seed: int = 0) -> dict[str, Any]:
+    """Pack volumes.
+
+    Args:
+        folder: is made; its files of the same names are replaced.
+        volumes: of `limner.train.data.volumes.volumes`.
+        seed: of the supervoxels.
+
+    Returns:
+        What ``volumes.json`` holds.
+    """
+    from limner.atomic import atomic_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, list[dict[str, Array]]] = defaultdict(list)
+    facts: dict[str, dict[str, Any]] = {}
+    for volume in volumes:
+        sequence = [seed, len(facts), len(sets[volume.set_name])]
+        sets[volume.set_name].append(_packed(volume, np.random.default_rng(sequence)))
+        fact = facts.setdefault(volume.set_name, {"train": 0, "val": 0, "stems": {}})
+        fact[volume.split] += 1
+        fact["stems"][volume.stem] = volume.split
+    digest = hashlib.sha256()
+    for k, (name, parts) in enumerate(sets.items()):
+        content = compress(parts)
+        facts[name]["file"] = f"v{k:02d}.xz"
+        facts[name]["bytes"] = len(content)
+        digest.update(content)
+        atomic_bytes(folder / facts[name]["file"], content)
+        _log.info("%s: %d volumes, %.2f MB", name, len(parts), len(content) / 1e6)
+    summary = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "sets": facts}
+    atomic_bytes(folder / FACTS, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> VolumePack:
+    """Unpack into memory.
+
+    Args:
+        folder: of `write_volumes`.
+        leave_out: sets to pass over.
+
+    Raises:
+        FormatError: it holds no volumes, of another version, or damaged ones.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"{folder} is no pack with volumes: {error}. "
+            f"Make one with: limner train pack DATA -o {folder} --dimensions 3"
+        ) from error
+    if summary.get("version") != VERSION:
+        raise FormatError(
+            f"{folder} holds volumes of version {summary.get('version')}, not {VERSION}; "
+            "make it again."
+        )
+    names: list[str] = []
+    solids: list[Solid] = []
+    digest = hashlib.sha256()
+    for name, fact in summary["sets"].items():
+        content = (folder / fact["file"]).read_bytes()
+        digest.update(content)
+        if name in leave_out:
+            continue
+        names.append(name)
+        parts = decompress(content, folder / fact["file"])
+        solids.extend(_unpacked(part, len(names) - 1) for part in parts)
+    if digest.hexdigest() != summary["sha256"]:
+        raise FormatError(f"{folder} is damaged: its files are not those of its {FACTS}.")
+    if not solids:
+        raise FormatError(f"{folder} holds no volume to train on.")
+    return VolumePack(tuple(names), summary["sha256"], tuple(solids))
+
+
+def _packed(volume: Volume, rng: np.random.Generator) -> dict[str, Array]:
+    """The arrays of one volume as they are stored."""
+    shape = volume.labels.shape
+    half = int(np.prod(shape)) // 2
+    tables = {LABELS: found_in.table(volume.labels, _LEAST_LABEL, half * 2)}
+    fine = coarse = np.zeros((0, 0, 0), np.uint16)
+    factors: tuple[int, ...] = (1, 1, 1)
+    if len(volume.images):
+        image = volume.images[-1]
+        fine, coarse, small, factors = found_in.supervoxels(image, volume.spacing, rng)
+        scale = np.array([1, np.prod(factors), *factors, *factors], dtype=np.int32)
+        if image.size < found_in.LEAST_VOXELS:
+            fine = fine[:0, :0, :0]
+        for key, ids in ((FINE, fine), (COARSE, coarse)):
+            if not ids.size:
+                continue
+            rows = _clear(found_in.table(ids, _LEAST_CELLS, ids.size // 3), ids, small) * scale
+            tables[key] = rows[np.sort(rng.permutation(len(rows))[:_MOST_ENTRIES])]
+    for k, band in enumerate(volume.bands):
+        rows = found_in.table(band, _LEAST_LABEL, half)
+        tables[FIRST_BAND + k] = _clear(rows, band, *volume.images)
+    entries = np.concatenate([np.insert(t, 0, key, axis=1) for key, t in tables.items()])
+    entries[:, 6:9] = np.minimum(entries[:, 6:9], shape)
+    names, regions, values = volume.labels, np.zeros((0, 0, 0), np.uint16), np.zeros(0, np.uint16)
+    if volume.regions is not None:  # of which labels are a part
+        regions, names = volume.regions, regions
+        values = np.zeros(int(volume.regions.max()) + 1, np.uint16)
+        values[volume.regions.ravel()] = volume.labels.ravel()
+    levels = ((volume.images.astype(np.uint16) + _STEP // 2) // _STEP).astype(np.uint8)
+    return {
+        "facts": np.array([volume.split == "val", *factors], dtype=np.int32),
+        "spacing": np.array(volume.spacing, dtype=np.float64),
+        "pixels": differences(levels, 2),
+        "names": names,
+        "regions": regions,
+        "values": values,
+        "fine": fine,
+        "coarse": coarse,
+        "bands": volume.bands,
+        "entries": entries.astype(np.int32),
+    }
+
+
+def _clear(rows: NDArray[np.int32], ids: Array, *images: Array) -> NDArray[np.int32]:
+    """The regions whose border can be seen in one of the images and that are no mere shells."""
+    fill = rows[:, 1] / np.prod(rows[:, 5:8] - rows[:, 2:5], axis=1)
+    clear = np.max([found_in.clarity(ids, image) for image in images], axis=0)[rows[:, 0]]
+    kept: NDArray[np.int32] = rows[(clear >= _LEAST_CLARITY) & (fill >= _LEAST_FILL)]
+    return kept
+
+
+def _unpacked(part: dict[str, Array], set_index: int) -> Solid:
+    names = part["names"]
+    if part["regions"].size:
+        names = part["values"][part["regions"]]
+    images = np.zeros((0, *names.shape), np.uint8)
+    if part["pixels"].size:
+        images = np.minimum(summed(part["pixels"], 2).astype(np.uint16) * _STEP, 255)
+    return Solid(
+        set_index,
+        int(part["facts"][0]),
+        part["spacing"],
+        images.astype(np.uint8),
+        part["regions"],
+        (names, part["fine"], part["coarse"], *part["bands"]),
+        tuple(int(f) for f in part["facts"][1:4]),
+        part["entries"],
+    )

@@ -1,0 +1,180 @@
+"""Short sequences to learn following from: slices of volumes, painted and made-up volumes, and
+still pictures that are moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.train.config import TrainConfig
+from limner.train.data import augment3d, motion
+from limner.train.data.augment import disturb
+from limner.train.data.device_volumes import Bank3d, Scene3d
+from limner.train.data.pack import Pack
+from limner.train.data.pack3d import VolumePack
+from limner.train.data.rng import Chance
+from limner.train.data.samples3d import made_up
+from limner.train.data.shapes3d import lump
+from limner.train.data.targets import TargetTable
+from limner.train.data.targets3d import Target3d, TargetTable3d
+from limner.train.data.views import Bank, draw_views
+from limner.train.data.views3d import View3d, draw_slices
+
+_LEAST = 12  # pixels of the object on the first frame
+_TRIES = 5
+_MADE_UP = 0.4  # share of painted volumes that are shapes, not label maps
+_LUMPS = 0.1  # share of the other volumes that get a lump put into them
+_PASTED = 0.3  # share of moved pictures whose object moves by itself
+_RESTLESS = 0.3  # share of volumes whose slices are moved as well
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """A batch of sequences, on the device.
+
+    Attributes:
+        image: float32 (B, T, 3, S, S), 0…1.
+        target: float32 (B, T, 1, S, S), 0 or 1; something on the first frame.
+        inside: float32 (B, T, 1, S, S), 1 on the picture.
+    """
+
+    image: Tensor
+    target: Tensor
+    inside: Tensor
+
+
+class ClipMaker:
+    """Draws sequences.
+
+    Args:
+        config: shares of kinds.
+        volumes: to train on.
+        pictures: of the plane, to move.
+        device: that trains.
+    """
+
+    def __init__(
+        self, config: TrainConfig, volumes: VolumePack, pictures: Pack, device: torch.device
+    ) -> None:
+        self.bank = Bank3d(volumes, device)
+        self._table = TargetTable3d(volumes, split=0, invented=config.invented)
+        self._pictures = Bank(pictures, device)
+        self._targets = TargetTable(pictures, split=0, invented=config.invented)
+        self._config = config
+
+    @torch.no_grad()
+    def draw(self, number: int, size: int, rng: np.random.Generator, chance: Chance) -> Clips:
+        """A batch of disturbed sequences.
+
+        Args:
+            number: of sequences.
+            size: of a frame, square.
+            rng: chooses targets and views.
+            chance: paints, moves and disturbs.
+        """
+        still = int(rng.binomial(number, self._config.piles))
+        parts = []
+        if still:
+            parts.append(self._of_pictures(still, size, rng, chance.of(still)))
+        if number - still:
+            parts.append(self._of_volumes(number - still, size, rng, chance.of(number - still)))
+        image, target, inside = (torch.cat(some) for some in zip(*parts, strict=True))
+        image = motion.flickered(image, chance) * inside
+        return Clips(image, target * inside, inside)
+
+    def _of_pictures(
+        self, number: int, size: int, rng: np.random.Generator, chance: Chance
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets = self._targets.draw(number, rng)
+        views = draw_views(self._pictures.pack, targets, size, rng)
+        scenes = self._pictures.show(targets, views, size, chance.generator)
+        image = disturb(scenes.image, chance) * scenes.inside
+        target = scenes.target * scenes.inside
+        if number > 1 and rng.random() < _PASTED:
+            return motion.pasted(image, target, self._config.frames, chance)
+        return motion.moved(image, target, scenes.inside, self._config.frames, chance)
+
+    def _of_volumes(
+        self, number: int, size: int, rng: np.random.Generator, chance: Chance
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (self._config.frames, size, size)
+        found = [self._visible(shape, rng, chance.of(1)) for _ in range(number)]
+        image = torch.stack([s.image.expand(3, -1, -1, -1) for s in found])
+        solid = Chance(number, chance.generator, axes=3)
+        image = augment3d.disturb(image, solid).transpose(1, 2)
+        target = torch.stack([s.target for s in found]).transpose(1, 2)
+        inside = torch.stack([s.inside for s in found]).transpose(1, 2)
+        restless = (chance.uniform(0, 1, 1)[:, 0] < _RESTLESS).nonzero()[:, 0]
+        if len(restless):
+            shown = torch.cat([image, target, inside], dim=2)[restless]
+            grids = motion.paths(shape[0], size, chance.of(len(restless)))
+            again = [motion.carried(shown[:, t], grids[:, t : t + 1]) for t in range(shape[0])]
+            part = torch.cat(again, dim=1)
+            image = image.index_copy(0, restless, part[:, :, :3])
+            target = target.index_copy(0, restless, (part[:, :, 3:4] >= 0.5).float())
+            inside = inside.index_copy(0, restless, (part[:, :, 4:] >= 0.5).float())
+        return image, target, inside
+
+    def _visible(
+        self, shape: tuple[int, int, int], rng: np.random.Generator, chance: Chance
+    ) -> Scene3d:
+        for _ in range(_TRIES):
+            scene = self._one(shape, rng, chance)
+            if float(scene.target[:, 0].sum()) >= _LEAST:
+                break
+        return scene
+
+    def _one(
+        self, shape: tuple[int, int, int], rng: np.random.Generator, chance: Chance
+    ) -> Scene3d:
+        painted = rng.random() < self._config.synthetic
+        if painted and rng.random() < _MADE_UP:
+            return made_up(shape, rng, chance)
+        target = self._table.draw(rng, pictured=not painted)
+        if target is None:
+            return made_up(shape, rng, chance)
+        scene = self._shown(target, shape, rng, chance)
+        if not painted and rng.random() < _LUMPS:
+            image, lumped = lump(scene.image, chance)
+            return Scene3d(image * scene.inside, lumped * scene.inside, scene.inside)
+        return scene
+
+    def _shown(
+        self,
+        target: Target3d,
+        shape: tuple[int, int, int],
+        rng: np.random.Generator,
+        chance: Chance,
+    ) -> Scene3d:
+        solid = self.bank.pack.solids[target.solid]
+        size = np.array(solid.shape, dtype=np.float64)
+        view = draw_slices(target.box, size, solid.spacing, shape, rng)
+        return self.bank.show(target, view, chance, int(rng.integers(max(1, len(solid.images)))))
+
+
+def plain_slices(
+    box: np.ndarray, size: np.ndarray, spacing: np.ndarray, shape: tuple[int, int, int]
+) -> View3d:
+    """Slices from the middle of a target on, one after the other, across the thickest axis; the
+    window is as wide as a session's.
+    """
+    first = int(np.argmax(spacing))
+    order = [first, *(k for k in range(3) if k != first)]
+    extent = ((box[1] - box[0]) * spacing)[order]
+    width = float(np.maximum(1.6 * extent[1:], extent[1:] + 24 * spacing[order][1:]).max())
+    step = max(width / shape[2], float(spacing[order][1:].min()) / 4)
+    steps = np.array([spacing[first], step, step])
+    centre = box.mean(axis=0)
+    centre[first] = np.floor(centre[first]) + 0.5 + (shape[0] - 1) / 2
+    directions = np.eye(3)[:, order] @ np.diag(steps)
+    return View3d(shape, centre, directions / spacing[:, None])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Per-frame parts (B, C, h, w) as pixels of memory, (B, C, N)."""
+    return torch.cat([p.flatten(2) for p in parts], dim=2)

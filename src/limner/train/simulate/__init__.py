@@ -1,0 +1,1 @@
+"""Simulated users on batches of tensors."""

@@ -1,0 +1,1 @@
+"""Training tasks: what is learnt from a batch."""

@@ -1,0 +1,93 @@
+"""Dice on fixed views of the validation planes, by a user who is always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limner.networks import unet2d, unet3d
+from limner.train.data.rng import Chance
+from limner.train.data.targets import TargetTable
+from limner.train.data.views import Bank, plain_views
+from limner.train.losses import dice
+from limner.train.simulate.interactions import Said, begin_with_box, begin_with_click, correct
+
+_BATCH = 16
+_CLICKS = 5
+
+
+@torch.no_grad()
+def validate(
+    network: torch.nn.Module,
+    bank: Bank,
+    table: TargetTable,
+    *,
+    size: int,
+    most: int,
+    precision: str,
+) -> dict[str, dict[str, float]]:
+    """Mean Dice per set after a box, one click and five clicks.
+
+    Args:
+        network: to judge.
+        bank: the pictures.
+        table: of the validation planes.
+        size: of the views.
+        most: targets per set.
+        precision: ``"bf16"`` or ``"fp32"``.
+
+    Returns:
+        By set, and ``"mean"`` over the sets: ``{"box": …, "click": …, "clicks5": …}``.
+    """
+    network.eval()
+    result: dict[str, dict[str, float]] = {}
+    present = np.unique(bank.pack.planes[table.planes, 0])
+    for index in present:
+        targets = table.named(int(index), most, np.random.default_rng(int(index)))
+        generator = torch.Generator(device=bank.device).manual_seed(int(index))
+        scenes = bank.show(targets, plain_views(bank.pack, targets, size), size, generator)
+        fit = ~scenes.painted & (scenes.target.sum(dim=(1, 2, 3)) > 0)
+        if not fit.any():
+            continue
+        image, target, inside = (t[fit] for t in (scenes.image, scenes.target, scenes.inside))
+        chance = Chance(len(target), generator)
+        boxed = _answer(network, image, begin_with_box(target), precision)
+        said = begin_with_click(target, chance)
+        logits = first = _answer(network, image, said, precision)
+        for _ in range(_CLICKS - 1):
+            said = correct(said, logits, target, inside, chance, 0.0, strokes_too=False)
+            logits = _answer(network, image, said, precision)
+        answers = {"box": boxed, "click": first, "clicks5": logits}
+        result[bank.pack.names[int(index)]] = {
+            kind: float(dice((found > 0).float() * inside, target).mean())
+            for kind, found in answers.items()
+        }
+    kinds = ("box", "click", "clicks5")
+    if result:
+        result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in kinds}
+    return result
+
+
+def ask(
+    network: torch.nn.Module, image: Tensor, said: Said, precision: str
+) -> tuple[Tensor, Tensor]:
+    """The network's logits and quality, float32 or bf16 inside."""
+    fuse = unet2d.fuse if image.ndim == 4 else unet3d.fuse
+    fused = fuse(image, said.previous, said.positive, said.negative, said.region)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        answer: tuple[Tensor, Tensor] = network(fused)
+    return answer
+
+
+def _answer(network: torch.nn.Module, image: Tensor, said: Said, precision: str) -> Tensor:
+    parts = [
+        ask(network, image[k : k + _BATCH], _part(said, k), precision)[0].float()
+        for k in range(0, len(image), _BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def _part(said: Said, first: int) -> Said:
+    fields = (said.positive, said.negative, said.region, said.previous)
+    return Said(*(f[first : first + _BATCH] for f in fields))

@@ -1,0 +1,74 @@
+"""Dice on fixed views of the held-out volumes, by a user who is always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from limner.train.data.device_volumes import Bank3d
+from limner.train.data.rng import Chance
+from limner.train.data.targets3d import TargetTable3d
+from limner.train.data.views3d import Shape, plain_view
+from limner.train.losses import dice
+from limner.train.simulate.interactions3d import begin_with_box, begin_with_click, correct
+from limner.train.tasks.validate import ask
+
+_CLICKS = 5
+KINDS = ("box", "box5", "click", "clicks5")
+
+
+@torch.no_grad()
+def validate(
+    network: torch.nn.Module,
+    bank: Bank3d,
+    table: TargetTable3d,
+    *,
+    shape: Shape,
+    most: int,
+    precision: str,
+) -> dict[str, dict[str, float]]:
+    """Mean Dice per set after a box, a box and five clicks, one click, and five clicks.
+
+    Args:
+        network: to judge.
+        bank: the volumes; those without a picture are painted.
+        table: of the held-out volumes.
+        shape: of the views.
+        most: targets per set.
+        precision: ``"bf16"`` or ``"fp32"``.
+
+    Returns:
+        By set, and ``"mean"`` over the sets.
+    """
+    network.eval()
+    result: dict[str, dict[str, float]] = {}
+    for index in table.sets:
+        sums = dict.fromkeys(KINDS, 0.0)
+        number = 0
+        for target in table.named(index, most, np.random.default_rng(index)):
+            solid = bank.pack.solids[target.solid]
+            size = np.array(solid.shape, dtype=np.float64)
+            view = plain_view(target.box, size, solid.spacing, shape)
+            generator = torch.Generator(device=bank.device).manual_seed(number)
+            chance = Chance(1, generator, axes=3)
+            scene = bank.show(target, view, chance)
+            wanted, inside = scene.target[None], scene.inside[None]
+            if not wanted.any():
+                continue
+            number += 1
+            image = scene.image[None].expand(-1, 3, -1, -1, -1)
+            for first, last in (("box", "box5"), ("click", "clicks5")):
+                said = (
+                    begin_with_box(wanted) if first == "box" else begin_with_click(wanted, chance)
+                )
+                logits = ask(network, image, said, precision)[0].float()
+                sums[first] += float(dice((logits > 0).float() * inside, wanted))
+                for _ in range(_CLICKS - (first == "click")):
+                    said = correct(said, logits, wanted, inside, chance, 0.0, strokes_too=False)
+                    logits = ask(network, image, said, precision)[0].float()
+                sums[last] += float(dice((logits > 0).float() * inside, wanted))
+        if number:
+            result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}
+    if result:
+        result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in KINDS}
+    return result
