@@ -1,22 +1,39 @@
-# `make demo` and `make test` do all set-up themselves; Python 3.11 or newer is all they need.
+# Every target does its own set-up; Python 3.11 or newer is all it needs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# One worker for each core; a worker that is done takes tests from the others.
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses auto --dist worksteal
+ROUNDS ?= 25
 
-.PHONY: demo test lint format types clean help
+.PHONY: demo test test-fast test-long coverage lint format clean help
 
 help:
-	@echo "make demo    set up, then delineate real images and phantoms; prints where the pictures are"
-	@echo "make test    set up, then run all tests"
-	@echo "make lint    set up, then check style and types"
-	@echo "make clean   remove the environment and everything generated"
+	@echo "make demo       set up, then delineate real images and phantoms; prints where the pictures are"
+	@echo "make test       set up, then run all tests, in parallel"
+	@echo "make test-fast  the tests that take no seconds each: for every save"
+	@echo "make test-long  kill, fuzz and property tests with ROUNDS=$(ROUNDS) times the seeds and examples"
+	@echo "make coverage   all tests, then which lines none of them ran"
+	@echo "make lint       set up, then check style and types"
+	@echo "make format     style that can be mended by itself"
+	@echo "make clean      remove the environment and everything generated"
 
 demo: $(VENV)/.core
 	$(BIN)/limner demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL)
+
+test-fast: $(VENV)/.test
+	$(PYTEST) $(PARALLEL) -m "not slow"
+
+test-long: $(VENV)/.test
+	LIMNER_TEST_ROUNDS=$(ROUNDS) $(PYTEST) $(PARALLEL) -m long
+
+coverage: $(VENV)/.test
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=html:coverage-html
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -47,4 +64,4 @@ $(VENV)/.lint: $(VENV)/.test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo-output coverage-html .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,15 +1,40 @@
-"""Fixtures shared by all tests."""
+"""Fixtures and settings shared by all tests."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 
-# The same examples on every run, on slow machines, too; nothing is written beside the tests.
-settings.register_profile("limner", deadline=None, derandomize=True, database=None)
+from rounds import ROUNDS, times
+
+# Workers of a parallel run share the cores: one thread pool each of all cores would be slower than
+# one worker. Set before NumPy, PyTorch and OpenVINO are imported, and inherited by subprocesses.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if _WORKERS > 1:
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_variable, str(max(1, (os.cpu_count() or 1) // _WORKERS)))
+
+# The same examples on every run, on slow machines, too, and other ones in each long run; nothing is
+# written beside the tests.
+settings.register_profile(
+    "limner",
+    deadline=None,
+    derandomize=ROUNDS == 1,
+    database=None,
+    max_examples=times(100),
+)
 settings.load_profile("limner")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Property tests belong to the long runs without saying so."""
+    for item in items:
+        if isinstance(item, pytest.Function) and is_hypothesis_test(item.function):
+            item.add_marker(pytest.mark.long)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -25,6 +25,7 @@ import limner
 from limner.errors import FormatError, GeometryError, LimnerError
 from limner.geometry import Geometry
 from limner.io import Image, write_image
+from rounds import times
 
 
 def refused(path: Path, match: str, error: type[LimnerError] = FormatError) -> None:
@@ -536,7 +537,9 @@ def test_npz_members(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=times(150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data(), name=st.sampled_from(["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a.npz"]))
 def test_damage_anywhere_is_an_error_of_ours_or_harmless(

@@ -17,6 +17,7 @@ from limner.models.classical import MOST_PIXELS, SOLVERS
 from limner.models.classical.colour import ColourBins, features_of, noise_level
 from limner.models.classical.graph_cut import contrast_links, minimum_cut, shifted_pair
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+from rounds import times
 
 METHODS = [v.card.name for v in SOLVERS.values()]
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -48,7 +49,7 @@ def disk(shape: tuple[int, int], at: tuple[float, float], radius: float) -> np.n
 # --- the minimum cut ---------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=times(25), deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(3, 4), (2, 6), (1, 9), (2, 2, 3)]))
 def test_the_cut_is_the_best_of_all_masks(seed: int, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(seed)
@@ -264,7 +265,7 @@ def test_an_island_is_kept_only_where_a_seed_asked_for_it(name: str) -> None:
     assert dice(both, left | right) > 0.9
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=times(20), deadline=None)
 @given(st.data())
 def test_no_combination_of_prompts_breaks_or_disobeys(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))

@@ -34,6 +34,7 @@ from dicom_makers import (
 )
 from limner.errors import FormatError, LimnerError, SeriesChoice
 from limner.io.dicom import _codecs, images
+from rounds import times
 
 
 @pytest.fixture
@@ -122,7 +123,9 @@ def test_oblique_shuffled_series_agrees_with_itk(tmp_path, volume, rng):
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=times(15),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(seed=st.integers(0, 2**32 - 1))
 def test_any_orientation_gives_the_affine_it_was_written_with(tmp_path_factory, seed):

@@ -22,6 +22,7 @@ from limner.errors import FormatError
 from limner.io import Labels, write_image
 from limner.io.nrrd.field_values import TYPES
 from limner.io.nrrd.header import parse_lines, read_header
+from rounds import times
 
 SAME_FOLDER = [HealthCheck.function_scoped_fixture]
 PACK: dict[str, Callable[[np.ndarray], bytes]] = {
@@ -205,7 +206,7 @@ def headers(draw: st.DrawFn) -> tuple[list[str], dict[str, str]]:
     return draw(st.permutations(lines + pairs + comments)), keys
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=times(150), deadline=None, suppress_health_check=SAME_FOLDER)
 @given(header=headers(), end=st.sampled_from(["\n", "\r\n"]), version=st.integers(1, 5))
 def test_valid_headers_say_to_us_what_they_say_to_pynrrd(
     tmp_path: Path, header: tuple[list[str], dict[str, str]], end: str, version: int

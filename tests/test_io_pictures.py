@@ -28,6 +28,7 @@ from limner.io import coco, raster, tiff
 from limner.io.coco.masks import polygon_to_mask
 from limner.io.image import Image
 from limner.io.labels import Labels
+from rounds import times
 
 RNG = np.random.default_rng(20261)
 GREY8 = RNG.integers(0, 256, (40, 50), dtype=np.uint8)
@@ -566,7 +567,7 @@ def load_coco(path: Path) -> COCO:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=times(40), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 def test_coco_volume(tmp_path_factory: Any, seed: int, depth: int, rows: int, columns: int) -> None:
     path = tmp_path_factory.mktemp("coco") / "a.json"
@@ -689,7 +690,7 @@ def test_coco_refuses_in_one_line(tmp_path: Path, content: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(60), deadline=None)
 @given(st.lists(st.tuples(st.floats(-5, 45), st.floats(-5, 45)), min_size=3, max_size=7))
 def test_polygon_agrees_with_the_even_odd_rule(corners: list[tuple[float, float]]) -> None:
     mask = polygon_to_mask([c for corner in corners for c in corner], 40, 40)

@@ -19,6 +19,7 @@ from limner.errors import FormatError
 from limner.io import Image
 from limner.io.dicom import _contours, images, rtstruct
 from limner.io.labels import Labels
+from rounds import times
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def assert_same(found: Labels, expected: Labels) -> None:
 # Contours
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=times(150), deadline=None)
 @given(mask=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_outline_filled_is_the_mask(mask):
     contours = _contours.outline(mask)

@@ -19,6 +19,7 @@ import limner
 from limner import Geometry, Image
 from limner.errors import FormatError, GeometryError
 from limner.io import Labels, write_image
+from rounds import times
 
 ITK_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 RAS = np.diag((-1.0, -1.0, 1.0, 1.0))
@@ -151,7 +152,9 @@ def test_images_are_written_as_they_are(tmp_path: Path, suffix: str, dtype: str)
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=times(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -26,6 +26,7 @@ from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal, read_journal
 from limner.sessions.history.log import Log
+from rounds import times
 
 # A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
 # Seeded: the parent knows what it will say.
@@ -85,7 +86,8 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(times(5)))
 def test_kill_9_at_a_random_point_loses_nothing_acknowledged(
     seed: int, picture: Path, tmp_path: Path
 ) -> None:

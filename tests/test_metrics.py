@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from limner import metrics
 from limner.metrics import _surfaces
+from rounds import times
 
 INF = float("inf")
 
@@ -271,7 +272,7 @@ def test_empty_masks(definition: Any, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("definition", ["surfels", "voxels"])
 @given(grid=st.sampled_from(GRIDS), seed=st.integers(0, 10**6), scale=st.floats(0.1, 10))
-@settings(max_examples=40)
+@settings(max_examples=times(40))
 def test_laws(definition: Any, grid: Any, seed: int, scale: float) -> None:
     shape, spacing = grid
     spacing = spacing or (1.0,) * len(shape)

@@ -38,6 +38,7 @@ from limner.prompts.types import (
     Scribble,
     TextPrompt,
 )
+from rounds import times
 
 KINDS = ("click", "random_click", "box", "scribble", "lasso", "mask")
 SHAPES = ((50, 60), (1, 1), (1, 30), (40, 1), (3, 3), (12, 30, 20), (1, 20, 30), (20, 1, 15))
@@ -382,7 +383,7 @@ def test_nothing_to_correct() -> None:
 
 
 @given(targets(), SEEDS, st.floats(0, 30))
-@settings(max_examples=60)
+@settings(max_examples=times(60))
 def test_noise_keeps_prompts_in_the_image(
     target: np.ndarray, rng: np.random.Generator, sigma: float
 ) -> None:

@@ -15,6 +15,7 @@ from limner.adapters.resize import MOST_IN_BIN, bin_edges, enlarge, shrink, shri
 from limner.sessions.answers.changed_box import PackedMask, Shown, changed_box
 from limner.sessions.answers.sparse_logits import STEP, Region
 from limner.sessions.answers.zoom import MOST_GROWTHS, to_view
+from rounds import times
 
 SIZES = st.integers(1, 60)
 
@@ -172,7 +173,7 @@ class Threshold:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=times(60), deadline=None)
 def test_answers_of_a_window_are_pasted_back_exactly(data: st.DataObject) -> None:
     shape = data.draw(st.lists(st.integers(1, 120), min_size=2, max_size=3).map(tuple))
     low = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
