@@ -20,7 +20,7 @@ from limner.adapters.protocols import ModelCard, Question, Segmentation, View
 from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
 from limner.models import create_model
-from limner.sessions.answers.sparse_logits import Region, true_bounds
+from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 from limner.sessions.everything import Settings, everything, label_map
 from limner.sessions.proposal import Candidate, distinct, mask_iou, runs_of
 
@@ -321,7 +321,7 @@ MASKS = st.integers(0, 2**30).map(
 
 
 def _candidate(mask: np.ndarray, score: float = 0.5, layer: int = 0) -> Candidate:
-    starts, ends = runs_of(Region.of_mask(mask), (0, 0), mask.shape)
+    starts, ends = runs_of(SparseLogits.of_mask(mask), (0, 0), mask.shape)
     return Candidate(starts, ends, mask.shape, true_bounds(mask), score, 1.0, (0.0, 0.0), layer)
 
 
@@ -342,13 +342,13 @@ def test_runs_are_the_mask_and_compare_as_it_does(first: np.ndarray, second: np.
 def test_runs_of_a_part_lie_where_the_part_is() -> None:
     mask = np.zeros((20, 30), bool)
     mask[5:20, 10:17] = True
-    starts, ends = runs_of(Region.of_mask(mask[5:, 8:]), (5, 8), mask.shape)
+    starts, ends = runs_of(SparseLogits.of_mask(mask[5:, 8:]), (5, 8), mask.shape)
     assert np.array_equal(
         np.flatnonzero(mask.ravel(order="F")),
         np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)]),
     )
     whole = np.ones((4, 5), bool)
-    starts, ends = runs_of(Region.of_mask(whole), (0, 0), whole.shape)
+    starts, ends = runs_of(SparseLogits.of_mask(whole), (0, 0), whole.shape)
     assert (starts.tolist(), ends.tolist()) == ([0], [20])
 
 

@@ -15,9 +15,9 @@ from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.models import Before, ModelCard, Segmentation, View
 from limner.prompts.types import MaskPrompt, Prompt
-from limner.sessions.answers.image_view import Scene
-from limner.sessions.propagation.object_tracker import Going, followed
-from limner.sessions.propagation.schedule import Leg
+from limner.sessions.answers.image_view import ImageView
+from limner.sessions.propagation.object_tracker import TrackingOptions, track_objects
+from limner.sessions.propagation.schedule import FrameSpan
 
 CARD = ModelCard(
     name="test/grey",
@@ -105,22 +105,22 @@ def run(
     frames: NDArray[np.float32],
     marks: Mapping[int, Mapping[int, NDArray[np.bool_]]],
     *,
-    legs: Sequence[Leg],
+    legs: Sequence[FrameSpan],
     model: Grey | None = None,
     returns: bool = True,
 ) -> dict[tuple[int, int], NDArray[np.bool_]]:
     """Masks by object and frame."""
 
-    def scene(frame: int) -> Scene:
-        return Scene(frames[frame], (1.0, 1.0), (0.0, 255.0), None)
+    def scene(frame: int) -> ImageView:
+        return ImageView(frames[frame], (1.0, 1.0), (0.0, 255.0), None)
 
-    found = followed(
+    found = track_objects(
         model or Grey(),
         legs,
         {i: sorted(own) for i, own in marks.items()},
         scene,
         lambda i, k: marks[i][k],
-        Going(zoom=True, returns=returns),
+        TrackingOptions(zoom=True, returns=returns),
     )
     return {(leg.object_id, frame): answer.region.mask() for leg, frame, answer in found}
 
@@ -129,7 +129,7 @@ def test_the_window_goes_with_the_object_and_keeps_its_size() -> None:
     shape, model = (300, 300), Grey()
     masks = [{100: disc(shape, (40 + 9 * k, 30 + 8 * k), 9)} for k in range(20)]
     found = run(
-        painted(masks), {1: {0: masks[0][100]}}, legs=[Leg(1, 0, range(1, 20))], model=model
+        painted(masks), {1: {0: masks[0][100]}}, legs=[FrameSpan(1, 0, range(1, 20))], model=model
     )
     assert all(np.array_equal(found[1, k], masks[k][100]) for k in range(1, 20))
     assert max(max(v) for v in model.views) <= 64
@@ -141,7 +141,7 @@ def test_an_object_that_outgrows_its_window_gets_a_wider_one() -> None:
     shape, model = (200, 200), Grey()
     masks = [{100: disc(shape, (100, 100), 8 * 1.25**k)} for k in range(10)]
     found = run(
-        painted(masks), {1: {0: masks[0][100]}}, legs=[Leg(1, 0, range(1, 10))], model=model
+        painted(masks), {1: {0: masks[0][100]}}, legs=[FrameSpan(1, 0, range(1, 10))], model=model
     )
     for k in range(1, 10):  # larger ones are seen coarsely
         both = (found[1, k] & masks[k][100]).sum()
@@ -160,7 +160,7 @@ def test_in_a_video_an_object_comes_back_and_in_a_volume_it_has_ended(returns: b
     found = run(
         painted(masks),
         {1: {0: masks[0][100]}},
-        legs=[Leg(1, 0, range(1, 10))],
+        legs=[FrameSpan(1, 0, range(1, 10))],
         returns=returns,
     )
     assert np.array_equal(found[1, 2], masks[2][100])
@@ -183,7 +183,7 @@ def test_objects_exclude_one_another_unless_they_were_drawn_overlapping() -> Non
     shape = (60, 60)
     one, other = disc(shape, (30, 20), 9), disc(shape, (30, 40), 9)
     frames = painted([{100: one, 200: other}] * 3)
-    legs = [Leg(1, 0, range(1, 3)), Leg(2, 0, range(1, 3))]
+    legs = [FrameSpan(1, 0, range(1, 3)), FrameSpan(2, 0, range(1, 3))]
     found = run(frames, {1: {0: one}, 2: {0: other}}, legs=legs, model=Greedy())
     assert found[1, 1].sum() == one.sum() + other.sum()
     assert not found[2, 1].any()
@@ -196,7 +196,7 @@ def test_the_next_annotated_frame_is_remembered_and_no_other() -> None:
     shape, model = (80, 80), Grey()
     masks = [{100: disc(shape, (40, 20 + 2 * k), 8)} for k in range(20)]
     marks = {k: masks[k][100] for k in (0, 10, 19)}
-    run(painted(masks), {1: marks}, legs=[Leg(1, 10, range(11, 15))], model=model)
+    run(painted(masks), {1: marks}, legs=[FrameSpan(1, 10, range(11, 15))], model=model)
     assert all(sorted(p) == [10, 19] for p in model.places)
     assert model.asked == [11, 12, 13, 14]
 
@@ -208,7 +208,12 @@ def test_answers_of_another_shape_are_an_error() -> None:
 
     mask = disc((60, 60), (30, 30), 8)
     with pytest.raises(ValueError, match="test/grey answered logits of shape"):
-        run(painted([{9: mask}] * 2), {1: {0: mask}}, legs=[Leg(1, 0, range(1, 2))], model=Wrong())
+        run(
+            painted([{9: mask}] * 2),
+            {1: {0: mask}},
+            legs=[FrameSpan(1, 0, range(1, 2))],
+            model=Wrong(),
+        )
 
 
 def test_a_session_follows_both_ways_and_leaves_annotated_frames_alone(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from limner.models import Variant
 from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal, read_journal
-from limner.sessions.history.log import Log
+from limner.sessions.history.log import PromptLog
 from rounds import times
 
 # A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
@@ -173,8 +173,8 @@ def test_every_cut_of_the_file_gives_a_whole_earlier_state(picture: Path, tmp_pa
         assert kept == events[:whole]
         assert torn.stat().st_size == ends[whole]
         assert (
-            Log([event_from_json(e) for e in kept]).signature()
-            == Log([event_from_json(e) for e in events[:whole]]).signature()
+            PromptLog([event_from_json(e) for e in kept]).signature()
+            == PromptLog([event_from_json(e) for e in events[:whole]]).signature()
         )
 
 

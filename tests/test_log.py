@@ -23,7 +23,7 @@ from limner.sessions.history.events import (
     event_from_json,
     event_to_json,
 )
-from limner.sessions.history.log import Log
+from limner.sessions.history.log import PromptLog
 
 OBJECTS = st.sampled_from([1, 2, 5])
 FRAMES = st.sampled_from([None, 0, 3])
@@ -52,7 +52,7 @@ EVENTS = st.one_of(
 
 def _valid(events: list[Event]) -> list[Event]:
     """Those that a session would have accepted."""
-    log, accepted = Log(), []
+    log, accepted = PromptLog(), []
     for event in events:
         try:
             log.check(event)
@@ -68,13 +68,14 @@ def test_replaying_the_journal_text_gives_the_same_state(events: list[Event]) ->
     accepted = _valid(events)
     text = [json.dumps(event_to_json(e)) for e in accepted]
     assert (
-        Log(accepted).signature() == Log([event_from_json(json.loads(t)) for t in text]).signature()
+        PromptLog(accepted).signature()
+        == PromptLog([event_from_json(json.loads(t)) for t in text]).signature()
     )
 
 
 @given(st.lists(EVENTS, max_size=40))
 def test_undoing_everything_and_redoing_it_is_no_change(events: list[Event]) -> None:
-    log = Log(_valid(events))
+    log = PromptLog(_valid(events))
     before = log.signature()[2]
     steps = 0
     while log.can_undo:
@@ -89,7 +90,7 @@ def test_undoing_everything_and_redoing_it_is_no_change(events: list[Event]) -> 
 
 @given(st.lists(EVENTS, max_size=40), OBJECTS)
 def test_one_objects_undo_never_touches_another(events: list[Event], own: int) -> None:
-    log = Log(_valid(events))
+    log = PromptLog(_valid(events))
     others = [log.all_prompts(i) for i in (1, 2, 5) if i != own]
     try:
         log.check(Undone(own))
@@ -101,7 +102,7 @@ def test_one_objects_undo_never_touches_another(events: list[Event], own: int) -
 
 @given(st.lists(st.one_of(st.just("add"), st.just("undo"), st.just("redo")), max_size=60))
 def test_one_object_behaves_like_two_stacks(words: list[str]) -> None:
-    log, done, undone = Log(), [], []
+    log, done, undone = PromptLog(), [], []
     for k, word in enumerate(words):
         if word == "add":
             log.apply(Added(Click((k, k)), 1, None))
@@ -120,7 +121,7 @@ def test_one_object_behaves_like_two_stacks(words: list[str]) -> None:
 
 
 def test_a_new_prompt_ends_the_redo_of_its_own_object_only() -> None:
-    log = Log([Added(Click((0, 0)), 1, None), Added(Click((1, 1)), 2, None)])
+    log = PromptLog([Added(Click((0, 0)), 1, None), Added(Click((1, 1)), 2, None)])
     log.apply(Undone(2))
     log.apply(Undone(1))
     log.apply(Added(Click((2, 2)), 1, None))
@@ -144,3 +145,22 @@ def test_a_new_prompt_ends_the_redo_of_its_own_object_only() -> None:
 def test_malformed_events_are_refused(value: dict[str, object]) -> None:
     with pytest.raises(LimnerError):
         event_from_json(value)
+
+
+def test_redo_restores_the_order_in_time() -> None:
+    first, second = Added(Click((0, 0)), 1, None), Added(Click((1, 1)), 2, None)
+    log = PromptLog([first, second, Undone(1), Redone(1)])
+    assert [a.prompt for a in log.all_prompts()] == [first.prompt, second.prompt]
+    log.apply(
+        Undone(None)
+    )  # the newest action is the second object's, whenever the first came back
+    assert log.object_ids == (1,)
+
+
+def test_undo_of_the_session_takes_back_a_reset_of_all_objects_as_one() -> None:
+    log = PromptLog([Added(Click((0, 0)), 1, None), Added(Click((1, 1)), 2, None), Cleared(None)])
+    assert log.object_ids == ()
+    log.apply(Undone(None))
+    assert log.object_ids == (1, 2)
+    log.apply(Redone(None))
+    assert log.object_ids == ()

@@ -26,7 +26,7 @@ from limner.models import (
 from limner.networks.blocks import memory as reading
 from limner.prompts import Lasso, MaskPrompt
 from limner.sessions.propagation.memory_bank import MemoryBank, _Elements, potentiated
-from limner.sessions.propagation.memory_propagator import Recall
+from limner.sessions.propagation.memory_propagator import MemoryPropagator
 
 CELL = 4
 
@@ -420,7 +420,7 @@ def test_slices_of_a_volume_and_a_journal(tmp_path: Path) -> None:
 def test_a_step_that_is_given_a_mask_keeps_the_other_objects() -> None:
     image, labels = moving(3)
     model = Colours(every=1)
-    recall = Recall(model)
+    recall = MemoryPropagator(model)
     views = [View(plane, (1.0, 1.0), (0.0, 255.0)) for plane in image.array]
     frames = [model.encode_frame(view) for view in views]
     recall.step(frames[0], {1: (labels[0] == 1).astype("f4")}, [1], place=0)

@@ -17,7 +17,7 @@ from limner.errors import CheckpointError
 from limner.models import create_model
 from limner.prompts.convert import from_world
 from limner.prompts.types import Prompt
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 
 CLASSICAL = ("classical/region", "classical/graphcut", "classical/randomwalk")
 NETWORKS = ("limner-3d",)
@@ -209,7 +209,7 @@ def test_coarse_regions_turn_like_their_masks(axes: Axes) -> None:
     shape, rng = (19, 25, 30), np.random.default_rng(2)
     logits = rng.normal(size=(6, 8, 9)).astype(np.float32)
     edges = [a + bin_edges(b - a, n) for a, b, n in zip((2, 1, 5), (17, 22, 29), (6, 8, 9))]  # noqa: B905
-    region = Region.of_bins(shape, logits, edges)
+    region = SparseLogits.of_bins(shape, logits, edges)
     turned = region.turned(axes)
     assert turned.shape == axes.sizes(shape)
     assert np.mean(turned.mask() != axes.apply(region.mask())) < 1e-4

@@ -21,7 +21,7 @@ from limner.io import write_image
 from limner.models import create_model
 from limner.prompts.types import Prompt
 from limner.sessions.history.events import Propagated
-from limner.sessions.propagation.schedule import box_between
+from limner.sessions.propagation.schedule import interpolate_box
 
 
 def cone(slices: int = 12) -> tuple[limner.Image, np.ndarray]:
@@ -143,7 +143,7 @@ def test_every_side_of_a_box_moves_evenly(first: int, gap: int, data: st.DataObj
         boxes.append(limner.Box(low, tuple(np.add(low, size))))
     marks = {first: boxes[0], first + gap: boxes[1]}
     for frame in range(first - 2, first + gap + 3):
-        box = box_between(marks, frame)
+        box = interpolate_box(marks, frame)
         if frame <= first or frame >= first + gap:
             assert box is None
             continue

@@ -14,7 +14,7 @@ from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
 from limner.sessions.base import BaseSession
 from limner.sessions.history.journal import read_journal
-from limner.sessions.propagation.review import certainties, overlap
+from limner.sessions.propagation.review import overlap, rate_certainty
 from sequence_makers import Colours, Follower, Walker, moving
 
 KINDS = {"walk": Walker, "follow": Follower, "recall": Colours}
@@ -212,15 +212,15 @@ def test_jumps_of_area_and_of_place_are_in_doubt_and_steady_motion_is_not() -> N
         return _runs(np.hypot(rows - row, columns - column) < radius)
 
     carried = {k: (disk(20 + k, 20, 8), 0.9) for k in range(1, 30)}
-    assert min(certainties(carried, {0: disk(20, 20, 8)}).values()) > 0.8
+    assert min(rate_certainty(carried, {0: disk(20, 20, 8)}).values()) > 0.8
     carried[10] = disk(30, 20, 14), 0.9  # leaks
     carried[20] = disk(10, 50, 8), 0.9  # is somewhere else
-    sure = certainties(carried, {0: disk(20, 20, 8)})
+    sure = rate_certainty(carried, {0: disk(20, 20, 8)})
     assert sure[20] == 0
     assert sure[10] < 0.65
     assert sure[15] > 0.8
     carried[25] = [64 * 64], 0.0  # gone for a frame
-    assert certainties(carried, {})[25] == 0
+    assert rate_certainty(carried, {})[25] == 0
 
 
 def _doubtful(session: BaseSession, **options: int) -> list[int]:

@@ -846,14 +846,14 @@ def test_all_objects_are_answered_as_each_by_itself(case: Case, model: str, tmp_
                     tuple(session.predict(object_id=i, frame=case.frame) for i in (3, 1, 2))
                 )
             assert {e.answered for e in session.entries} == {True}
-    for one, together in zip(*found, strict=True):
+    for one, questions_at_once in zip(*found, strict=True):
         assert (one.object_id, one.frame, one.score) == (
-            together.object_id,
-            together.frame,
-            together.score,
+            questions_at_once.object_id,
+            questions_at_once.frame,
+            questions_at_once.score,
         )
-        assert np.array_equal(one.logits, together.logits)
-        assert one.box == together.box
+        assert np.array_equal(one.logits, questions_at_once.logits)
+        assert one.box == questions_at_once.box
     lines = [journal.read_text().splitlines()[1:] for journal in journals]
     assert lines[0] == lines[1]
 
@@ -893,14 +893,14 @@ def test_nothing_said_is_nothing_answered_and_frames_can_be_chosen() -> None:
 
 
 def test_a_batch_is_no_larger_than_memory_allows() -> None:
-    from limner.sessions.answers.zoom import MOST_TOGETHER, together
+    from limner.sessions.answers.zoom import MOST_TOGETHER, questions_at_once
 
     model = Recalling()
-    assert together(model, (64, 64), zoom=False) == MOST_TOGETHER
-    assert 1 <= together(model, (4096, 4096), zoom=False) <= 4
-    assert together(model, (400, 4096, 4096), zoom=False) == 1
-    assert together(model, (64, 64), zoom=True) == 1
-    assert together(create_model("classical/region"), (64, 64), zoom=False) == 1
+    assert questions_at_once(model, (64, 64), zoom=False) == MOST_TOGETHER
+    assert 1 <= questions_at_once(model, (4096, 4096), zoom=False) <= 4
+    assert questions_at_once(model, (400, 4096, 4096), zoom=False) == 1
+    assert questions_at_once(model, (64, 64), zoom=True) == 1
+    assert questions_at_once(create_model("classical/region"), (64, 64), zoom=False) == 1
     case = _image_case()
     with limner.open_session(case.image, model) as session:
         for object_id in range(1, MOST_TOGETHER + 4):

@@ -19,8 +19,8 @@ from limner.errors import FormatError, PromptError
 from limner.models import create_model
 from limner.prompts.types import Prompt
 from limner.sessions.answers.changed_box import PackedMask, changed_box
-from limner.sessions.answers.image_view import Scene
-from limner.sessions.answers.sparse_logits import STEP, Region
+from limner.sessions.answers.image_view import ImageView
+from limner.sessions.answers.sparse_logits import STEP, SparseLogits
 from limner.sessions.answers.window import MOST_UNEVEN, around, view_shape
 
 WINDOW = (16, 32, 32)
@@ -67,8 +67,8 @@ def ball(shape: tuple[int, ...], middle: Sequence[float], half: Sequence[float])
     )
 
 
-def scene(shape: tuple[int, ...], spacing: tuple[float, ...]) -> Scene:
-    return Scene(np.zeros(shape, np.uint8), spacing, (0, 1), None)
+def scene(shape: tuple[int, ...], spacing: tuple[float, ...]) -> ImageView:
+    return ImageView(np.zeros(shape, np.uint8), spacing, (0, 1), None)
 
 
 # -- windows ----------------------------------------------------------------------------------
@@ -258,12 +258,12 @@ def test_the_whole_is_looked_at_once_for_all_objects() -> None:
 # -- coarse regions ---------------------------------------------------------------------------
 
 
-def coarse_region(seed: int = 0) -> tuple[Region, np.ndarray]:
+def coarse_region(seed: int = 0) -> tuple[SparseLogits, np.ndarray]:
     rng = np.random.default_rng(seed)
     shape, low, high, bins = (20, 31, 40), (3, 0, 7), (17, 31, 38), (5, 8, 9)
     logits = rng.normal(0, 4, bins).astype(np.float32)
     edges = [a + bin_edges(b - a, n) for a, b, n in zip(low, high, bins, strict=True)]
-    return Region.of_bins(shape, logits, edges), logits
+    return SparseLogits.of_bins(shape, logits, edges), logits
 
 
 def test_a_coarse_region_answers_as_its_full_array_would() -> None:
@@ -298,7 +298,7 @@ def test_what_changed_between_coarse_native_and_packed_regions(seed: int) -> Non
     coarse, _ = coarse_region(seed)
     mask = np.random.default_rng(seed).random((20, 31, 40)) > 0.999
     mask &= ball(mask.shape, (6, 8, 30), (7, 9, 11))
-    native = Region.of_mask(mask)
+    native = SparseLogits.of_mask(mask)
     for before, after in ((native, coarse), (coarse, native), (coarse, coarse)):
         differs = np.argwhere(before.mask() != after.mask())
         for old in (before, PackedMask.of(before)):
@@ -310,7 +310,7 @@ def test_what_changed_between_coarse_native_and_packed_regions(seed: int) -> Non
             else:
                 assert found is None
     assert np.array_equal(PackedMask.of(coarse).inside, coarse.inside)
-    assert changed_box(Region.empty(mask.shape), Region.empty(mask.shape)) is None
+    assert changed_box(SparseLogits.empty(mask.shape), SparseLogits.empty(mask.shape)) is None
 
 
 def test_a_bin_of_a_large_volume_is_a_sample_of_it() -> None:

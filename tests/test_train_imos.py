@@ -199,7 +199,7 @@ def test_another_object_may_move_about_in_front() -> None:
 
 
 def test_the_walk_is_what_a_session_does(base: Path) -> None:
-    """Two frames, all of the memory read: the numbers of `Recall`."""
+    """Two frames, all of the memory read: the numbers of `MemoryPropagator`."""
     network = read_base(base).network()
     clips = _clips(number=1)
     levels = clips.image[0].permute(0, 2, 3, 1).mul(255).round().numpy()
@@ -212,9 +212,9 @@ def test_the_walk_is_what_a_session_does(base: Path) -> None:
         after = walk.step(2, [0, 1]).softmax(dim=1)[:, 1:]
     model = limner.create_model("xmem/base", weights=base, exact=True)
     assert isinstance(model, xmem.XMem)
-    from limner.sessions.propagation.memory_propagator import Recall
+    from limner.sessions.propagation.memory_propagator import MemoryPropagator
 
-    recall = Recall(model.adjusted(side=None, top=None, every=1, deep_every=1))
+    recall = MemoryPropagator(model.adjusted(side=None, top=None, every=1, deep_every=1))
     own = shown.target[0, 0, 0].numpy() > 0
     for t, wanted in ((0, None), (1, found), (2, after)):
         frame = recall._model.encode_frame(View(levels[t], (1.0, 1.0), (0.0, 255.0)))

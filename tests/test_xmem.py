@@ -18,7 +18,7 @@ from limner.errors import CheckpointError, PromptError
 from limner.models import EncodedFrame, PropagatingModel, View, create_model, xmem
 from limner.networks.blocks import memory
 from limner.prompts import Box, MaskPrompt
-from limner.sessions.propagation.memory_propagator import Recall
+from limner.sessions.propagation.memory_propagator import MemoryPropagator
 
 torch = pytest.importorskip("torch")
 
@@ -175,10 +175,12 @@ def test_masks_from_memory(model: xmem.XMem, stages: Stages, case: parity.Case) 
 # Sequences.
 
 
-def steps(model: xmem.XMem, case: parity.Case) -> Iterator[tuple[int, Recall, np.ndarray]]:
+def steps(
+    model: xmem.XMem, case: parity.Case
+) -> Iterator[tuple[int, MemoryPropagator, np.ndarray]]:
     """The frames of a case: number, memory, probabilities in the frame's size."""
     pixels, labels = video_of(case)
-    recall, active = Recall(model), set[int]()
+    recall, active = MemoryPropagator(model), set[int]()
     for k, frame in enumerate(pixels):
         seen = see(model, frame)
         ids = [int(i) for i in case.get(f"mask_given_at_{k}", ())]
@@ -188,7 +190,7 @@ def steps(model: xmem.XMem, case: parity.Case) -> Iterator[tuple[int, Recall, np
         yield k, recall, model.to_view(seen, found.probabilities)
 
 
-def check_memory(recall: Recall, case: parity.Case, k: int) -> None:
+def check_memory(recall: MemoryPropagator, case: parity.Case, k: int) -> None:
     """What the objects that came first remember."""
     bank = recall.banks[0][1]
     count, known = bank.num_prototypes, bank.elements
@@ -342,7 +344,7 @@ def test_the_variant_without_sensory_memory_and_with_one_plane(
     model = create_model("xmem/base", weights=path, exact=True).adjusted(side=None)
     case = parity.system("xmem").case("no_long_term")
     pixels, labels = video_of(case)
-    recall = Recall(model)
+    recall = MemoryPropagator(model)
     for k in range(3):
         frame = see(model, pixels[k])
         given = {1: model.to_grid(frame, labels[0] == 1)} if k == 0 else {}

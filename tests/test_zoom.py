@@ -12,9 +12,9 @@ from limner import Box, Click, Lasso, MaskPrompt, Scribble, TextPrompt
 from limner.adapters.intensity import resolve_window, robust_limits
 from limner.adapters.protocols import ModelCard, Question, Segmentation, View
 from limner.adapters.resize import MOST_IN_BIN, bin_edges, enlarge, shrink, shrink_all
-from limner.sessions.answers.changed_box import PackedMask, Shown, changed_box
-from limner.sessions.answers.sparse_logits import STEP, Region
-from limner.sessions.answers.zoom import MOST_GROWTHS, to_view
+from limner.sessions.answers.changed_box import LastMasks, PackedMask, changed_box
+from limner.sessions.answers.sparse_logits import STEP, SparseLogits
+from limner.sessions.answers.zoom import MOST_GROWTHS, prompt_to_view
 from rounds import times
 
 SIZES = st.integers(1, 60)
@@ -76,7 +76,7 @@ MASKS = st.integers(0, 2**30).map(
 def test_regions_hold_masks_exactly_and_tell_what_changed(
     before: np.ndarray, after: np.ndarray
 ) -> None:
-    old, new = Region.of_mask(before), Region.of_mask(after)
+    old, new = SparseLogits.of_mask(before), SparseLogits.of_mask(after)
     assert np.array_equal(new.mask(), after)
     assert np.array_equal(new.full() > 0, after)
     assert np.array_equal(new.window((2, 3), (9, 8)) > 0, after[2:9, 3:8])
@@ -91,7 +91,7 @@ def test_regions_hold_masks_exactly_and_tell_what_changed(
 
 @given(MASKS)
 def test_a_packed_mask_is_the_mask(mask: np.ndarray) -> None:
-    region = Region.of_mask(mask)
+    region = SparseLogits.of_mask(mask)
     packed = PackedMask.of(region)
     assert np.array_equal(packed.inside, region.inside)
     assert len(packed.bits) < 40 + mask.size // 8
@@ -102,7 +102,7 @@ def test_tiny_positive_logits_stay_positive() -> None:
     logits = np.array([1e-12, 0.0, -1e-12, 1e9, -1e9], dtype=np.float32)
     for shape in ((1, 5), (1, 1, 5)):
         edges = [bin_edges(n, n) for n in shape]
-        kept = Region.of_bins(shape, logits.reshape(shape), edges).steps.ravel()
+        kept = SparseLogits.of_bins(shape, logits.reshape(shape), edges).steps.ravel()
         assert (kept > 0).tolist() == [True, False, False, True, False]
         assert kept[3] * STEP == -kept[4] * STEP == 30.0
 
@@ -111,20 +111,20 @@ def test_what_is_shown_is_remembered_for_every_object_and_frame() -> None:
     masks = [np.zeros((9, 11), bool) for _ in range(3)]
     masks[1][2:4, 3:7] = True
     masks[2][2:4, 3:8] = True
-    shown = Shown()
-    assert shown.show("a", Region.of_mask(masks[0])) is None
-    assert shown.show("a", Region.of_mask(masks[1])) == Box((2, 3), (4, 7))
-    assert shown.show("b", Region.of_mask(masks[1])) == Box((2, 3), (4, 7))
-    assert shown.show("a", Region.of_mask(masks[2])) == Box((2, 7), (4, 8))
-    assert shown.show("a", Region.of_mask(masks[2])) is None
-    assert shown.show("b", Region.of_mask(masks[1])) is None
+    shown = LastMasks()
+    assert shown.show("a", SparseLogits.of_mask(masks[0])) is None
+    assert shown.show("a", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.show("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.show("a", SparseLogits.of_mask(masks[2])) == Box((2, 7), (4, 8))
+    assert shown.show("a", SparseLogits.of_mask(masks[2])) is None
+    assert shown.show("b", SparseLogits.of_mask(masks[1])) is None
     shown.clear()
-    assert shown.show("b", Region.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.show("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
 
 
 def test_a_plane_of_a_region_is_the_region_of_the_plane() -> None:
     mask = np.random.default_rng(1).random((5, 6, 7)) > 0.7
-    region = Region.of_mask(mask)
+    region = SparseLogits.of_mask(mask)
     for k in range(5):
         plane = region.plane(k)
         assert plane is not None
@@ -134,22 +134,22 @@ def test_a_plane_of_a_region_is_the_region_of_the_plane() -> None:
 
 def test_prompts_land_where_the_view_shows_their_pixels() -> None:
     bounds, shape = ((10, 20), (50, 100)), (20, 40)  # half the size
-    click = to_view(Click((30, 60)), bounds, shape)
+    click = prompt_to_view(Click((30, 60)), bounds, shape)
     assert click == Click((9.75, 19.75))
-    assert to_view(Click((9, 60)), bounds, shape) is None
-    box = to_view(Box((0, 30), (30, 120)), bounds, shape)
+    assert prompt_to_view(Click((9, 60)), bounds, shape) is None
+    box = prompt_to_view(Box((0, 30), (30, 120)), bounds, shape)
     assert box == Box((0, 5), (10, 40))
-    assert to_view(Box((0, 0), (5, 5)), bounds, shape) is None
-    tiny = to_view(Box((30, 60), (31, 61)), bounds, shape)
+    assert prompt_to_view(Box((0, 0), (5, 5)), bounds, shape) is None
+    tiny = prompt_to_view(Box((30, 60), (31, 61)), bounds, shape)
     assert isinstance(tiny, Box)
-    stroke = to_view(Scribble(((30, 60), (30, 80)), radius=2.0), bounds, shape)
+    stroke = prompt_to_view(Scribble(((30, 60), (30, 80)), radius=2.0), bounds, shape)
     assert isinstance(stroke, Scribble)
     assert stroke.radius == pytest.approx(1.0)
-    assert isinstance(to_view(Lasso(((20, 30), (20, 40), (40, 40))), bounds, shape), Lasso)
-    assert to_view(TextPrompt("liver"), bounds, shape) == TextPrompt("liver")
+    assert isinstance(prompt_to_view(Lasso(((20, 30), (20, 40), (40, 40))), bounds, shape), Lasso)
+    assert prompt_to_view(TextPrompt("liver"), bounds, shape) == TextPrompt("liver")
     mask = np.zeros((60, 120), dtype=bool)
     mask[33, 71] = True
-    shown = to_view(MaskPrompt(mask), bounds, shape)
+    shown = prompt_to_view(MaskPrompt(mask), bounds, shape)
     assert isinstance(shown, MaskPrompt)
     assert np.argwhere(shown.mask).tolist() == [[11, 25]]
 

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from limner.sessions.answers.prediction import Prediction
-from limner.sessions.history.prompt_entry import Entry
+from limner.sessions.history.prompt_entry import PromptEntry
 from limner.sessions.open import open_session, resume
 from limner.sessions.protocol import Session
 
-__all__ = ["Entry", "Prediction", "Session", "open_session", "resume"]
+__all__ = ["Prediction", "PromptEntry", "Session", "open_session", "resume"]

@@ -19,12 +19,12 @@ from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.answer_cache import AnswerCache
-from limner.sessions.answers.changed_box import Shown
-from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.changed_box import LastMasks
+from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.prediction import Prediction
-from limner.sessions.answers.round_queue import Rounds
-from limner.sessions.answers.sparse_logits import Region
-from limner.sessions.answers.zoom import answers, together
+from limner.sessions.answers.round_queue import RoundQueue
+from limner.sessions.answers.sparse_logits import SparseLogits
+from limner.sessions.answers.zoom import answer_queries, questions_at_once
 from limner.sessions.history.events import (
     Added,
     Cleared,
@@ -38,10 +38,10 @@ from limner.sessions.history.events import (
 from limner.sessions.history.ids import check_frame, check_object_id
 from limner.sessions.history.interrupt import uninterrupted
 from limner.sessions.history.journal import Journal
-from limner.sessions.history.log import Action, Log
+from limner.sessions.history.log import Action, PromptLog
 from limner.sessions.history.manifest import Options, manifest
-from limner.sessions.history.prompt_entry import Entry
-from limner.sessions.propagation.review import Doubtful
+from limner.sessions.history.prompt_entry import PromptEntry
+from limner.sessions.propagation.review import ReviewFrame
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class BaseSession:
         model: PromptableModel,
         options: Options,
         *,
-        log: Log | None = None,
+        log: PromptLog | None = None,
         journal: Journal | None = None,
         propagator: PromptableModel | None = None,
     ) -> None:
@@ -66,9 +66,9 @@ class BaseSession:
         self.propagator = propagator  # carries answers to other frames; None: `model` does it
         self.options = options
         self.journal = journal
-        self._log = log or Log()
+        self._log = log or PromptLog()
         self._answers = AnswerCache()
-        self._shown = Shown()
+        self._shown = LastMasks()
         self._closed = False
 
     # -- the conversation ---------------------------------------------------------------------
@@ -143,10 +143,10 @@ class BaseSession:
         return tuple(entry.prompt for entry in self.entries)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[PromptEntry, ...]:
         """All prompts that count with object and frame, oldest first."""
         return tuple(
-            Entry(a.prompt, a.object_id, a.frame, self._log.ends_round(a))
+            PromptEntry(a.prompt, a.object_id, a.frame, self._log.ends_round(a))
             for a in self._log.all_prompts()
             if a.prompt is not None
         )
@@ -201,7 +201,7 @@ class BaseSession:
         found: list[Prediction] = []
         for where, objects in places.items():
             shape = self.image.geometry.shape if where is None else self.image.geometry.shape[1:]
-            size = together(self.model, shape, zoom=self.options.zoom)
+            size = questions_at_once(self.model, shape, zoom=self.options.zoom)
             ids = tuple(objects)
             for start in range(0, len(ids), size):
                 found += self._predicted(ids[start : start + size], where)
@@ -224,7 +224,7 @@ class BaseSession:
         """Go on with the propagation asked for last; only videos and volumes have any."""
         return self.propagate()
 
-    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[Doubtful, ...]:
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
         """The propagated frames that most need a look: none; see `PlanesSession.doubtful`."""
         return ()
 
@@ -292,7 +292,7 @@ class BaseSession:
             f"Only a volume has slices across axis {axis!r}; this is one {self.image.kind}."
         )
 
-    def _scene(self, frame: int | None) -> Scene:
+    def _scene(self, frame: int | None) -> ImageView:
         """What the model sees of the whole image, or of one frame."""
         raise NotImplementedError
 
@@ -300,7 +300,7 @@ class BaseSession:
         """The frame that `predict` means."""
         return frame
 
-    def _base(self, object_id: int, frame: int | None, first: Action) -> Region | None:
+    def _base(self, object_id: int, frame: int | None, first: Action) -> SparseLogits | None:
         """What was known of the object on this frame before its first prompt there."""
         return None
 
@@ -331,20 +331,21 @@ class BaseSession:
     ) -> dict[int, Answer]:
         """The answers to prompts by object, each round fed what the round before left."""
         held = {
-            i: Rounds((i, frame), actions, self._log, self._answers) for i, actions in said.items()
+            i: RoundQueue((i, frame), actions, self._log, self._answers)
+            for i, actions in said.items()
         }
         for object_id, rounds in held.items():
             if rounds.answer is None:
                 rounds.base = self._base(object_id, frame, said[object_id][0])
         while waiting := [rounds for rounds in held.values() if rounds.waiting]:
             asks = [rounds.ask() for rounds in waiting]
-            found = answers(self.model, self._scene(frame), asks, zoom=self.options.zoom)
+            found = answer_queries(self.model, self._scene(frame), asks, zoom=self.options.zoom)
             for rounds, answer in zip(waiting, found, strict=True):
                 rounds.take(answer)
         return {i: rounds.answer for i, rounds in held.items() if rounds.answer is not None}
 
     def _prediction(
-        self, region: Region, score: float, object_id: int, frame: int | None
+        self, region: SparseLogits, score: float, object_id: int, frame: int | None
     ) -> Prediction:
         box = self._shown.show((object_id, frame), region)
         return Prediction(region, score, box, object_id, frame)

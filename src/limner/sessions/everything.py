@@ -22,10 +22,16 @@ from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.models import PromptableModel, ProposingModel, Question, cards, default_model
 from limner.prompts.types import Click
-from limner.sessions.answers.answer import Ask
-from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.answer import Query
+from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.sparse_logits import true_bounds
-from limner.sessions.answers.zoom import Look, answers, looks, region_of, together
+from limner.sessions.answers.zoom import (
+    ViewPrediction,
+    answer_queries,
+    predict_views,
+    questions_at_once,
+    to_image_grid,
+)
 from limner.sessions.base import BaseSession
 from limner.sessions.history.ids import check_frame
 from limner.sessions.history.manifest import header
@@ -150,11 +156,11 @@ def proposed(
 ) -> tuple[Proposal, ...]:
     """As `everything`, in a session that is open; its conversation is left alone."""
     check_model(session.model)
-    scene = _scene(session, frame)
-    crops = list(_crops(scene.shape, settings))
+    view = _view(session, frame)
+    crops = list(_crops(view.shape, settings))
     total = sum(len(points) for _, _, points in crops)
     found: list[Candidate] = []
-    for done, candidates in _asked(session, scene, crops, settings):
+    for done, candidates in _asked(session, view, crops, settings):
         found += candidates
         if progress is not None and progress(done, total) is False:
             break
@@ -242,7 +248,7 @@ def manifest_of(
     }
 
 
-def _scene(session: BaseSession, frame: int | None) -> Scene:
+def _view(session: BaseSession, frame: int | None) -> ImageView:
     """The picture, or the frame."""
     if session.image.kind == "image":
         if frame is not None:
@@ -260,45 +266,47 @@ def _scene(session: BaseSession, frame: int | None) -> Scene:
 
 def _asked(
     session: BaseSession,
-    scene: Scene,
+    view: ImageView,
     crops: Sequence[tuple[int, Bounds, list[tuple[float, float]]]],
     settings: Settings,
 ) -> Iterator[tuple[int, list[Candidate]]]:
     """The answers that are good enough by themselves, with the number of clicks done so far."""
     done, model, zoom = 0, session.model, session.options.zoom
     for layer, bounds, points in crops:
-        part = _part(scene, bounds)
-        size = together(model, part.shape, zoom=zoom)
+        part = _part(view, bounds)
+        size = questions_at_once(model, part.shape, zoom=zoom)
         for start in range(0, len(points), size):
             clicks = points[start : start + size]
-            asks = [Ask([Click(at)]) for at in clicks]
+            queries = [Query([Click(at)]) for at in clicks]
             for _ in range(settings.rounds - 1):
-                before = answers(model, part, asks, zoom=zoom)
-                asks = [
-                    Ask(ask.prompts, answer.region, answer.memory)
-                    for ask, answer in zip(asks, before, strict=True)
+                before = answer_queries(model, part, queries, zoom=zoom)
+                queries = [
+                    Query(query.prompts, answer.region, answer.memory)
+                    for query, answer in zip(queries, before, strict=True)
                 ]
             found: list[Candidate] = []
-            found_here = _looks(model, part, asks, zoom=zoom, least=settings.least_score)
-            for at, given in zip(clicks, found_here, strict=True):
-                for look in given:
-                    found += _screened(part, look, at, bounds[0], layer, scene.shape, settings)
+            offered_here = _predict_all_masks(
+                model, part, queries, zoom=zoom, least=settings.least_score
+            )
+            for at, given in zip(clicks, offered_here, strict=True):
+                for prediction in given:
+                    found += _screened(part, prediction, at, bounds[0], layer, view.shape, settings)
             done += len(clicks)
             yield done, found
 
 
-def _looks(
-    model: PromptableModel, part: Scene, asks: Sequence[Ask], *, zoom: bool, least: float
-) -> Iterator[list[Look]]:
+def _predict_all_masks(
+    model: PromptableModel, part: ImageView, queries: Sequence[Query], *, zoom: bool, least: float
+) -> Iterator[list[ViewPrediction]]:
     """The answers to each click: all that a model offers to a first one, where no window of its own
     shows one of them only; else one. Scores below `least` may be missing.
     """
-    first = all(ask.previous is None for ask in asks)
+    first = all(query.previous is None for query in queries)
     if not (first and isinstance(model, ProposingModel)) or (zoom and 2 in model.card.window):
-        yield from ([look] for look in looks(model, part, asks, zoom=zoom))
+        yield from ([prediction] for prediction in predict_views(model, part, queries, zoom=zoom))
         return
     embedding = part.embedding(model, part.whole, part.shape)
-    questions = [Question(ask.prompts) for ask in asks]
+    questions = [Question(query.prompts) for query in queries]
     for offered in model.propose(embedding, questions, least):
         for answer in offered:
             if answer.logits.shape != part.shape:
@@ -306,7 +314,10 @@ def _looks(
                     f"{model.card.name} answered logits of shape {answer.logits.shape} to a view "
                     f"of {part.shape}."
                 )
-        yield [Look(s.logits, part.whole, float(np.nan_to_num(s.score)), None) for s in offered]
+        yield [
+            ViewPrediction(s.logits, part.whole, float(np.nan_to_num(s.score)), None)
+            for s in offered
+        ]
 
 
 def _crops(
@@ -338,22 +349,22 @@ def _evenly(size: int, count: int) -> list[float]:
     return sorted({float(min(size - 1, int((k + 0.5) * size / count))) for k in range(count)})
 
 
-def _part(scene: Scene, bounds: Bounds) -> Scene:
-    if bounds == scene.whole:
-        return scene
+def _part(view: ImageView, bounds: Bounds) -> ImageView:
+    if bounds == view.whole:
+        return view
     (top, left), (bottom, right) = bounds
-    return Scene(
-        scene.array[top:bottom, left:right],
-        scene.spacing,
-        scene.intensity,
-        scene.modality,
-        windowed=scene.windowed,
+    return ImageView(
+        view.array[top:bottom, left:right],
+        view.spacing,
+        view.intensity,
+        view.modality,
+        windowed=view.windowed,
     )
 
 
 def _screened(
-    part: Scene,
-    look: Look,
+    part: ImageView,
+    prediction: ViewPrediction,
     at: tuple[float, float],
     corner: Sequence[int],
     layer: int,
@@ -361,15 +372,15 @@ def _screened(
     settings: Settings,
 ) -> list[Candidate]:
     """An answer as a candidate, if it is good enough by itself; else nothing."""
-    if look.score < settings.least_score:
+    if prediction.score < settings.least_score:
         return []
     sure, possible = (
-        int(np.count_nonzero(look.logits > t)) for t in (settings.offset, -settings.offset)
+        int(np.count_nonzero(prediction.logits > t)) for t in (settings.offset, -settings.offset)
     )
     stability = sure / max(1, possible)
     if stability < settings.least_stability:
         return []
-    region = region_of(part, look)
+    region = to_image_grid(part, prediction)
     mask = region.inside
     area = np.count_nonzero(mask)
     if not max(1, settings.least_area) <= area <= settings.largest_share * math.prod(shape):
@@ -383,4 +394,6 @@ def _screened(
     starts, stops = runs_of(region, corner, (rows, columns))
     bounds = tuple(int(a) for a in low), tuple(int(b) for b in high)
     point = at[0] + corner[0], at[1] + corner[1]
-    return [Candidate(starts, stops, (rows, columns), bounds, look.score, stability, point, layer)]
+    return [
+        Candidate(starts, stops, (rows, columns), bounds, prediction.score, stability, point, layer)
+    ]

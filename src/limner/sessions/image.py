@@ -9,7 +9,7 @@ from limner.errors import PromptError
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
 from limner.sessions.answers.finite import finite
-from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.image_view import ImageView
 from limner.sessions.base import BaseSession
 
 
@@ -22,14 +22,14 @@ class ImageSession(BaseSession):
         check_inside(prompt, self.image.geometry.shape)
         return prompt, None
 
-    def _scene(self, frame: int | None) -> Scene:
+    def _scene(self, frame: int | None) -> ImageView:
         return self._picture
 
     @cached_property
-    def _picture(self) -> Scene:
+    def _picture(self) -> ImageView:
         array = finite(self.image.array, self.image)
         intensity = self.options.window or robust_limits(array)
-        return Scene(
+        return ImageView(
             array,
             self.image.spacing,
             intensity,

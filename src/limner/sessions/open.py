@@ -18,7 +18,7 @@ from limner.models import PromptableModel, create_model, default_model
 from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal
-from limner.sessions.history.log import Log
+from limner.sessions.history.log import PromptLog
 from limner.sessions.history.manifest import Options, header
 
 
@@ -108,7 +108,7 @@ def resume(
     path = Path(journal)
     record, facts, events = Journal.reopen(path)
     try:
-        log = Log()
+        log = PromptLog()
         for event in map(event_from_json, events):
             log.apply(event)
         picture = _same_image(facts["image"], image, path)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from limner import rle
 from limner.adapters.axes import Bounds
 from limner.prompts.types import Box
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Candidate:
 
 
 def runs_of(
-    region: Region, offset: Sequence[int], shape: tuple[int, int]
+    region: SparseLogits, offset: Sequence[int], shape: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Starts and ends of the runs of a mask down the columns of a picture.
 

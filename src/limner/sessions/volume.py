@@ -14,7 +14,7 @@ from limner.errors import PromptError
 from limner.prompts.convert import check_inside, on_slice
 from limner.prompts.types import MaskPrompt, Prompt, num_axes
 from limner.sessions.answers.finite import cleaned, is_finite
-from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.to_slice import onto_plane
 from limner.sessions.propagation.stack_session import StackSession
 
@@ -88,7 +88,7 @@ class VolumeSession(StackSession):
         """A slice's prompts that were lifted into the volume are answered there."""
         return frame if 2 in self.model.card.ndim else None
 
-    def _scene(self, frame: int | None) -> Scene:
+    def _scene(self, frame: int | None) -> ImageView:
         return self._whole if frame is None else super()._scene(frame)
 
     def _intensity(self) -> tuple[float, float]:
@@ -107,9 +107,9 @@ class VolumeSession(StackSession):
         return canonical(self.image.geometry)
 
     @cached_property
-    def _whole(self) -> Scene:
+    def _whole(self) -> ImageView:
         geometry = self.image.geometry
-        return Scene(
+        return ImageView(
             self.image.array,
             geometry.spacing,
             self._intensity(),

@@ -10,11 +10,11 @@ import numpy as np
 
 from limner.adapters.axes import Bounds
 from limner.prompts.types import Prompt
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
+class ModelMemory:
     """What a model wants to see again with the next question about the object on the same view.
 
     Attributes:
@@ -48,9 +48,9 @@ class Answer:
         memory: what the model wants to see again, None for nothing.
     """
 
-    region: Region
+    region: SparseLogits
     score: float
-    memory: Memory | None = None
+    memory: ModelMemory | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,15 +59,15 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Ask:
+class Query:
     """A question about one object.
 
     Attributes:
-        prompts: in the scene's index order, oldest first.
+        prompts: in the image's index order, oldest first.
         previous: the answer of the round before.
         memory: of the round before.
     """
 
     prompts: Sequence[Prompt]
-    previous: Region | None = None
-    memory: Memory | None = None
+    previous: SparseLogits | None = None
+    memory: ModelMemory | None = None

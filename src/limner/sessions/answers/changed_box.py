@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.prompts.types import Box
-from limner.sessions.answers.sparse_logits import Region, true_bounds
+from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 
 Mask = NDArray[np.bool_]
 BUDGET = 64 << 20  # a mask of a video of 512x512 takes some hundred bytes
@@ -26,7 +26,7 @@ class PackedMask:
     bits: bytes
 
     @classmethod
-    def of(cls, region: Region) -> PackedMask:
+    def of(cls, region: SparseLogits) -> PackedMask:
         """Pack the mask of a region."""
         packer = zlib.compressobj(level=1)
         parts = [packer.compress(np.packbits(plane).tobytes()) for plane in _planes(region)]
@@ -47,7 +47,7 @@ class PackedMask:
             yield np.unpackbits(plane, count=math.prod(shape)).view(np.bool_).reshape(shape)
 
 
-class Shown:
+class LastMasks:
     """The masks shown last: the newest as it is, so that click after click costs no packing; the
     others packed. Of those that were shown longest ago only that they were, where there are many.
 
@@ -60,15 +60,15 @@ class Shown:
         self._size = 0
         self._packed: dict[Hashable, PackedMask] = {}
         self._forgotten: set[Hashable] = set()
-        self._newest: tuple[Hashable, Region] | None = None
+        self._newest: tuple[Hashable, SparseLogits] | None = None
 
-    def show(self, key: Hashable, region: Region) -> Box | None:
+    def show(self, key: Hashable, region: SparseLogits) -> Box | None:
         """Show a region as the answer for `key`; returns the box of what changed there, which is
         everything where it is not known any more.
         """
         packed = self._packed.pop(key, None)
         self._size -= 0 if packed is None else len(packed.bits)
-        before: PackedMask | Region | None = packed
+        before: PackedMask | SparseLogits | None = packed
         if self._newest is not None:
             newest, shown = self._newest
             if newest == key:
@@ -81,7 +81,7 @@ class Shown:
             return Box((0,) * len(region.shape), region.shape)
         return changed_box(before, region)
 
-    def _pack(self, key: Hashable, region: Region) -> None:
+    def _pack(self, key: Hashable, region: SparseLogits) -> None:
         self._packed[key] = packed = PackedMask.of(region)
         self._size += len(packed.bits)
         while self._size > self._budget and len(self._packed) > 1:
@@ -97,7 +97,7 @@ class Shown:
         self._newest = None
 
 
-def changed_box(before: PackedMask | Region | None, after: Region) -> Box | None:
+def changed_box(before: PackedMask | SparseLogits | None, after: SparseLogits) -> Box | None:
     """The smallest box that holds every pixel whose label differs, None if none does. Volumes are
     compared plane by plane, so that little memory is needed.
     """
@@ -129,9 +129,9 @@ def changed_box(before: PackedMask | Region | None, after: Region) -> Box | None
     return Box(begin[-ndim:], end[-ndim:])
 
 
-def _planes(mask: PackedMask | Region) -> Iterator[Mask]:
+def _planes(mask: PackedMask | SparseLogits) -> Iterator[Mask]:
     """A volume's planes, or the whole of a picture; nothing of what is empty."""
-    if isinstance(mask, Region) and len(mask.size) == 2:
+    if isinstance(mask, SparseLogits) and len(mask.size) == 2:
         return iter([mask.inside] if mask.grid.size else [])
     return mask.planes_inside()
 

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 _CACHED_VIEWS = 6
 
 
-class Scene:
+class ImageView:
     """One image, volume or frame that a model looks at, with the embeddings of recent views.
 
     All but `array` is about the scene as models see it, turned by `axes`.
@@ -71,14 +71,14 @@ class Scene:
 
     def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
         """What the model's expensive half says of a window shrunk to `shape`; cached."""
-        return self._once(("embed", bounds, shape), lambda: model.embed(self.view(bounds, shape)))
+        return self._once(("embed", bounds, shape), lambda: model.embed(self.crop(bounds, shape)))
 
-    def looked(self, model: FollowingModel, bounds: Bounds, shape: Shape) -> Any:
+    def tracker_embedding(self, model: FollowingModel, bounds: Bounds, shape: Shape) -> Any:
         """What a model that follows sees in a window shrunk to `shape`; cached."""
         scale = np.divide(shape, np.subtract(bounds[1], bounds[0]))
         top, left = (float(n) for n in np.multiply(bounds[0], scale))
         return self._once(
-            ("look", bounds, shape), lambda: model.look(self.view(bounds, shape), (top, left))
+            ("look", bounds, shape), lambda: model.look(self.crop(bounds, shape), (top, left))
         )
 
     def _once(self, key: tuple[str, Bounds, Shape], make: Callable[[], Any]) -> Any:
@@ -90,7 +90,7 @@ class Scene:
             self._embeddings.popitem(last=False)
         return made
 
-    def view(self, bounds: Bounds, shape: Shape) -> View:
+    def crop(self, bounds: Bounds, shape: Shape) -> View:
         """A window shrunk to `shape`, as a model is shown it."""
         low, high = bounds
         steps = (np.subtract(high, low) / shape * self.spacing).tolist()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.prompts.types import Box
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Prediction:
         known: whether an earlier propagation had found it, so that no model was asked.
     """
 
-    region: Region
+    region: SparseLogits
     score: float
     box: Box | None
     object_id: int

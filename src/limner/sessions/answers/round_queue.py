@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from limner.sessions.answers.answer import Answer, Ask
+from limner.sessions.answers.answer import Answer, Query
 from limner.sessions.answers.answer_cache import AnswerCache, Key
-from limner.sessions.answers.sparse_logits import Region
-from limner.sessions.history.log import Action, Log, numbers
+from limner.sessions.answers.sparse_logits import SparseLogits
+from limner.sessions.history.log import Action, PromptLog, numbers
 
 
-class Rounds:
+class RoundQueue:
     """The rounds about one object on one frame; each is fed what the round before left.
 
     Args:
@@ -21,12 +21,16 @@ class Rounds:
     """
 
     def __init__(
-        self, key: tuple[int, int | None], actions: Sequence[Action], log: Log, cache: AnswerCache
+        self,
+        key: tuple[int, int | None],
+        actions: Sequence[Action],
+        log: PromptLog,
+        cache: AnswerCache,
     ) -> None:
         self._key = key
         self._cache = cache
         self.answer: Answer | None = None
-        self.base: Region | None = None
+        self.base: SparseLogits | None = None
         self._todo: list[Sequence[Action]] = []  # newest first
         for n in range(len(actions), 0, -1):
             said = actions[:n]
@@ -42,12 +46,12 @@ class Rounds:
         """Whether a round has no answer yet."""
         return bool(self._todo)
 
-    def ask(self) -> Ask:
+    def ask(self) -> Query:
         """The question of the oldest round without an answer."""
         prompts = [a.prompt for a in self._todo[-1] if a.prompt is not None]
         if self.answer is None:
-            return Ask(prompts, self.base)
-        return Ask(prompts, self.answer.region, self.answer.memory)
+            return Query(prompts, self.base)
+        return Query(prompts, self.answer.region, self.answer.memory)
 
     def take(self, answer: Answer) -> None:
         """The answer to what was asked."""

@@ -21,7 +21,7 @@ _BACKGROUND = np.int16(BACKGROUND_LOGIT / STEP)
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class SparseLogits:
     """Logits of a window of an image, as coarse as the view that they were given on: what is kept
     is bounded by a model's window, however large the object.
 
@@ -40,12 +40,12 @@ class Region:
     edges: tuple[Edges, ...] | None = None
 
     @classmethod
-    def empty(cls, shape: Sequence[int]) -> Region:
+    def empty(cls, shape: Sequence[int]) -> SparseLogits:
         """Nothing but background."""
         return cls(tuple(shape), (0,) * len(shape), np.zeros((0,) * len(shape), np.int16))
 
     @classmethod
-    def of_mask(cls, mask: NDArray[np.bool_]) -> Region:
+    def of_mask(cls, mask: NDArray[np.bool_]) -> SparseLogits:
         """A mask as certain logits."""
         if not mask.any():
             return cls.empty(mask.shape)
@@ -56,7 +56,7 @@ class Region:
     @classmethod
     def of_bins(
         cls, shape: Sequence[int], logits: NDArray[np.float32], edges: Sequence[Edges]
-    ) -> Region:
+    ) -> SparseLogits:
         """Logits given on bins of pixels. A picture's are enlarged at once, a volume's when needed.
 
         Args:
@@ -174,17 +174,17 @@ class Region:
             result = np.moveaxis(np.tensordot(share, result, axes=(1, axis)), 0, axis)
         return np.asarray(result + np.float32(BACKGROUND_LOGIT), dtype=np.float32)
 
-    def plane(self, index: int) -> Region | None:
+    def plane(self, index: int) -> SparseLogits | None:
         """The region on one slice of a volume, None if the window does not reach it."""
         k = index - self.low[0]
         if not 0 <= k < self.size[0]:
             return None
         if self.edges is None:
-            return Region(self.shape[1:], self.low[1:], self.grid[k])
+            return SparseLogits(self.shape[1:], self.low[1:], self.grid[k])
         plane = next(islice(enlarged(self.grid, self.edges), k, None))
-        return Region(self.shape[1:], self.low[1:], np.ceil(plane).astype(np.int16))
+        return SparseLogits(self.shape[1:], self.low[1:], np.ceil(plane).astype(np.int16))
 
-    def turned(self, axes: Axes) -> Region:
+    def turned(self, axes: Axes) -> SparseLogits:
         """The same in an image whose axes are turned."""
         if axes.is_same:
             return self
@@ -196,7 +196,7 @@ class Region:
             moved = zip(axes.sizes(self.edges), sizes, axes.flipped, strict=True)
             edges = tuple(n - e[::-1] if flip else e for e, n, flip in moved)
         grid = np.ascontiguousarray(axes.apply(self.grid))
-        return Region(axes.sizes(self.shape), low, grid, edges)
+        return SparseLogits(axes.sizes(self.shape), low, grid, edges)
 
 
 def true_bounds(mask: NDArray[Any]) -> Bounds:

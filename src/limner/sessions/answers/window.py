@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from limner.adapters.axes import Bounds
 from limner.prompts.convert import extent
 from limner.prompts.types import MaskPrompt, Prompt, num_axes
-from limner.sessions.answers.image_view import Scene, Shape
+from limner.sessions.answers.image_view import ImageView, Shape
 
 MARGIN = 0.3  # of the object's size, around it on each side
 LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
@@ -23,7 +23,7 @@ LEAST_WINDOW = 0.5  # of the model's window: smaller windows are not looked at
 MOST_UNEVEN = 3.0  # times the step of rows and columns, that of slices may become by shrinking
 
 
-def view_shape(scene: Scene, bounds: Bounds, limits: Shape) -> Shape:
+def view_shape(view: ImageView, bounds: Bounds, limits: Shape) -> Shape:
     """Pixels of a view of `bounds`: native where that fits, else equal steps in millimetres.
 
     In a volume the step across the slices may differ: slices thicker than that are never cut finer,
@@ -33,7 +33,7 @@ def view_shape(scene: Scene, bounds: Bounds, limits: Shape) -> Shape:
     size = np.subtract(bounds[1], bounds[0])
     if (size <= limits).all():
         return tuple(size.tolist())
-    spacing = np.asarray(scene.spacing)
+    spacing = np.asarray(view.spacing)
     length = size * spacing
     least = np.where(size > limits, length / limits, spacing)  # step that each axis needs
     flat = slice(1, None) if size.size == 3 else slice(None)
@@ -47,7 +47,9 @@ def view_shape(scene: Scene, bounds: Bounds, limits: Shape) -> Shape:
     return tuple(int(n) for n in np.minimum(shape, limits))
 
 
-def around(scene: Scene, prompts: Sequence[Prompt], found: Bounds | None, limits: Shape) -> Bounds:
+def around(
+    view: ImageView, prompts: Sequence[Prompt], found: Bounds | None, limits: Shape
+) -> Bounds:
     """A window around what was said and found, with a margin and a least size."""
     spans = [
         extent(p)
@@ -59,28 +61,28 @@ def around(scene: Scene, prompts: Sequence[Prompt], found: Bounds | None, limits
     if found is not None:
         spans.append((np.asarray(found[0], dtype=float), np.asarray(found[1], dtype=float)))
     if not spans:
-        return scene.whole
+        return view.whole
     low = np.min([a for a, _ in spans], axis=0)
     high = np.max([b for _, b in spans], axis=0)
-    finest = min(scene.spacing) / np.asarray(scene.spacing)  # 1 on the finest axis, less on others
+    finest = min(view.spacing) / np.asarray(view.spacing)  # 1 on the finest axis, less on others
     margin = np.maximum(MARGIN * (high - low), np.ceil(LEAST_MARGIN * finest))
     least = np.ceil(LEAST_WINDOW * np.minimum(max(limits) * finest, limits))
     margin = np.maximum(margin, (least - (high - low)) / 2)
-    low = np.clip(np.floor(low - margin), 0, np.asarray(scene.shape) - 1)
-    high = np.clip(np.ceil(high + margin), low + 1, scene.shape)
+    low = np.clip(np.floor(low - margin), 0, np.asarray(view.shape) - 1)
+    high = np.clip(np.ceil(high + margin), low + 1, view.shape)
     return tuple(int(a) for a in low), tuple(int(b) for b in high)
 
 
-def ever_larger(scene: Scene, prompts: Sequence[Prompt], limits: Shape) -> list[Bounds]:
+def ever_larger(view: ImageView, prompts: Sequence[Prompt], limits: Shape) -> list[Bounds]:
     """Windows around marks: the least one, then each half as large again on every side, as far as
     the image goes, up to the whole.
     """
-    bounds = around(scene, prompts, None, limits)
+    bounds = around(view, prompts, None, limits)
     windows = [bounds]
-    while bounds != scene.whole:
+    while bounds != view.whole:
         size = np.subtract(bounds[1], bounds[0])
         low = np.maximum(0, np.asarray(bounds[0]) - (size + 1) // 2)
-        high = np.minimum(scene.shape, np.asarray(bounds[1]) + (size + 1) // 2)
+        high = np.minimum(view.shape, np.asarray(bounds[1]) + (size + 1) // 2)
         bounds = tuple(int(a) for a in low), tuple(int(b) for b in high)
         windows.append(bounds)
     return windows

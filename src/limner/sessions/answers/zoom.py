@@ -20,9 +20,9 @@ from limner.adapters.resize import bin_edges, shrink_all
 from limner.models import BatchModel, PromptableModel, Question, Segmentation
 from limner.prompts.convert import extent, map_positions
 from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
-from limner.sessions.answers.answer import Answer, Ask, Memory
-from limner.sessions.answers.image_view import Scene, Shape
-from limner.sessions.answers.sparse_logits import Region, true_bounds
+from limner.sessions.answers.answer import Answer, ModelMemory, Query
+from limner.sessions.answers.image_view import ImageView, Shape
+from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 from limner.sessions.answers.window import around, ever_larger, grown, is_close, view_shape
 
 Array = NDArray[Any]
@@ -33,12 +33,12 @@ _TOGETHER_BYTES = 256 << 20  # of logits, asked and answered, at once
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ViewPrediction:
     """An answer on a view's own grid.
 
     Attributes:
         logits: float32 of the view's shape.
-        bounds: of the view in the scene.
+        bounds: of the view in the image.
         score: predicted quality, 0…1.
         memory: what the model wants to see again.
     """
@@ -46,7 +46,7 @@ class Look:
     logits: NDArray[np.float32]
     bounds: Bounds
     score: float
-    memory: Memory | None
+    memory: ModelMemory | None
 
     @property
     def found(self) -> Bounds | None:
@@ -64,46 +64,46 @@ class Look:
         )
 
 
-def answers(
-    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
+def answer_queries(
+    model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
 ) -> Iterator[Answer]:
-    """The model's answers to questions about a scene, in their order.
+    """The model's answers to questions about an image, in their order.
 
     Args:
         model: what to ask.
         scene: what it sees.
         asks: one per object, in the index order as stored, as are the answers; a model that can is
             asked about many together.
-        zoom: look twice; otherwise the model sees the whole scene at full resolution.
+        zoom: look twice; otherwise the model sees the whole image at full resolution.
     """
-    open_asks = [ask for ask in asks if _drawn(model, ask) is None]
-    turned = open_asks if scene.axes.is_same else [_turned(scene, ask) for ask in open_asks]
-    found = looks(model, scene, turned, zoom=zoom)
-    for ask in asks:
-        mask = _drawn(model, ask)
+    open_asks = [query for query in queries if _exact_mask(model, query) is None]
+    turned = open_asks if view.axes.is_same else [_turn_query(view, query) for query in open_asks]
+    found = predict_views(model, view, turned, zoom=zoom)
+    for query in queries:
+        mask = _exact_mask(model, query)
         if mask is not None:
-            yield Answer(Region.of_mask(mask), 1.0 if mask.any() else 0.0)
+            yield Answer(SparseLogits.of_mask(mask), 1.0 if mask.any() else 0.0)
             continue
-        look = next(found)
-        region = region_of(scene, look).turned(scene.axes.inverse)
-        yield Answer(region, look.score, look.memory)
+        prediction = next(found)
+        region = to_image_grid(view, prediction).turned(view.axes.inverse)
+        yield Answer(region, prediction.score, prediction.memory)
 
 
-def _drawn(model: PromptableModel, ask: Ask) -> NDArray[np.bool_] | None:
+def _exact_mask(model: PromptableModel, query: Query) -> NDArray[np.bool_] | None:
     """The mask that is the answer as it is, if the model says that of masks."""
-    last = ask.prompts[-1] if ask.prompts and model.card.exact_masks else None
+    last = query.prompts[-1] if query.prompts and model.card.exact_masks else None
     return last.mask if isinstance(last, MaskPrompt) else None
 
 
-def _turned(scene: Scene, ask: Ask) -> Ask:
+def _turn_query(view: ImageView, query: Query) -> Query:
     """A question in the order in which models see the scene."""
-    prompts = [scene.axes.prompt(p, scene.stored_shape) for p in ask.prompts]
-    previous = None if ask.previous is None else ask.previous.turned(scene.axes)
-    return replace(ask, prompts=prompts, previous=previous)
+    prompts = [view.axes.prompt(p, view.stored_shape) for p in query.prompts]
+    previous = None if query.previous is None else query.previous.turned(view.axes)
+    return replace(query, prompts=prompts, previous=previous)
 
 
-def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
-    """How many questions about a scene of `shape` go to the model at once; 1 where each has a view
+def questions_at_once(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
+    """How many questions about an image of `shape` go to the model at once; 1 where each has a view
     of its own.
     """
     if not isinstance(model, BatchModel) or (zoom and len(shape) in model.card.window):
@@ -111,70 +111,74 @@ def together(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
     return int(np.clip(_TOGETHER_BYTES // (8 * math.prod(shape)), 1, MOST_TOGETHER))
 
 
-def looks(
-    model: PromptableModel, scene: Scene, asks: Sequence[Ask], *, zoom: bool
-) -> Iterator[Look]:
-    """As `answers`, each on the grid of the view that it was given on, in the order of the scene's
-    views.
+def predict_views(
+    model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
+) -> Iterator[ViewPrediction]:
+    """As `answer_queries`, each on the grid of the view that it was given on, in the index order
+    in which models see the image.
     """
-    limits = model.card.limits(len(scene.shape))
+    limits = model.card.limits(len(view.shape))
     if zoom and limits is not None:
-        for ask in asks:
-            yield _closer(model, scene, ask, limits)
+        for query in queries:
+            yield _zoom_in(model, view, query, limits)
         return
-    size = together(model, scene.shape, zoom=zoom)
-    for start in range(0, len(asks), size):
-        part = asks[start : start + size]
-        yield from _looks(model, scene, part, scene.whole, scene.shape)
+    size = questions_at_once(model, view.shape, zoom=zoom)
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        yield from _ask_model(model, view, part, view.whole, view.shape)
 
 
-def _closer(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
+def _zoom_in(
+    model: PromptableModel, view: ImageView, query: Query, limits: Shape
+) -> ViewPrediction:
     """The answer after looking twice, on the last view."""
-    prompts = ask.prompts
-    found = None if ask.previous is None else ask.previous.mask_bounds
+    prompts = query.prompts
+    found = None if query.previous is None else query.previous.mask_bounds
     if found is None:  # an answer of nothing, as to a lone negative click, says nothing
-        ask = Ask(prompts)
-    if ask.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
-        look = _first_look(model, scene, ask, limits)
-        found = look.found
-        if look.logits.shape == scene.shape or (
-            model.card.judges and is_close(look.bounds, around(scene, prompts, found, limits))
+        query = Query(prompts)
+    if query.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
+        prediction = _locate_object(model, view, query, limits)
+        found = prediction.found
+        if prediction.logits.shape == view.shape or (
+            model.card.judges and is_close(prediction.bounds, around(view, prompts, found, limits))
         ):
-            return look
-    bounds = around(scene, prompts, found, limits)
+            return prediction
+    bounds = around(view, prompts, found, limits)
     for _ in range(MOST_GROWTHS + 1):
-        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
-        wider = grown(look.logits, bounds, scene.shape)
+        prediction = _ask_once(model, view, query, bounds, view_shape(view, bounds, limits))
+        wider = grown(prediction.logits, bounds, view.shape)
         if wider == bounds:
             break
         bounds = wider
-    return look
+    return prediction
 
 
-def _first_look(model: PromptableModel, scene: Scene, ask: Ask, limits: Shape) -> Look:
+def _locate_object(
+    model: PromptableModel, view: ImageView, query: Query, limits: Shape
+) -> ViewPrediction:
     """The look that tells how large the object is, where only marks were given.
 
     A model that judges its answers sees ever larger windows around the marks, up to the whole, and
     the answer that it trusts most counts; one that is cut off by its window is trusted less than
     any that is not. Other models see the whole.
     """
-    windows = [scene.whole]
+    windows = [view.whole]
     if model.card.judges:
-        windows = ever_larger(scene, ask.prompts, limits)
-    best: tuple[tuple[bool, float], Look] | None = None
+        windows = ever_larger(view, query.prompts, limits)
+    best: tuple[tuple[bool, float], ViewPrediction] | None = None
     for bounds in windows:
-        look = _look(model, scene, ask, bounds, view_shape(scene, bounds, limits))
-        whole = bool((look.logits > 0).any()) and (
-            grown(look.logits, bounds, scene.shape) == bounds
+        prediction = _ask_once(model, view, query, bounds, view_shape(view, bounds, limits))
+        whole = bool((prediction.logits > 0).any()) and (
+            grown(prediction.logits, bounds, view.shape) == bounds
         )
-        rank = (whole, look.score)
+        rank = (whole, prediction.score)
         if best is None or rank > best[0]:
-            best = rank, look
+            best = rank, prediction
     assert best is not None
     return best[1]
 
 
-def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
+def prompt_to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
     """A prompt in the index order of a view of `bounds` shrunk to `shape`; None if outside it."""
     low, high = np.asarray(bounds[0]), np.asarray(bounds[1])
     if num_axes(prompt) is None:
@@ -205,18 +209,20 @@ def to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
     return moved
 
 
-def _look(model: PromptableModel, scene: Scene, ask: Ask, bounds: Bounds, shape: Shape) -> Look:
+def _ask_once(
+    model: PromptableModel, view: ImageView, query: Query, bounds: Bounds, shape: Shape
+) -> ViewPrediction:
     """One question to the model."""
-    return _looks(model, scene, [ask], bounds, shape)[0]
+    return _ask_model(model, view, [query], bounds, shape)[0]
 
 
-def _looks(
-    model: PromptableModel, scene: Scene, asks: Sequence[Ask], bounds: Bounds, shape: Shape
-) -> list[Look]:
+def _ask_model(
+    model: PromptableModel, view: ImageView, queries: Sequence[Query], bounds: Bounds, shape: Shape
+) -> list[ViewPrediction]:
     """Questions about one view: together where the model can, else one by one."""
-    embedding = scene.embedding(model, bounds, shape)
-    whole = (bounds, shape) == (scene.whole, scene.shape)
-    questions = [_question(ask, bounds, shape, whole=whole) for ask in asks]
+    embedding = view.embedding(model, bounds, shape)
+    whole = (bounds, shape) == (view.whole, view.shape)
+    questions = [_make_question(query, bounds, shape, whole=whole) for query in queries]
     results: Sequence[Segmentation]
     if isinstance(model, BatchModel):
         results = model.segment_batch(embedding, questions)
@@ -226,46 +232,51 @@ def _looks(
             )
     else:
         results = [model.segment(embedding, q.prompts, q.previous) for q in questions]
-    return [_checked(model, result, bounds, shape) for result in results]
+    return [_check_logits(model, result, bounds, shape) for result in results]
 
 
-def _question(ask: Ask, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
+def _make_question(query: Query, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
     """A question in the index order of a view of `bounds` shrunk to `shape`.
 
     On a view that is the whole scene boxes stay as they were said, also where they reach over it: a
     box that a model carries on does, and its numbers are the published ones.
     """
-    placed = (p if whole and isinstance(p, Box) else to_view(p, bounds, shape) for p in ask.prompts)
+    placed = (
+        p if whole and isinstance(p, Box) else prompt_to_view(p, bounds, shape)
+        for p in query.prompts
+    )
     shown = [p for p in placed if p is not None]
     before = None
-    if ask.previous is not None:
-        before = ask.previous.shrunk(*bounds, shape)
-    return Question(shown, before, None if ask.memory is None else ask.memory.on(bounds, shape))
+    if query.previous is not None:
+        before = query.previous.shrunk(*bounds, shape)
+    return Question(shown, before, None if query.memory is None else query.memory.on(bounds, shape))
 
 
-def _checked(model: PromptableModel, result: Segmentation, bounds: Bounds, shape: Shape) -> Look:
+def _check_logits(
+    model: PromptableModel, result: Segmentation, bounds: Bounds, shape: Shape
+) -> ViewPrediction:
     logits = np.asarray(result.logits, dtype=np.float32)
     if logits.shape != shape:
         raise ValueError(
             f"{model.card.name} answered logits of shape {logits.shape} to a view of {shape}."
         )
-    kept = None if result.memory is None else Memory(bounds, shape, result.memory)
-    return Look(logits, bounds, float(np.nan_to_num(result.score)), kept)
+    kept = None if result.memory is None else ModelMemory(bounds, shape, result.memory)
+    return ViewPrediction(logits, bounds, float(np.nan_to_num(result.score)), kept)
 
 
-def region_of(scene: Scene, look: Look) -> Region:
+def to_image_grid(view: ImageView, prediction: ViewPrediction) -> SparseLogits:
     """An answer at full resolution, cut to the object and a rim of background around it."""
-    logits = look.logits
+    logits = prediction.logits
     positive = logits > 0
     if not positive.any():
-        return Region.empty(scene.shape)
+        return SparseLogits.empty(view.shape)
     rim = 2
     low, high = true_bounds(positive)
     low = tuple(max(0, a - rim) for a in low)
     high = tuple(min(n, b + rim) for b, n in zip(high, logits.shape, strict=True))
     edges = [
         a + bin_edges(b - a, n)[c : d + 1]
-        for a, b, n, c, d in zip(*look.bounds, logits.shape, low, high, strict=True)
+        for a, b, n, c, d in zip(*prediction.bounds, logits.shape, low, high, strict=True)
     ]
     kept = logits[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-    return Region.of_bins(scene.shape, kept, edges)
+    return SparseLogits.of_bins(view.shape, kept, edges)

@@ -30,7 +30,7 @@ from limner.sessions.history.events import (
 )
 
 
-class Written(NamedTuple):
+class CommittedMask(NamedTuple):
     """A frame that a propagation committed; see `Committed`. An array of runs takes a twentieth of
     the memory of a tuple, and a video has many frames.
     """
@@ -62,10 +62,10 @@ class Action:
     prompt: Prompt | None = None
     clears: bool = False
     how: str | None = None
-    frames: dict[int, Written] = field(default_factory=dict)
+    frames: dict[int, CommittedMask] = field(default_factory=dict)
 
 
-class Log:
+class PromptLog:
     """The state of a session's conversation: what counts, what was undone, what was predicted."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
@@ -134,7 +134,9 @@ class Log:
             case Committed():
                 action = self._propagation(event.object_id)
                 code = "I" if max(event.counts, default=0) < 1 << 32 else "Q"
-                found = Written(array(code, event.counts), event.score, sys.intern(event.basis))
+                found = CommittedMask(
+                    array(code, event.counts), event.score, sys.intern(event.basis)
+                )
                 action.frames[event.frame] = found
 
     @property
@@ -171,22 +173,22 @@ class Log:
         """Frames on which an object has prompts, ascending."""
         return tuple(sorted({a.frame for a in self.all_prompts(object_id) if a.frame is not None}))
 
-    def committed(self, object_id: int) -> dict[int, Written]:
+    def committed(self, object_id: int) -> dict[int, CommittedMask]:
         """Propagated frames of an object."""
-        result: dict[int, Written] = {}
+        result: dict[int, CommittedMask] = {}
         for action in self._counting():
             if action.object_id == object_id:
                 result.update(action.frames)
         return result
 
-    def carried_before(self, object_id: int, frame: int, number: int) -> Written | None:
+    def carried_before(self, object_id: int, frame: int, number: int) -> CommittedMask | None:
         """What propagations before an action had left of an object on a frame."""
         for action in reversed(self._counting()):
             if action.object_id == object_id and action.number < number and frame in action.frames:
                 return action.frames[frame]
         return None
 
-    def known(self, object_id: int) -> dict[tuple[int, str], Written]:
+    def known(self, object_id: int) -> dict[tuple[int, str], CommittedMask]:
         """All that propagations wrote of an object by frame and basis, also what was written over
         since.
         """

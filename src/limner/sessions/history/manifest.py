@@ -15,7 +15,7 @@ from limner.models import ModelCard
 from limner.prompts.types import to_json
 
 if TYPE_CHECKING:
-    from limner.sessions.history.prompt_entry import Entry
+    from limner.sessions.history.prompt_entry import PromptEntry
 
 OVERLAP_RULE = "where objects overlap, a label map holds the higher id"
 
@@ -93,7 +93,7 @@ def manifest(
     image: Image,
     card: ModelCard,
     options: Options,
-    entries: Sequence[Entry],
+    entries: Sequence[PromptEntry],
     names: dict[int, str],
     propagated: Mapping[int, Mapping[int, str]],
     *,

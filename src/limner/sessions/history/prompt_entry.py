@@ -8,7 +8,7 @@ from limner.prompts.types import Prompt
 
 
 @dataclass(frozen=True)
-class Entry:
+class PromptEntry:
     """One prompt of the conversation.
 
     Attributes:

@@ -11,23 +11,28 @@ from typing import Any
 from limner.errors import SessionError
 from limner.models import CarryingModel, PromptableModel, Segmentation
 from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
-from limner.sessions.answers.answer import Answer, Ask
-from limner.sessions.answers.zoom import answers
-from limner.sessions.propagation.prefetch import Plane, encode_ahead
-from limner.sessions.propagation.schedule import Leg, box_around, box_between, braked
+from limner.sessions.answers.answer import Answer, Query
+from limner.sessions.answers.zoom import answer_queries
+from limner.sessions.propagation.prefetch import FrameView, prefetch_embeddings
+from limner.sessions.propagation.schedule import (
+    FrameSpan,
+    box_around,
+    interpolate_box,
+    limit_growth,
+)
 
 _LOOK = 16  # frames to come among which those to encode together are looked for
 
 
 @dataclass(frozen=True, eq=False)
-class Reached:
-    """Where a leg has got to: the last answer, and what was said on the frame it began at."""
+class SpanState:
+    """Where a span has got to: the last answer, and what was said on the frame it began at."""
 
     answer: Answer
     said: Sequence[Prompt]
 
 
-class Walk:
+class MaskPropagator:
     """Carries in one direction, all objects together.
 
     Args:
@@ -37,89 +42,89 @@ class Walk:
     """
 
     def __init__(
-        self, model: PromptableModel, plane: Callable[[int], Plane], *, zoom: bool
+        self, model: PromptableModel, plane: Callable[[int], FrameView], *, zoom: bool
     ) -> None:
         self._model, self._plane, self._zoom = model, plane, zoom
         self._by_masks = self.follows_masks(model)
 
     def carried(
         self,
-        legs: Sequence[Leg],
-        begun: Callable[[Leg], Reached],
-        known: Callable[[Leg, int], Answer | None],
-    ) -> Iterator[tuple[Leg, int, Answer]]:
+        spans: Sequence[FrameSpan],
+        begun: Callable[[FrameSpan], SpanState],
+        known: Callable[[FrameSpan, int], Answer | None],
+    ) -> Iterator[tuple[FrameSpan, int, Answer]]:
         """From mask to mask; nothing for frames beyond the one from which an object has vanished.
 
         Args:
-            legs: all in one direction.
-            begun: the answer on the annotated frame of a leg.
-            known: a mask that the leg left on a frame before, None where there is none. It is gone
+            spans: all in one direction.
+            begun: the answer on the annotated frame of a span.
+            known: a mask that the span left on a frame before, None where there is none. It is gone
                 on from; a model that carries in its own way has to find it again, since it may look
                 at more than the mask.
         """
-        step = legs[0].frames.step
-        frames = sorted({k for leg in legs for k in leg.frames})[::step]
+        step = spans[0].frames.step
+        frames = sorted({k for span in spans for k in span.frames})[::step]
         skips = not isinstance(self._model, CarryingModel)
-        asked = {k for leg in legs for k in leg.frames if not (skips and known(leg, k))}
-        state: dict[Leg, Reached] = {}
-        vanished: set[Leg] = set()
+        asked = {k for span in spans for k in span.frames if not (skips and known(span, k))}
+        state: dict[FrameSpan, SpanState] = {}
+        vanished: set[FrameSpan] = set()
         for place, frame in enumerate(frames):
-            asks: dict[Leg, Ask] = {}
-            for leg in (leg for leg in legs if frame in leg.frames and leg not in vanished):
-                if leg not in state:
-                    state[leg] = begun(leg)
-                there = known(leg, frame) if skips else None
+            queries: dict[FrameSpan, Query] = {}
+            for span in (span for span in spans if frame in span.frames and span not in vanished):
+                if span not in state:
+                    state[span] = begun(span)
+                there = known(span, frame) if skips else None
                 if there is not None:
-                    state[leg] = replace(state[leg], answer=there)
-                elif prompts := self._next_prompts(frame, state[leg]):
-                    asks[leg] = Ask(prompts)
+                    state[span] = replace(state[span], answer=there)
+                elif prompts := self._next_prompts(frame, state[span]):
+                    queries[span] = Query(prompts)
                 else:
-                    vanished.add(leg)
+                    vanished.add(span)
             ahead = [k for k in frames[place : place + _LOOK] if k in asked]
-            for leg, found in zip(asks, self._asked(ahead, asks), strict=True):
-                before = state[leg]
+            for span, found in zip(queries, self._asked(ahead, queries), strict=True):
+                before = state[span]
                 if self._by_masks:
-                    found = braked(found, before.answer.region)
-                state[leg] = replace(before, answer=found)
-                yield leg, frame, found
+                    found = limit_growth(found, before.answer.region)
+                state[span] = replace(before, answer=found)
+                yield span, frame, found
 
     def between(
         self,
-        legs: Sequence[Leg],
+        spans: Sequence[FrameSpan],
         marks: Mapping[int, Mapping[int, Box]],
-        known: Callable[[Leg, int], bool],
-    ) -> Iterator[tuple[Leg, int, Answer]]:
+        known: Callable[[FrameSpan, int], bool],
+    ) -> Iterator[tuple[FrameSpan, int, Answer]]:
         """By boxes that move evenly.
 
         Args:
-            legs: the gaps between annotated frames.
+            spans: the gaps between annotated frames.
             marks: boxes by object and annotated frame.
-            known: whether a frame of a leg need not be asked about.
+            known: whether a frame of a span need not be asked about.
         """
-        frames = sorted({k for leg in legs for k in leg.frames if not known(leg, k)})
+        frames = sorted({k for span in spans for k in span.frames if not known(span, k)})
         for place, frame in enumerate(frames):
-            here = [leg for leg in legs if frame in leg.frames and not known(leg, frame)]
-            boxes = {leg: box_between(marks[leg.object_id], frame) for leg in here}
-            asks = {leg: Ask([box]) for leg, box in boxes.items() if box is not None}
-            for leg, found in zip(asks, self._asked(frames[place:], asks), strict=True):
-                yield leg, frame, found
+            here = [span for span in spans if frame in span.frames and not known(span, frame)]
+            boxes = {span: interpolate_box(marks[span.object_id], frame) for span in here}
+            queries = {span: Query([box]) for span, box in boxes.items() if box is not None}
+            for span, found in zip(queries, self._asked(frames[place:], queries), strict=True):
+                yield span, frame, found
 
-    def _asked(self, frames: Sequence[int], asks: Mapping[Any, Ask]) -> Iterator[Answer]:
+    def _asked(self, frames: Sequence[int], queries: Mapping[Any, Query]) -> Iterator[Answer]:
         """The answers on the first of some frames; the others will be asked about next."""
-        if not asks:
+        if not queries:
             return iter(())
-        encode_ahead(self._model, self._plane, frames, zoom=self._zoom)
-        scene = self._plane(frames[0])
-        return answers(self._model, scene, list(asks.values()), zoom=self._zoom)
+        prefetch_embeddings(self._model, self._plane, frames, zoom=self._zoom)
+        view = self._plane(frames[0])
+        return answer_queries(self._model, view, list(queries.values()), zoom=self._zoom)
 
-    def _next_prompts(self, frame: int, before: Reached) -> Sequence[Prompt]:
+    def _next_prompts(self, frame: int, before: SpanState) -> Sequence[Prompt]:
         """What is asked on the next frame; nothing where the object has vanished."""
         region, understood = before.answer.region, self._model.card.prompts
         if isinstance(self._model, CarryingModel):  # it also decides when an object has vanished
-            scene, memory = self._plane(frame), before.answer.memory
-            kept = None if memory is None else memory.on(scene.whole, scene.shape)
+            here, memory = self._plane(frame), before.answer.memory
+            kept = None if memory is None else memory.on(here.whole, here.shape)
             shown = Segmentation(region.full(), before.answer.score, kept)
-            view = scene.view(scene.whole, scene.shape)
+            view = here.crop(here.whole, here.shape)
             return tuple(self._model.carry(view, shown, before.said))
         if not self._by_masks:
             repeated = tuple(p for p in before.said if num_axes(p) is None)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from limner.models import EncodedFrame, PropagatingModel
 from limner.networks.blocks.memory import aggregated
 from limner.sessions.answers.answer import Answer
-from limner.sessions.answers.image_view import Scene
-from limner.sessions.answers.zoom import Look, region_of
+from limner.sessions.answers.image_view import ImageView
+from limner.sessions.answers.zoom import ViewPrediction, to_image_grid
 from limner.sessions.propagation.memory_bank import MemoryBank
 from limner.sessions.propagation.provenance import digest
-from limner.sessions.propagation.schedule import Leg
-from limner.sessions.propagation.snapshots import Kept
+from limner.sessions.propagation.schedule import FrameSpan
+from limner.sessions.propagation.snapshots import ResumeState
 
 Floats = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ _LEAST = 1e-3  # logit of a pixel that is barely the object's
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class ObjectProbabilities:
     """What there is on a frame.
 
     Attributes:
@@ -40,7 +40,7 @@ class Found:
     probabilities: Floats
 
 
-class Recall:
+class MemoryPropagator:
     """One pass over a video in one direction. Begins without memories; another pass is another one.
 
     Objects are remembered together with those that they were announced with; what is announced
@@ -74,7 +74,7 @@ class Recall:
         """
         objects = tuple(given)
         blank = {i: self._blank(frame) for i in objects}
-        found = Found(objects, aggregated(np.stack([given[i] for i in objects])))
+        found = ObjectProbabilities(objects, aggregated(np.stack([given[i] for i in objects])))
         self._write(frame, found, blank, set(objects), place)
 
     def step(
@@ -85,7 +85,7 @@ class Recall:
         *,
         place: int,
         last: bool = False,
-    ) -> Found:
+    ) -> ObjectProbabilities:
         """Go on to a frame.
 
         Args:
@@ -174,18 +174,18 @@ class Recall:
 
     def _combined(
         self, objects: tuple[int, ...], found: dict[int, Floats], given: Mapping[int, Floats]
-    ) -> Found:
+    ) -> ObjectProbabilities:
         """What was found, but what the user drew where he drew."""
         if not given:
-            return Found(objects, np.stack([found[i] for i in (0, *objects)]))
+            return ObjectProbabilities(objects, np.stack([found[i] for i in (0, *objects)]))
         drawn = np.stack(list(given.values())).sum(axis=0) > 0.5
         parts = [given[i] if i in given else np.where(drawn, 0, found[i]) for i in objects]
-        return Found(objects, aggregated(np.stack(parts).astype(np.float32)))
+        return ObjectProbabilities(objects, aggregated(np.stack(parts).astype(np.float32)))
 
     def _write(
         self,
         frame: EncodedFrame,
-        found: Found,
+        found: ObjectProbabilities,
         sensory: Mapping[int, Floats],
         given: set[int],
         place: int,
@@ -211,41 +211,41 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A frame that a pass looks at.
+class Waypoint:
+    """A frame that a pass visits.
 
     Attributes:
         frame: its number.
-        here: legs that write it, by object.
+        here: spans that write it, by object.
         given: objects that are annotated on it.
         ahead: annotated frames to remember before going on, with the objects that set out here.
     """
 
     frame: int
-    here: Mapping[int, Leg]
+    here: Mapping[int, FrameSpan]
     given: tuple[int, ...]
     ahead: Mapping[int, Sequence[int]]
 
 
-def route(legs: Sequence[Leg], marks: Mapping[int, Sequence[int]]) -> list[Stop]:
+def plan_route(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]) -> list[Waypoint]:
     """The stops of one pass, in order: frames to write, and annotated ones before the last.
 
     Args:
-        legs: all in one direction, one at least.
+        spans: all in one direction, one at least.
         marks: all annotated frames by object.
     """
-    step = legs[0].frames.step
-    everyone = sorted({leg.object_id for leg in legs})
+    step = spans[0].frames.step
+    everyone = sorted({span.object_id for span in spans})
     found = []
-    for frame in _stops(legs, marks, step):
-        here = {leg.object_id: leg for leg in legs if frame in leg.frames}
+    for frame in _stops(spans, marks, step):
+        here = {span.object_id: span for span in spans if frame in span.frames}
         given = tuple(i for i in everyone if frame in marks[i])
-        found.append(Stop(frame, here, given, _ahead(legs, marks, frame)))
+        found.append(Waypoint(frame, here, given, _ahead(spans, marks, frame)))
     return found
 
 
-def chain(
-    stops: Sequence[Stop], start: str, mark: Callable[[int, int], str]
+def chain_digests(
+    stops: Sequence[Waypoint], start: str, mark: Callable[[int, int], str]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Digests of what a pass has seen: by frame, when it has looked at the frame, which is what the
     masks there follow from; and when it is about to go on, which is what its state does.
@@ -268,43 +268,43 @@ def chain(
     return there, after
 
 
-def recalled(
+def propagate_with_memory(
     model: PropagatingModel,
-    legs: Sequence[Leg],
+    spans: Sequence[FrameSpan],
     marks: Mapping[int, Sequence[int]],
-    scene: Callable[[int], Scene],
+    view: Callable[[int], ImageView],
     drawn: Callable[[int, int], NDArray[np.bool_]],
-    kept: Kept | None = None,
-) -> Iterator[tuple[Leg, int, Answer]]:
-    """One pass over the frames of some legs of one direction, each frame seen once.
+    kept: ResumeState | None = None,
+) -> Iterator[tuple[FrameSpan, int, Answer]]:
+    """One pass over the frames of some spans of one direction, each frame seen once.
 
     Every annotated frame on the way is remembered for good, and the next one ahead is so before the
     frames that lie between.
 
     Args:
         model: what sees and remembers.
-        legs: all in one direction; where each begins its object is not absent.
+        spans: all in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
         scene: a frame.
         drawn: an object's mask on an annotated frame.
         kept: to go on where an earlier pass stopped.
 
     Yields:
-        The leg, the frame, and where the object is there: logits are above 0 where it is likelier
+        The span, the frame, and where the object is there: logits are above 0 where it is likelier
         than any other and than none; the score is the Dice of its mask with its probabilities.
     """
-    if not legs:
+    if not spans:
         return
-    recall, stops = Recall(model), route(legs, marks)
-    for together in _alike(legs, marks):
+    recall, stops = MemoryPropagator(model), plan_route(spans, marks)
+    for together in _alike(spans, marks):
         recall.announce(together)
     frame, parts = (-1, {}) if kept is None else kept.load()
     if None in parts and recall.restore(parts[None]):
         stops = stops[1 + [stop.frame for stop in stops].index(frame) :]
 
     def seen(frame: int) -> EncodedFrame:
-        shown = scene(frame)
-        return model.encode_frame(shown.view(shown.whole, shown.shape))
+        shown = view(frame)
+        return model.encode_frame(shown.crop(shown.whole, shown.shape))
 
     def given_on(encoded: EncodedFrame, frame: int, objects: Iterable[int]) -> dict[int, Floats]:
         return {i: model.to_grid(encoded, drawn(i, frame)) for i in objects}
@@ -316,7 +316,7 @@ def recalled(
         found = recall.step(encoded, given, active, place=frame, last=stop is stops[-1])
         if stop.here:
             probabilities = model.to_view(encoded, found.probabilities)
-            for object_id, answer in _answers(scene(frame), probabilities, found.objects):
+            for object_id, answer in _answers(view(frame), probabilities, found.objects):
                 if object_id in stop.here:
                     yield stop.here[object_id], frame, answer
         for ahead, objects in stop.ahead.items():
@@ -326,38 +326,38 @@ def recalled(
             kept.save(frame, {None: recall.state()})
 
 
-def _stops(legs: Sequence[Leg], marks: Mapping[int, Sequence[int]], step: int) -> list[int]:
+def _stops(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], step: int) -> list[int]:
     """Frames to look at in order: those to write, and annotated ones before the last of these."""
-    written = {k for leg in legs for k in leg.frames}
+    written = {k for span in spans for k in span.frames}
     last = max(written, key=lambda k: k * step)
-    marked = {k for leg in legs for k in marks[leg.object_id] if k * step < last * step}
+    marked = {k for span in spans for k in marks[span.object_id] if k * step < last * step}
     return sorted(written | marked)[::step]
 
 
-def _alike(legs: Sequence[Leg], marks: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+def _alike(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
     """Objects that are annotated, and carried, on the same frames."""
     groups: dict[object, list[int]] = {}
-    for i in sorted({leg.object_id for leg in legs}):
-        own = tuple((leg.source, leg.frames) for leg in legs if leg.object_id == i)
+    for i in sorted({span.object_id for span in spans}):
+        own = tuple((span.source, span.frames) for span in spans if span.object_id == i)
         groups.setdefault((tuple(marks[i]), own), []).append(i)
     return iter(groups.values())
 
 
 def _ahead(
-    legs: Sequence[Leg], marks: Mapping[int, Sequence[int]], frame: int
+    spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], frame: int
 ) -> dict[int, list[int]]:
     """The next annotated frames of the objects that set out here, with these objects."""
     found: dict[int, list[int]] = {}
-    for leg in (leg for leg in legs if leg.source == frame):
-        further = [k for k in marks[leg.object_id] if (k - frame) * leg.frames.step > 0]
+    for span in (span for span in spans if span.source == frame):
+        further = [k for k in marks[span.object_id] if (k - frame) * span.frames.step > 0]
         if further:
             nearest = min(further, key=lambda k: abs(k - frame))
-            found.setdefault(nearest, []).append(leg.object_id)
+            found.setdefault(nearest, []).append(span.object_id)
     return found
 
 
 def _answers(
-    scene: Scene, probabilities: Floats, objects: Sequence[int]
+    view: ImageView, probabilities: Floats, objects: Sequence[int]
 ) -> Iterator[tuple[int, Answer]]:
     """Where objects are, by their probabilities (1 + objects, row, column), background first."""
     p = np.maximum(probabilities, np.float32(_CERTAIN))
@@ -371,4 +371,7 @@ def _answers(
         logits = np.where(mask, np.maximum(margin, np.float32(_LEAST)), margin)
         found = 2 * float(own[mask].sum()) / float(own.sum() + mask.sum())
         score = min(1.0, found) if mask.any() else 0.0
-        yield object_id, Answer(region_of(scene, Look(logits, scene.whole, score, None)), score)
+        yield (
+            object_id,
+            Answer(to_image_grid(view, ViewPrediction(logits, view.whole, score, None)), score),
+        )

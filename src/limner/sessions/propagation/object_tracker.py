@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from limner.adapters.axes import Bounds
 from limner.models import Before, FollowingModel
 from limner.sessions.answers.answer import Answer
-from limner.sessions.answers.image_view import Scene
-from limner.sessions.answers.sparse_logits import BACKGROUND_LOGIT, STEP, Region
+from limner.sessions.answers.image_view import ImageView
+from limner.sessions.answers.sparse_logits import BACKGROUND_LOGIT, STEP, SparseLogits
 from limner.sessions.answers.window import LEAST_MARGIN, LEAST_WINDOW, grown, view_shape
-from limner.sessions.answers.zoom import Look, region_of
-from limner.sessions.propagation.schedule import Leg
-from limner.sessions.propagation.snapshots import Kept
+from limner.sessions.answers.zoom import ViewPrediction, to_image_grid
+from limner.sessions.propagation.schedule import FrameSpan
+from limner.sessions.propagation.snapshots import ResumeState
 
 Array = NDArray[Any]
 
@@ -36,7 +36,7 @@ _REMEMBERED = "memory."  # before the names of what a model remembers
 
 
 @dataclass(frozen=True)
-class Going:
+class TrackingOptions:
     """What the frames are like.
 
     Attributes:
@@ -48,13 +48,13 @@ class Going:
     returns: bool
 
 
-class Track:
-    """One object on its way over the frames of a leg.
+class ObjectTracker:
+    """One object on its way over the frames of a span.
 
     Args:
         model: that follows.
-        leg: from where to where.
-        marks: the object's annotated frames that count, with its masks: where the leg begins, and
+        span: from where to where.
+        marks: the object's annotated frames that count, with its masks: where the span begins, and
             the next one ahead.
         scene: a frame.
         going: what the frames are like.
@@ -64,16 +64,16 @@ class Track:
     def __init__(
         self,
         model: FollowingModel,
-        leg: Leg,
+        span: FrameSpan,
         marks: Mapping[int, NDArray[np.bool_]],
-        scene: Callable[[int], Scene],
-        going: Going,
+        view: Callable[[int], ImageView],
+        going: TrackingOptions,
         state: Mapping[str, Array] | None = None,
     ) -> None:
-        self.leg = leg
-        self._model, self._scene, self._going = model, scene, going
-        self._given = {k: Region.of_mask(mask) for k, mask in marks.items()}
-        self._last = leg.source, self._given[leg.source]
+        self.span = span
+        self._model, self._view, self._going = model, view, going
+        self._given = {k: SparseLogits.of_mask(mask) for k, mask in marks.items()}
+        self._last = span.source, self._given[span.source]
         self._missed = 0
         self._side: tuple[int, int] | None = None
         self._centre = (0.0, 0.0)
@@ -86,7 +86,7 @@ class Track:
 
     @property
     def state(self) -> dict[str, Array]:
-        """All that what follows depends on, besides the leg and its annotated frames."""
+        """All that what follows depends on, besides the span and its annotated frames."""
         frame, region = self._last
         assert self.memory is not None
         return {
@@ -101,8 +101,8 @@ class Track:
         named = {k: a for k, a in state.items() if k.startswith(_REMEMBERED)}
         self.memory = {k.removeprefix(_REMEMBERED): a for k, a in named.items()}
         frame, self._missed, *low = (int(n) for n in state["at"])
-        shape = self._given[self.leg.source].shape
-        self._last = frame, Region(shape, tuple(low), state["last"])
+        shape = self._given[self.span.source].shape
+        self._last = frame, SparseLogits(shape, tuple(low), state["last"])
         sides = [int(n) for n in state["side"]]
         self._side = (sides[0], sides[1]) if sides else None
         self._centre = float(state["centre"][0]), float(state["centre"][1])
@@ -112,37 +112,45 @@ class Track:
         """Whether the object is not looked for any more."""
         return not self._going.returns and self._missed >= MOST_MISSED
 
-    def find(self, frame: int) -> Look:
+    def find(self, frame: int) -> ViewPrediction:
         """Look for the object on a frame."""
-        scene = self._scene(frame)
+        view = self._view(frame)
         for _ in range(MOST_WIDENINGS + 1):
-            look = self._looked(frame)
-            if self._side is None or grown(look.logits, look.bounds, scene.shape) == look.bounds:
+            prediction = self._looked(frame)
+            if (
+                self._side is None
+                or grown(prediction.logits, prediction.bounds, view.shape) == prediction.bounds
+            ):
                 break
-            sides = [min(int(WIDER * n), m) for n, m in zip(self._side, scene.shape, strict=True)]
+            sides = [min(int(WIDER * n), m) for n, m in zip(self._side, view.shape, strict=True)]
             self._begin((sides[0], sides[1]))
-        if look.found is None and self._missed and self._going.returns and self._side is not None:
-            return self._searched(frame) or look
-        return look
+        if (
+            prediction.found is None
+            and self._missed
+            and self._going.returns
+            and self._side is not None
+        ):
+            return self._searched(frame) or prediction
+        return prediction
 
-    def keep(self, frame: int, look: Look) -> None:
+    def keep(self, frame: int, prediction: ViewPrediction) -> None:
         """Go on from the answer on a frame."""
-        found = look.found
+        found = prediction.found
         self._missed = 0 if found is not None else self._missed + 1
-        scene = self._scene(frame)
-        seen = self._seen(scene, look.bounds, look.logits.shape)
+        view = self._view(frame)
+        seen = self._seen(view, prediction.bounds, prediction.logits.shape)
         if found is not None or not self._missed > 1:
             assert self.memory is not None
             self.memory = self._model.remember(
-                self.memory, seen, look.logits, place=frame, given=False
+                self.memory, seen, prediction.logits, place=frame, given=False
             )
-        region = region_of(scene, look)
+        region = to_image_grid(view, prediction)
         self._last = frame, region
         if found is None:
             return
         self._centre = _middle(found)
         if self._side is not None:
-            wanted = self._wanted([region, self._given[self.leg.source]])
+            wanted = self._wanted([region, self._given[self.span.source]])
             if wanted is not None and max(self._side) > TOO_LARGE * max(wanted):
                 self._begin(wanted)
 
@@ -161,19 +169,19 @@ class Track:
 
     def _remembered(
         self,
-        known: Mapping[int, tuple[Region, bool]],
-        place: Callable[[Scene, Region], tuple[Bounds, tuple[int, ...]]],
+        known: Mapping[int, tuple[SparseLogits, bool]],
+        place: Callable[[ImageView, SparseLogits], tuple[Bounds, tuple[int, ...]]],
     ) -> Mapping[str, Array] | None:
-        """A new memory of some frames, where the leg begins first; whether they were given."""
+        """A new memory of some frames, where the span begins first; whether they were given."""
         memory: Mapping[str, Array] | None = None
-        for frame, (region, given) in sorted(known.items(), key=lambda k: k[0] != self.leg.source):
-            scene = self._scene(frame)
-            bounds, shape = place(scene, region)
-            seen, logits = self._seen(scene, bounds, shape), region.shrunk(*bounds, shape)
+        for frame, (region, given) in sorted(known.items(), key=lambda k: k[0] != self.span.source):
+            view = self._view(frame)
+            bounds, shape = place(view, region)
+            seen, logits = self._seen(view, bounds, shape), region.shrunk(*bounds, shape)
             memory = self._model.remember(memory, seen, logits, place=frame, given=given)
         return memory
 
-    def _searched(self, frame: int) -> Look | None:
+    def _searched(self, frame: int) -> ViewPrediction | None:
         """An object that was lost, in the whole frame, then again from near; None: it is not there.
 
         What is looked like by chance is found here as well, so only a sure answer counts.
@@ -181,16 +189,16 @@ class Track:
         if self._afar is None:
             given = {k: (region, True) for k, region in self._given.items()}
             self._afar = self._remembered(given, self._all_of)
-        scene = self._scene(frame)
-        far = self._asked(self._afar, frame, self._all_of(scene), None)
+        view = self._view(frame)
+        far = self._asked(self._afar, frame, self._all_of(view), None)
         if far.found is None or far.score < SURE:
             return None
-        there = region_of(scene, far)
-        near = self._asked(self.memory, frame, self._window(scene, there), None)
+        there = to_image_grid(view, far)
+        near = self._asked(self.memory, frame, self._window(view, there), None)
         return near if near.found is not None and near.score >= SURE else None
 
-    def _looked(self, frame: int) -> Look:
-        where = self._window(self._scene(frame), self._last[1])
+    def _looked(self, frame: int) -> ViewPrediction:
+        where = self._window(self._view(frame), self._last[1])
         return self._asked(self.memory, frame, where, self._last)
 
     def _asked(
@@ -198,16 +206,16 @@ class Track:
         memory: Mapping[str, Array] | None,
         frame: int,
         where: tuple[Bounds, tuple[int, ...]],
-        last: tuple[int, Region] | None,
-    ) -> Look:
+        last: tuple[int, SparseLogits] | None,
+    ) -> ViewPrediction:
         """The model's answer on a view; the frame before, if it is shown, and the mask there."""
         bounds, shape = where
         shown = None
         if last is not None and last[1].mask_bounds is not None:
-            past = self._scene(last[0]).view(bounds, shape)
+            past = self._view(last[0]).crop(bounds, shape)
             shown = Before(past, last[1].shrunk(*bounds, shape))
         assert memory is not None
-        seen = self._seen(self._scene(frame), bounds, shape)
+        seen = self._seen(self._view(frame), bounds, shape)
         found = self._model.find(memory, seen, shown, place=frame)
         logits = np.asarray(found.logits, dtype=np.float32)
         if logits.shape != shape:
@@ -215,30 +223,30 @@ class Track:
                 f"{self._model.card.name} answered logits of shape {logits.shape} to a view of "
                 f"{shape}."
             )
-        return Look(logits, bounds, float(np.nan_to_num(found.score)), None)
+        return ViewPrediction(logits, bounds, float(np.nan_to_num(found.score)), None)
 
-    def _seen(self, scene: Scene, bounds: Bounds, shape: tuple[int, ...]) -> Any:
+    def _seen(self, view: ImageView, bounds: Bounds, shape: tuple[int, ...]) -> Any:
         """A view, looked at once for all objects that are in it."""
-        return scene.looked(self._model, bounds, shape)
+        return view.tracker_embedding(self._model, bounds, shape)
 
-    def _window(self, scene: Scene, region: Region) -> tuple[Bounds, tuple[int, ...]]:
+    def _window(self, view: ImageView, region: SparseLogits) -> tuple[Bounds, tuple[int, ...]]:
         """Around a mask, or, without one, where the object was last; inside the frame."""
         limits = self._model.card.limits(2)
         if self._side is None or limits is None:
-            return scene.whole, scene.shape
+            return view.whole, view.shape
         centre = self._centre if region.mask_bounds is None else _middle(region.mask_bounds)
         low = []
-        for middle, side, size in zip(centre, self._side, scene.shape, strict=True):
+        for middle, side, size in zip(centre, self._side, view.shape, strict=True):
             low.append(int(np.clip(round(middle - side / 2), 0, size - side)))
         bounds = tuple(low), tuple(a + n for a, n in zip(low, self._side, strict=True))
-        return bounds, view_shape(scene, bounds, limits)
+        return bounds, view_shape(view, bounds, limits)
 
-    def _all_of(self, scene: Scene, _: Region | None = None) -> tuple[Bounds, tuple[int, ...]]:
+    def _all_of(
+        self, view: ImageView, _: SparseLogits | None = None
+    ) -> tuple[Bounds, tuple[int, ...]]:
         """The whole frame, as coarse as it has to be."""
         limits = self._model.card.limits(2)
-        return scene.whole, scene.shape if limits is None else view_shape(
-            scene, scene.whole, limits
-        )
+        return view.whole, view.shape if limits is None else view_shape(view, view.whole, limits)
 
     def _wanted(self, regions: Any) -> tuple[int, int] | None:
         """Sides of a window that holds each of some masks, with a margin; None: no window."""
@@ -253,27 +261,27 @@ class Track:
         return rows, columns
 
 
-def followed(
+def track_objects(
     model: FollowingModel,
-    found: Sequence[Leg],
+    found: Sequence[FrameSpan],
     marks: Mapping[int, Sequence[int]],
-    scene: Callable[[int], Scene],
+    view: Callable[[int], ImageView],
     drawn: Callable[[int, int], NDArray[np.bool_]],
-    going: Going,
+    going: TrackingOptions,
     *,
-    kept: Kept | None = None,
+    kept: ResumeState | None = None,
     beside: Callable[[int], Iterable[tuple[int, NDArray[np.bool_]]]] = lambda _: (),
     nested: Iterable[frozenset[int]] = (),
-) -> Iterator[tuple[Leg, int, Answer]]:
-    """One pass over the frames of some legs of one direction, frame by frame.
+) -> Iterator[tuple[FrameSpan, int, Answer]]:
+    """One pass over the frames of some spans of one direction, frame by frame.
 
-    A leg depends on nothing but the annotated frame that it begins at and the next one ahead, but
+    A span depends on nothing but the annotated frame that it begins at and the next one ahead, but
     that objects exclude one another which nowhere overlap on annotated frames: what is run together
     by who is surer of a pixel, and what was there before keeps what it has.
 
     Args:
         model: what sees and remembers.
-        found: legs in one direction; where each begins its object is not absent.
+        found: spans in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
         scene: a frame.
         drawn: an object's mask on an annotated frame.
@@ -283,49 +291,51 @@ def followed(
         nested: pairs of objects that may overlap, besides those that do where they are annotated.
 
     Yields:
-        The leg, the frame, and where the object is there; nothing for frames of a leg beyond the
+        The span, the frame, and where the object is there; nothing for frames of a span beyond the
         object's end.
     """
     if not found:
         return
     step = found[0].frames.step
-    tracks: dict[Leg, Track] = {}
+    tracks: dict[FrameSpan, ObjectTracker] = {}
     may_overlap = {*nested, *_overlapping(found, marks, drawn)}
     at, states = (-1, {}) if kept is None else kept.load()
 
-    def begun(leg: Leg) -> Track:
-        near = {leg.source, *_ahead(leg, marks[leg.object_id])}
-        given = {k: drawn(leg.object_id, k) for k in near}
-        return Track(model, leg, given, scene, going, states.get(leg))
+    def begun(span: FrameSpan) -> ObjectTracker:
+        near = {span.source, *_ahead(span, marks[span.object_id])}
+        given = {k: drawn(span.object_id, k) for k in near}
+        return ObjectTracker(model, span, given, view, going, states.get(span))
 
-    for frame in sorted({k for leg in found for k in leg.frames})[::step]:
-        here = [leg for leg in found if frame in leg.frames]
-        here = [leg for leg in here if leg not in states or (frame - at) * step > 0]
-        tracks |= {leg: begun(leg) for leg in here if leg not in tracks}
-        looks = {leg: tracks[leg].find(frame) for leg in here if not tracks[leg].has_ended}
-        looks = _apart(scene(frame), looks, may_overlap)
-        looks = _clear(scene(frame), looks, beside(frame), may_overlap)
-        for leg, look in looks.items():
-            tracks[leg].keep(frame, look)
-            yield leg, frame, Answer(region_of(scene(frame), look), look.score)
-        tracks = {leg: track for leg, track in tracks.items() if frame != leg.frames[-1]}
+    for frame in sorted({k for span in found for k in span.frames})[::step]:
+        here = [span for span in found if frame in span.frames]
+        here = [span for span in here if span not in states or (frame - at) * step > 0]
+        tracks |= {span: begun(span) for span in here if span not in tracks}
+        predictions = {
+            span: tracks[span].find(frame) for span in here if not tracks[span].has_ended
+        }
+        predictions = _apart(view(frame), predictions, may_overlap)
+        predictions = _clear(view(frame), predictions, beside(frame), may_overlap)
+        for span, prediction in predictions.items():
+            tracks[span].keep(frame, prediction)
+            yield span, frame, Answer(to_image_grid(view(frame), prediction), prediction.score)
+        tracks = {span: track for span, track in tracks.items() if frame != span.frames[-1]}
         if kept is not None and kept.due():
-            kept.save(frame, {leg: track.state for leg, track in tracks.items()})
+            kept.save(frame, {span: track.state for span, track in tracks.items()})
 
 
-def _ahead(leg: Leg, marks: Sequence[int]) -> list[int]:
-    """The next annotated frame in the direction of a leg, if there is one."""
-    further = [k for k in marks if (k - leg.source) * leg.frames.step > 0]
-    return [min(further, key=lambda k: abs(k - leg.source))] if further else []
+def _ahead(span: FrameSpan, marks: Sequence[int]) -> list[int]:
+    """The next annotated frame in the direction of a span, if there is one."""
+    further = [k for k in marks if (k - span.source) * span.frames.step > 0]
+    return [min(further, key=lambda k: abs(k - span.source))] if further else []
 
 
 def _overlapping(
-    found: Sequence[Leg],
+    found: Sequence[FrameSpan],
     marks: Mapping[int, Sequence[int]],
     drawn: Callable[[int, int], NDArray[np.bool_]],
 ) -> set[frozenset[int]]:
     """Pairs of objects that share pixels on a frame on which both are annotated."""
-    run = {leg.object_id for leg in found}
+    run = {span.object_id for span in found}
     return {
         frozenset(pair)
         for pair in combinations(sorted(marks), 2)
@@ -336,11 +346,11 @@ def _overlapping(
 
 
 def _apart(
-    scene: Scene, looks: dict[Leg, Look], may_overlap: set[frozenset[int]]
-) -> dict[Leg, Look]:
+    view: ImageView, predictions: dict[FrameSpan, ViewPrediction], may_overlap: set[frozenset[int]]
+) -> dict[FrameSpan, ViewPrediction]:
     """Answers of which none has a pixel that another one is surer of."""
-    result = dict(looks)
-    for one, other in combinations(looks, 2):
+    result = dict(predictions)
+    for one, other in combinations(predictions, 2):
         if frozenset((one.object_id, other.object_id)) in may_overlap:
             continue
         boxes = result[one].found, result[other].found
@@ -350,42 +360,46 @@ def _apart(
         high = _ints(np.minimum(boxes[0][1], boxes[1][1]))
         if any(a >= b for a, b in zip(low, high, strict=True)):
             continue
-        first, second = (region_of(scene, result[leg]).window(low, high) for leg in (one, other))
+        first, second = (
+            to_image_grid(view, result[span]).window(low, high) for span in (one, other)
+        )
         both = (first > 0) & (second > 0)
-        for leg, lost in ((one, both & (first < second)), (other, both & (first >= second))):
+        for span, lost in ((one, both & (first < second)), (other, both & (first >= second))):
             if lost.any():
-                result[leg] = _without(result[leg], scene, low, lost)
+                result[span] = _without(result[span], view, low, lost)
     return result
 
 
 def _clear(
-    scene: Scene,
-    looks: Mapping[Leg, Look],
+    view: ImageView,
+    predictions: Mapping[FrameSpan, ViewPrediction],
     there: Iterable[tuple[int, NDArray[np.bool_]]],
     may_overlap: set[frozenset[int]],
-) -> dict[Leg, Look]:
+) -> dict[FrameSpan, ViewPrediction]:
     """Answers without the pixels that objects have which are not looked for here."""
-    result = dict(looks)
-    here = {leg.object_id for leg in looks}
-    known = [(i, mask) for i, mask in there if i not in here] if looks else []
-    for leg, (other, mask) in product(looks, known):
-        look = result[leg]
-        if look.found is not None and frozenset((leg.object_id, other)) not in may_overlap:
-            low, high = _ints(look.found[0]), _ints(look.found[1])
+    result = dict(predictions)
+    here = {span.object_id for span in predictions}
+    known = [(i, mask) for i, mask in there if i not in here] if predictions else []
+    for span, (other, mask) in product(predictions, known):
+        prediction = result[span]
+        if prediction.found is not None and frozenset((span.object_id, other)) not in may_overlap:
+            low, high = _ints(prediction.found[0]), _ints(prediction.found[1])
             lost = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-            lost = lost & (region_of(scene, look).window(low, high) > 0)
+            lost = lost & (to_image_grid(view, prediction).window(low, high) > 0)
             if lost.any():
-                result[leg] = _without(look, scene, low, lost)
+                result[span] = _without(prediction, view, low, lost)
     return result
 
 
-def _without(look: Look, scene: Scene, low: tuple[int, ...], lost: NDArray[np.bool_]) -> Look:
+def _without(
+    prediction: ViewPrediction, view: ImageView, low: tuple[int, ...], lost: NDArray[np.bool_]
+) -> ViewPrediction:
     """An answer without some pixels of the frame."""
-    gone = np.zeros(scene.shape, np.bool_)
+    gone = np.zeros(view.shape, np.bool_)
     gone[tuple(slice(a, a + n) for a, n in zip(low, lost.shape, strict=True))] = lost
-    share = Region.of_mask(gone).shrunk(*look.bounds, look.logits.shape)
-    taken = np.where(share > 0, np.minimum(look.logits, np.float32(-STEP)), look.logits)
-    return replace(look, logits=np.maximum(taken, np.float32(BACKGROUND_LOGIT)))
+    share = SparseLogits.of_mask(gone).shrunk(*prediction.bounds, prediction.logits.shape)
+    taken = np.where(share > 0, np.minimum(prediction.logits, np.float32(-STEP)), prediction.logits)
+    return replace(prediction, logits=np.maximum(taken, np.float32(BACKGROUND_LOGIT)))
 
 
 def _ints(position: Iterable[Any]) -> tuple[int, ...]:

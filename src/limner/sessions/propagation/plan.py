@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from limner.sessions.history.events import Requested
-from limner.sessions.history.log import Written
-from limner.sessions.propagation.schedule import Leg
+from limner.sessions.history.log import CommittedMask
+from limner.sessions.propagation.schedule import FrameSpan
 
 
 @dataclass(eq=False)
-class Run:
+class PropagationRun:
     """One propagation under way.
 
     Attributes:
@@ -29,46 +29,46 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class PropagationPlan:
     """Part of a propagation that goes in one direction.
 
     Attributes:
         run: the propagation.
-        legs: of the pass.
-        basis: what a frame of a leg follows from.
+        spans: of the pass.
+        basis: what a frame of a span follows from.
         known: what earlier propagations wrote, by object, then by frame and basis.
         visible: what of it was shown when the pass began, by object and frame.
-        ends: a leg has ended after so many frames without the object; None: it goes on.
+        ends: a span has ended after so many frames without the object; None: it goes on.
         damaged: frames that could not be read, which say nothing of the object.
     """
 
-    run: Run
-    legs: Sequence[Leg]
-    basis: Callable[[Leg, int], str]
-    known: Mapping[int, Mapping[tuple[int, str], Written]]
-    visible: Mapping[int, Mapping[int, Written]]
+    run: PropagationRun
+    spans: Sequence[FrameSpan]
+    basis: Callable[[FrameSpan, int], str]
+    known: Mapping[int, Mapping[tuple[int, str], CommittedMask]]
+    visible: Mapping[int, Mapping[int, CommittedMask]]
     ends: int | None = None
     damaged: Container[int] = ()
 
-    def right(self, leg: Leg, frame: int) -> Written | None:
+    def right(self, span: FrameSpan, frame: int) -> CommittedMask | None:
         """What is known of a frame and still holds."""
-        return self.known[leg.object_id].get((frame, self.basis(leg, frame)))
+        return self.known[span.object_id].get((frame, self.basis(span, frame)))
 
-    def prefix(self, leg: Leg) -> list[int]:
-        """The first frames of a leg, as far as all of them are known."""
-        return [*takewhile(lambda frame: self.right(leg, frame), leg.frames)]
+    def prefix(self, span: FrameSpan) -> list[int]:
+        """The first frames of a span, as far as all of them are known."""
+        return [*takewhile(lambda frame: self.right(span, frame), span.frames)]
 
     @property
-    def missing(self) -> list[Leg]:
+    def missing(self) -> list[FrameSpan]:
         """Legs of which not all is known."""
-        return [leg for leg in self.legs if not self._is_done(leg)]
+        return [span for span in self.spans if not self._is_done(span)]
 
-    def _is_done(self, leg: Leg) -> bool:
-        known = self.prefix(leg)
-        if len(known) == len(leg.frames):
+    def _is_done(self, span: FrameSpan) -> bool:
+        known = self.prefix(span)
+        if len(known) == len(span.frames):
             return True
         known = [frame for frame in known if frame not in self.damaged]
         if self.ends is None or len(known) < self.ends:
             return False
-        last = [self.right(leg, frame) for frame in known[-self.ends :]]
+        last = [self.right(span, frame) for frame in known[-self.ends :]]
         return not any(any(there.runs[1::2]) for there in last if there)

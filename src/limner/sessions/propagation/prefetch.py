@@ -9,12 +9,12 @@ from typing import Any
 
 from limner.adapters.axes import Bounds
 from limner.models import EncodingModel, PromptableModel
-from limner.sessions.answers.image_view import Scene, Shape
+from limner.sessions.answers.image_view import ImageView, Shape
 
 _MOST_AHEAD = 4  # frames encoded together; as many scenes more are kept
 
 
-class Plane(Scene):
+class FrameView(ImageView):
     """A frame, perhaps with what was encoded of it before anybody asked."""
 
     ahead: tuple[Any] | None = None
@@ -26,23 +26,23 @@ class Plane(Scene):
         return super().embedding(model, bounds, shape)
 
 
-def num_ahead(model: PromptableModel, *, zoom: bool) -> int:
+def num_prefetched(model: PromptableModel, *, zoom: bool) -> int:
     """Frames to encode together; 1 where nothing is gained, or every object has its window."""
     if not isinstance(model, EncodingModel) or (zoom and 2 in model.card.window):
         return 1
     return min(_MOST_AHEAD, model.views_at_once)
 
 
-def encode_ahead(
-    model: PromptableModel, plane: Callable[[int], Plane], frames: Sequence[int], *, zoom: bool
+def prefetch_embeddings(
+    model: PromptableModel, plane: Callable[[int], FrameView], frames: Sequence[int], *, zoom: bool
 ) -> None:
     """Encode the first frames together if the very first has not been, where the model says that
     this is faster.
     """
-    size = num_ahead(model, zoom=zoom)
+    size = num_prefetched(model, zoom=zoom)
     if size < 2 or not isinstance(model, EncodingModel) or plane(frames[0]).ahead:
         return
     planes = [plane(k) for k in frames[:size]]
-    views = [p.view(p.whole, p.shape) for p in planes]
+    views = [p.crop(p.whole, p.shape) for p in planes]
     for p, embedding in zip(planes, model.embed_batch(views), strict=True):
         p.ahead = (embedding,)

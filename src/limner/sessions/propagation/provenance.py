@@ -12,7 +12,7 @@ from typing import Any
 from limner.adapters.protocols import PropagatingModel
 from limner.models import CarryingModel, PromptableModel
 from limner.prompts.types import to_json
-from limner.sessions.history.log import Action, Log
+from limner.sessions.history.log import Action, PromptLog
 
 _DIGITS = 16  # 64 bits: a journal has some thousands of digests
 
@@ -31,7 +31,7 @@ def of_model(model: PromptableModel, *, zoom: bool, exact: bool) -> str:
     return digest(card.name, card.weights_sha256, zoom, exact, limits, own_way)
 
 
-def of_prompts(log: Log, actions: Sequence[Action]) -> str:
+def of_prompts(log: PromptLog, actions: Sequence[Action]) -> str:
     """What an answer to prompts follows from: the prompts, and after which of them it was asked for
     before, since each round is fed to the next.
     """
@@ -40,7 +40,7 @@ def of_prompts(log: Log, actions: Sequence[Action]) -> str:
     return digest(said, rounds)
 
 
-def of_mark(log: Log, object_id: int, frame: int) -> str:
+def of_mark(log: PromptLog, object_id: int, frame: int) -> str:
     """What an object's mask on an annotated frame follows from: what was said there, and what was
     on the frame before, which a first correction starts from.
     """

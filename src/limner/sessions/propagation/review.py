@@ -12,7 +12,7 @@ from limner.sessions.history.events import Runs
 _SPREAD = 4  # times as many places as entries are asked for are told apart
 
 
-class Doubtful(NamedTuple):
+class ReviewFrame(NamedTuple):
     """A frame that needs a look.
 
     Attributes:
@@ -26,7 +26,7 @@ class Doubtful(NamedTuple):
     object_id: int
 
 
-def certainties(
+def rate_certainty(
     carried: Mapping[int, tuple[Runs, float]], fixed: Mapping[int, Runs]
 ) -> dict[int, float]:
     """How sure each propagated frame of an object is, 0…1.
@@ -63,7 +63,7 @@ def overlap(one: Sequence[int], other: Sequence[int]) -> float:
     return 2 * both / area
 
 
-def worst(sure: Mapping[int, tuple[float, int]], count: int) -> tuple[Doubtful, ...]:
+def choose_worst(sure: Mapping[int, tuple[float, int]], count: int) -> tuple[ReviewFrame, ...]:
     """The least sure frames, spread out: what is near to a worse one is left out.
 
     Args:
@@ -71,10 +71,10 @@ def worst(sure: Mapping[int, tuple[float, int]], count: int) -> tuple[Doubtful, 
         count: of entries, at most.
     """
     apart = max(2, len(sure) // max(1, _SPREAD * count))
-    chosen: list[Doubtful] = []
+    chosen: list[ReviewFrame] = []
     for frame in sorted(sure, key=lambda k: (sure[k][0], k)):
         if len(chosen) >= count:
             break
         if all(abs(frame - other.frame) > apart for other in chosen):
-            chosen.append(Doubtful(frame, *sure[frame]))
+            chosen.append(ReviewFrame(frame, *sure[frame]))
     return tuple(chosen)

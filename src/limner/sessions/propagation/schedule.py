@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from limner.prompts.types import Box
 from limner.sessions.answers.answer import Answer
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 
 MOST_GROWTH = 1.05  # of a carried mask's area from one frame to the next
 REACH = 0.05  # of the square root of the area: how far a mask that leaked may go beyond the last
@@ -19,7 +19,7 @@ BOX_MARGIN = 0.1  # of the object's size, around the last mask for models that t
 
 
 @dataclass(frozen=True)
-class Leg:
+class FrameSpan:
     """Part of a propagation: carry from an annotated frame over a run of frames, in order.
 
     Attributes:
@@ -35,9 +35,9 @@ class Leg:
     ahead: int | None = None
 
 
-def legs(
+def assign_spans(
     object_id: int, sources: Sequence[int], low: int, high: int, direction: str
-) -> Iterator[Leg]:
+) -> Iterator[FrameSpan]:
     """Which annotated frame is carried where: to the nearest frames if both ways, forward first."""
     both = direction == "both"
     if direction != "backward":
@@ -46,7 +46,7 @@ def legs(
             end = high if ahead is None else ahead
             if both and ahead is not None:
                 end = (source + end) // 2 + 1
-            yield Leg(object_id, source, range(max(source + 1, low), min(end, high)), ahead)
+            yield FrameSpan(object_id, source, range(max(source + 1, low), min(end, high)), ahead)
     if direction != "forward":
         for k, source in reversed(list(enumerate(sources))):
             ahead = None if k == 0 else sources[k - 1]
@@ -54,24 +54,24 @@ def legs(
             if both and ahead is not None:
                 end = (source + end) // 2
             frames = range(min(source, high) - 1, max(end, low - 1), -1)
-            yield Leg(object_id, source, frames, ahead)
+            yield FrameSpan(object_id, source, frames, ahead)
 
 
-def gaps(object_id: int, marks: Sequence[int], low: int, high: int) -> Iterator[Leg]:
+def find_gaps(object_id: int, marks: Sequence[int], low: int, high: int) -> Iterator[FrameSpan]:
     """The frames between annotated ones that follow one another."""
     for before, after in pairwise(marks):
-        yield Leg(object_id, before, range(max(before + 1, low), min(after, high)), after)
+        yield FrameSpan(object_id, before, range(max(before + 1, low), min(after, high)), after)
 
 
-def in_order(parts: Sequence[Leg]) -> Iterator[tuple[Leg, int]]:
-    """Frames as they are come to by legs of one direction, all objects together."""
+def interleave_spans(parts: Sequence[FrameSpan]) -> Iterator[tuple[FrameSpan, int]]:
+    """Frames as they are come to by spans of one direction, all objects together."""
     if not parts:
         return
-    for frame in sorted({k for leg in parts for k in leg.frames})[:: parts[0].frames.step]:
-        yield from ((leg, frame) for leg in parts if frame in leg.frames)
+    for frame in sorted({k for span in parts for k in span.frames})[:: parts[0].frames.step]:
+        yield from ((span, frame) for span in parts if frame in span.frames)
 
 
-def braked(answer: Answer, before: Region) -> Answer:
+def limit_growth(answer: Answer, before: SparseLogits) -> Answer:
     """A carried mask that did not leak: one that jumps in size is held near the one before.
 
     Wherever it moves, an object grows little from one frame to the next; a mask that does not may
@@ -86,10 +86,10 @@ def braked(answer: Answer, before: Region) -> Answer:
 
     reach = max(1.0, REACH * float(np.sqrt(old.sum())))
     near = ndimage.distance_transform_edt(~old) <= reach
-    return Answer(Region.of_mask(new & near), answer.score / float(growth))
+    return Answer(SparseLogits.of_mask(new & near), answer.score / float(growth))
 
 
-def box_around(region: Region) -> Box:
+def box_around(region: SparseLogits) -> Box:
     """The box of a mask that is not empty, with a margin, within the image."""
     assert region.mask_bounds is not None
     low, high = (np.asarray(b, dtype=float) for b in region.mask_bounds)
@@ -97,7 +97,7 @@ def box_around(region: Region) -> Box:
     return Box(tuple(np.maximum(low - margin, 0)), tuple(np.minimum(high + margin, region.shape)))
 
 
-def box_between(marks: Mapping[int, Box], frame: int) -> Box | None:
+def interpolate_box(marks: Mapping[int, Box], frame: int) -> Box | None:
     """The box on a frame between two marked ones: every side moves evenly from one to the other.
 
     Args:

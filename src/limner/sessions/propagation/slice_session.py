@@ -18,16 +18,16 @@ from limner.models import PromptableModel
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Box, Prompt
 from limner.sessions.answers.finite import finite
-from limner.sessions.answers.image_view import Scene
+from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.prediction import Prediction
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.base import BaseSession, Part
 from limner.sessions.history.events import Requested, Runs
 from limner.sessions.history.ids import check_frame, check_object_id
 from limner.sessions.history.log import Action
-from limner.sessions.propagation.plan import Pass
-from limner.sessions.propagation.prefetch import Plane, num_ahead
-from limner.sessions.propagation.review import Doubtful, certainties, worst
+from limner.sessions.propagation.plan import PropagationPlan
+from limner.sessions.propagation.prefetch import FrameView, num_prefetched
+from limner.sessions.propagation.review import ReviewFrame, choose_worst, rate_certainty
 
 _CACHED_SCENES = 4
 
@@ -38,7 +38,7 @@ class PlanesSession(BaseSession):
     plane_name = "frame"
 
     @cached_property
-    def _scenes(self) -> OrderedDict[tuple[int, bool], Plane]:
+    def _scenes(self) -> OrderedDict[tuple[int, bool], FrameView]:
         """The frames looked at last, by whether the propagator did."""
         return OrderedDict()
 
@@ -70,7 +70,7 @@ class PlanesSession(BaseSession):
             how=asked.how,
         )
 
-    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[Doubtful, ...]:
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
         """The propagated frames that most need a look, the worst first.
 
         A frame is doubtful where its score is low, or where the mask jumps in area or place against
@@ -95,9 +95,9 @@ class PlanesSession(BaseSession):
             carried = {k: (w.runs, w.score) for k, w in written if k not in left_out}
             beside = (k for k in marked if {k - 1, k + 1} & carried.keys())
             fixed = {k: array("Q", rle.encode(self._frame_answer(i, k).mask())) for k in beside}
-            for k, score in certainties(carried, fixed).items():
+            for k, score in rate_certainty(carried, fixed).items():
                 sure[k] = min(sure.get(k, (score, i)), (score, i))
-        return worst(sure, count)
+        return choose_worst(sure, count)
 
     # -- the model that carries ---------------------------------------------------------------
 
@@ -113,16 +113,16 @@ class PlanesSession(BaseSession):
 
     # -- answers ------------------------------------------------------------------------------
 
-    def _frame_answer(self, object_id: int, frame: int) -> Region:
+    def _frame_answer(self, object_id: int, frame: int) -> SparseLogits:
         return self._answer(object_id, frame, self._log.prompts(object_id, frame)).region
 
-    def _base(self, object_id: int, frame: int | None, first: Action) -> Region | None:
+    def _base(self, object_id: int, frame: int | None, first: Action) -> SparseLogits | None:
         """What earlier actions left on this frame, so that a first correction starts from it."""
         if frame is None:
             return None
         committed = self._log.carried_before(object_id, frame, first.number)
         if committed is not None:
-            return Region.of_mask(self._decoded(committed.runs))
+            return SparseLogits.of_mask(self._decoded(committed.runs))
         earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]
         return self._answer(object_id, None, earlier).region.plane(frame) if earlier else None
 
@@ -171,18 +171,20 @@ class PlanesSession(BaseSession):
                 "taken back; call propagate() again."
             )
 
-    def _beside(self, where: Pass) -> Callable[[int], Iterator[tuple[int, NDArray[np.bool_]]]]:
-        """What is there of all objects on a frame: what the user drew; of objects with a leg over
+    def _beside(
+        self, where: PropagationPlan
+    ) -> Callable[[int], Iterator[tuple[int, NDArray[np.bool_]]]]:
+        """What is there of all objects on a frame: what the user drew; of objects with a span over
         it what still holds; of others what was carried there. Forward, that are objects of other
         calls only, for what a pass backward wrote before may be run again after this one.
         """
-        forward = where.legs[0].frames.step > 0
+        forward = where.spans[0].frames.step > 0
         passed_over = where.run.turns if forward else ()
         marks = {i: set(self._log.frames(i)) for i in self.object_ids}
         carried = {i: self._log.committed(i) for i in marks if i not in passed_over}
 
         def beside(frame: int) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-            own = {leg.object_id: leg for leg in where.legs if frame in leg.frames}
+            own = {span.object_id: span for span in where.spans if frame in span.frames}
             for i, annotated in marks.items():
                 if frame in annotated:
                     if self._log.prompts(i, frame):  # they may have been taken back since
@@ -214,27 +216,27 @@ class PlanesSession(BaseSession):
 
     # -- planes -------------------------------------------------------------------------------
 
-    def _scene(self, frame: int | None) -> Scene:
+    def _scene(self, frame: int | None) -> ImageView:
         assert frame is not None
         return self._plane_of(frame)
 
-    def _carrier_plane(self, frame: int) -> Plane:
+    def _carrier_plane(self, frame: int) -> FrameView:
         """A frame for the model that carries."""
         return self._plane_of(frame, carries=self.propagator is not None)
 
-    def _plane_of(self, frame: int, *, carries: bool = False) -> Plane:
+    def _plane_of(self, frame: int, *, carries: bool = False) -> FrameView:
         """A frame for one of the two models: what was encoded is of use to one of them only."""
         key = (frame, carries)
         if key not in self._scenes:
             geometry = self.image.geometry.plane(frame)
-            self._scenes[key] = Plane(
+            self._scenes[key] = FrameView(
                 self._plane(frame),
                 geometry.spacing,
                 self._intensity(),
                 self.image.modality,
                 windowed=self.options.window is not None,
             )
-            ahead = num_ahead(self._carrier, zoom=self._carrier_zooms)
+            ahead = num_prefetched(self._carrier, zoom=self._carrier_zooms)
             while len(self._scenes) > _CACHED_SCENES + ahead:
                 self._scenes.popitem(last=False)
         return self._scenes[key]

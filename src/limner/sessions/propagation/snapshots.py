@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from limner.atomic import atomic_path
 from limner.errors import FormatError
-from limner.sessions.propagation.schedule import Leg
+from limner.sessions.propagation.schedule import FrameSpan
 
 Array = NDArray[Any]
-Part: TypeAlias = Leg | None  # of a pass: one leg, or all of it together
+Part: TypeAlias = FrameSpan | None  # of a pass: one span, or all of it together
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _BUDGET_IN_MEMORY = 256 << 20  # where there is no journal
 _ABOUT = "limner"  # the entry of a file that says what it is about
 
 
-class State(NamedTuple):
+class Snapshot(NamedTuple):
     """What was remembered after a frame, by part: digests of what it follows from, and arrays under
     the part's name, a slash and their own.
     """
@@ -42,7 +42,7 @@ class State(NamedTuple):
     arrays: dict[str, Array]
 
 
-class Snapshots:
+class SnapshotStore:
     """The newest snapshot of each of the two passes of a session.
 
     Args:
@@ -52,10 +52,10 @@ class Snapshots:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._held: dict[str, State] = {}
+        self._held: dict[str, Snapshot] = {}
         self._has_failed = False
 
-    def load(self, name: str) -> State | None:
+    def load(self, name: str) -> Snapshot | None:
         """A snapshot; None where there is none, or it is damaged."""
         if self._folder is None:
             return self._held.get(name)
@@ -66,11 +66,11 @@ class Snapshots:
             ):
                 arrays = {key: held[key] for key in held.files}
             about = json.loads(str(arrays.pop(_ABOUT)))
-            return State(int(about["frame"]), dict(about["bases"]), arrays)
+            return Snapshot(int(about["frame"]), dict(about["bases"]), arrays)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
 
-    def save(self, name: str, state: State) -> None:
+    def save(self, name: str, state: Snapshot) -> None:
         """Replace a snapshot. One that cannot be written is not worth losing a propagation for."""
         size = sum(a.nbytes for a in state.arrays.values())
         if size > (_BUDGET_IN_MEMORY if self._folder is None else BUDGET):
@@ -104,7 +104,7 @@ class Snapshots:
                 self._folder.rmdir()  # unless the other is there
 
 
-class Kept:
+class ResumeState:
     """What a driver of a pass needs to go on where an earlier one stopped, and to be gone on with.
 
     A driver asks `load` when it begins. After a frame, once the consumer has come back for more, it
@@ -113,14 +113,14 @@ class Kept:
     Args:
         store: where snapshots are.
         step: 1 for the pass forward, -1 backward; each has one snapshot.
-        basis: digest of all that the state of a part after a frame follows from. A part is a leg,
+        basis: digest of all that the state of a part after a frame follows from. A part is a span,
             or None for a pass that is all one.
         ready: by part the frames up to which everything has been written and still holds.
     """
 
     def __init__(
         self,
-        store: Snapshots,
+        store: SnapshotStore,
         step: int,
         basis: Callable[[Part, int], str],
         ready: Mapping[Part, Container[int]],
@@ -159,7 +159,7 @@ class Kept:
         arrays = {
             f"{_label(part)}/{k}": a for part, state in parts.items() for k, a in state.items()
         }
-        self._store.save(self._name, State(frame, bases, arrays))
+        self._store.save(self._name, Snapshot(frame, bases, arrays))
         self._since, self._ended = 0, time.monotonic()
         self._cost = self._ended - began
 

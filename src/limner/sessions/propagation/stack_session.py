@@ -16,21 +16,31 @@ from limner.models import FollowingModel
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.prediction import Prediction
-from limner.sessions.answers.sparse_logits import Region
+from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.history.events import Committed, Propagated, Requested
 from limner.sessions.history.ids import check_object_id
-from limner.sessions.history.log import Written
+from limner.sessions.history.log import CommittedMask
 from limner.sessions.propagation import provenance as basis
-from limner.sessions.propagation.mask_propagator import Reached, Walk
-from limner.sessions.propagation.memory_propagator import chain, recalled, route
-from limner.sessions.propagation.object_tracker import MOST_MISSED, Going, followed
-from limner.sessions.propagation.plan import Pass, Run
-from limner.sessions.propagation.schedule import Leg, box_around, gaps, in_order, legs
+from limner.sessions.propagation.mask_propagator import MaskPropagator, SpanState
+from limner.sessions.propagation.memory_propagator import (
+    chain_digests,
+    plan_route,
+    propagate_with_memory,
+)
+from limner.sessions.propagation.object_tracker import MOST_MISSED, TrackingOptions, track_objects
+from limner.sessions.propagation.plan import PropagationPlan, PropagationRun
+from limner.sessions.propagation.schedule import (
+    FrameSpan,
+    assign_spans,
+    box_around,
+    find_gaps,
+    interleave_spans,
+)
 from limner.sessions.propagation.slice_session import PlanesSession
-from limner.sessions.propagation.snapshots import Kept, Part, Snapshots
+from limner.sessions.propagation.snapshots import Part, ResumeState, SnapshotStore
 
 WAYS = ("carry", "interpolate")
-Answers: TypeAlias = Iterable[tuple[Leg, int, Answer]]
+Answers: TypeAlias = Iterable[tuple[FrameSpan, int, Answer]]
 
 
 class StackSession(PlanesSession):
@@ -94,7 +104,7 @@ class StackSession(PlanesSession):
         objects = self.object_ids if object_id is None else (check_object_id(object_id),)
         sources = {i: self._log.frames(i) for i in objects if self._log.frames(i)}
         self._check_way(how, direction, sources)
-        run = Run(
+        run = PropagationRun(
             Requested(
                 None if start is None else low,
                 None if stop is None else high,
@@ -107,70 +117,72 @@ class StackSession(PlanesSession):
         )
         if how == "interpolate":
             return self._between(run, sources, low, high)
-        found = (legs(i, frames, low, high, direction) for i, frames in sources.items())
-        parts = [leg for own in found for leg in own if leg.frames]
+        found = (assign_spans(i, frames, low, high, direction) for i, frames in sources.items())
+        parts = [span for own in found for span in own if span.frames]
         return self._carried(run, parts) if parts else iter(())
 
     # -- one propagation ----------------------------------------------------------------------
 
-    def _carried(self, run: Run, parts: Sequence[Leg]) -> Iterator[Prediction]:
+    def _carried(self, run: PropagationRun, parts: Sequence[FrameSpan]) -> Iterator[Prediction]:
         self._begin(run, parts)
         for step in (1, -1):
-            if own := [leg for leg in parts if leg.frames.step == step]:
+            if own := [span for span in parts if span.frames.step == step]:
                 yield from self._pass(run, own, step)
 
-    def _begin(self, run: Run, parts: Sequence[Leg]) -> None:
+    def _begin(self, run: PropagationRun, parts: Sequence[FrameSpan]) -> None:
         self._check_open()
-        for leg in parts:
-            self._check_source(leg.object_id, leg.source)
+        for span in parts:
+            self._check_source(span.object_id, span.source)
         if self._log.requested is None:
             self._snapshots.clear()
         if self._log.requested != run.request:
             self._record(run.request)
 
-    def _pass(self, run: Run, parts: Sequence[Leg], step: int) -> Iterator[Prediction]:
-        """All legs of one direction."""
+    def _pass(
+        self, run: PropagationRun, parts: Sequence[FrameSpan], step: int
+    ) -> Iterator[Prediction]:
+        """All spans of one direction."""
         if not isinstance(self._carrier, (FollowingModel, PropagatingModel)):
             where = self._pass_of(run, parts, self._by_source(parts), ends=self._walk_ends)
             yield from self._written(where, partial(self._walk, where))
             return
-        absent = [leg for leg in parts if not self._drawn(leg.object_id, leg.source).any()]
+        absent = [span for span in parts if not self._drawn(span.object_id, span.source).any()]
         if absent:  # said to be absent: nothing to carry, but perhaps something to take away
             where = self._pass_of(run, absent, self._by_source(absent))
             yield from self._written(where, lambda: ())
-        rest = [leg for leg in parts if leg not in absent]
+        rest = [span for span in parts if span not in absent]
         if rest and isinstance(self._carrier, FollowingModel):
             yield from self._followed(run, rest, self._carrier)
         elif rest and isinstance(self._carrier, PropagatingModel):
             yield from self._recalled(run, rest, self._carrier)
 
-    def _walk(self, where: Pass) -> Answers:
+    def _walk(self, where: PropagationPlan) -> Answers:
         """From mask to mask."""
 
-        def known(leg: Leg, frame: int) -> Answer | None:
-            there = where.right(leg, frame)
+        def known(span: FrameSpan, frame: int) -> Answer | None:
+            there = where.right(span, frame)
             if there is None or frame in self.image.damaged:  # what was found there is not written
                 return None
             return Answer(self._region(there), there.score)
 
-        walk = Walk(self._carrier, self._carrier_plane, zoom=self._carrier_zooms)
+        walk = MaskPropagator(self._carrier, self._carrier_plane, zoom=self._carrier_zooms)
         return walk.carried(where.missing, self._begun, known)
 
     def _followed(
-        self, run: Run, parts: Sequence[Leg], model: FollowingModel
+        self, run: PropagationRun, parts: Sequence[FrameSpan], model: FollowingModel
     ) -> Iterator[Prediction]:
         """By a memory of one object at a time."""
         follows_from = self._by_source(parts, ahead=True)
-        going = Going(self._carrier_zooms, returns=self.image.kind == "video")
+        going = TrackingOptions(self._carrier_zooms, returns=self.image.kind == "video")
         ends = None if going.returns else MOST_MISSED
         where = self._pass_of(run, parts, follows_from, ends=ends)
-        ready: dict[Part, set[int]] = {leg: set(where.prefix(leg)) for leg in parts}
-        kept = Kept(self._snapshots, parts[0].frames.step, follows_from, ready)
+        ready: dict[Part, set[int]] = {span: set(where.prefix(span)) for span in parts}
+        kept = ResumeState(self._snapshots, parts[0].frames.step, follows_from, ready)
         marks = {i: frames for i in self.object_ids if (frames := self._log.frames(i))}
         plane, drawn, beside = self._carrier_plane, self._drawn, self._beside(where)
 
         def rest() -> Answers:
-            return followed(
+            return track_objects(
                 model,
                 where.missing,
                 marks,
@@ -186,60 +198,64 @@ class StackSession(PlanesSession):
         kept.drop()
 
     def _recalled(
-        self, run: Run, parts: Sequence[Leg], model: PropagatingModel
+        self, run: PropagationRun, parts: Sequence[FrameSpan], model: PropagatingModel
     ) -> Iterator[Prediction]:
         """By a memory of all objects together."""
         step = parts[0].frames.step
-        marks = {leg.object_id: self._log.frames(leg.object_id) for leg in parts}
-        stops = route(parts, marks)
-        there, after = chain(stops, self._begun_with, cache(partial(basis.of_mark, self._log)))
+        marks = {span.object_id: self._log.frames(span.object_id) for span in parts}
+        stops = plan_route(parts, marks)
+        there, after = chain_digests(
+            stops, self._begun_with, cache(partial(basis.of_mark, self._log))
+        )
         where = self._pass_of(run, parts, lambda _, frame: there[frame])
         ready: dict[Part, set[int]] = {None: set()}
         for stop in stops:
-            if not all(where.right(leg, stop.frame) for leg in stop.here.values()):
+            if not all(where.right(span, stop.frame) for span in stop.here.values()):
                 break
             ready[None].add(stop.frame)
-        kept = Kept(self._snapshots, step, lambda _, frame: after[frame], ready)
+        kept = ResumeState(self._snapshots, step, lambda _, frame: after[frame], ready)
         yield from self._written(
             where,
-            lambda: recalled(model, parts, marks, self._carrier_plane, self._drawn, kept),
+            lambda: propagate_with_memory(
+                model, parts, marks, self._carrier_plane, self._drawn, kept
+            ),
         )
         kept.drop()
 
     def _between(
-        self, run: Run, sources: Mapping[int, Sequence[int]], low: int, high: int
+        self, run: PropagationRun, sources: Mapping[int, Sequence[int]], low: int, high: int
     ) -> Iterator[Prediction]:
         """By boxes between annotated frames."""
-        parts = [leg for i, frames in sources.items() for leg in gaps(i, frames, low, high)]
-        parts = [leg for leg in parts if leg.frames]
+        parts = [span for i, frames in sources.items() for span in find_gaps(i, frames, low, high)]
+        parts = [span for span in parts if span.frames]
         if not parts:
             return
         self._begin(run, parts)
         marks = {i: self._marks(i, frames) for i, frames in sources.items()}
         asked = basis.of_model(self.model, zoom=self.options.zoom, exact=self.options.exact)
         bases = {}
-        for leg in parts:
-            boxes = marks[leg.object_id].items()
-            before = max(((k, b.low, b.high) for k, b in boxes if k <= leg.source), default=None)
-            after = min(((k, b.low, b.high) for k, b in boxes if k > leg.source), default=None)
-            bases[leg] = basis.digest("between", asked, before, after)
-        where = self._pass_of(run, parts, lambda leg, _: bases[leg])
-        walk = Walk(self.model, self._plane_of, zoom=self.options.zoom)
+        for span in parts:
+            boxes = marks[span.object_id].items()
+            before = max(((k, b.low, b.high) for k, b in boxes if k <= span.source), default=None)
+            after = min(((k, b.low, b.high) for k, b in boxes if k > span.source), default=None)
+            bases[span] = basis.digest("between", asked, before, after)
+        where = self._pass_of(run, parts, lambda span, _: bases[span])
+        walk = MaskPropagator(self.model, self._plane_of, zoom=self.options.zoom)
 
-        def known(leg: Leg, frame: int) -> bool:
-            return where.right(leg, frame) is not None
+        def known(span: FrameSpan, frame: int) -> bool:
+            return where.right(span, frame) is not None
 
         yield from self._written(where, lambda: walk.between(where.missing, marks, known))
 
     # -- what is there, and what is written ---------------------------------------------------
 
     @cached_property
-    def _snapshots(self) -> Snapshots:
+    def _snapshots(self) -> SnapshotStore:
         """Beside the journal."""
         if self.journal is None:
-            return Snapshots(None)
+            return SnapshotStore(None)
         path = self.journal.path
-        return Snapshots(path.with_name(f"{path.name}.state"))
+        return SnapshotStore(path.with_name(f"{path.name}.state"))
 
     @property
     def _begun_with(self) -> str:
@@ -250,28 +266,30 @@ class StackSession(PlanesSession):
             asked, basis.of_model(self._carrier, zoom=self._carrier_zooms, exact=exact)
         )
 
-    def _by_source(self, parts: Sequence[Leg], *, ahead: bool = False) -> Callable[[Any, int], str]:
-        """For legs that do not depend on one another: each follows from the annotated frame that it
-        begins at, the first frame that it goes to, and perhaps the next annotated one ahead.
+    def _by_source(
+        self, parts: Sequence[FrameSpan], *, ahead: bool = False
+    ) -> Callable[[Any, int], str]:
+        """For spans that do not depend on one another: each follows from the annotated frame that
+        it begins at, the first frame that it goes to, and perhaps the next annotated one ahead.
         """
         begun = self._begun_with
         found = {}
-        for leg in parts:
-            frames = [leg.source, *([leg.ahead] if ahead and leg.ahead is not None else [])]
-            marks = [basis.of_mark(self._log, leg.object_id, k) for k in frames]
-            found[leg] = basis.digest(begun, marks, leg.frames[0], leg.frames.step)
-        return lambda leg, _: found[leg]
+        for span in parts:
+            frames = [span.source, *([span.ahead] if ahead and span.ahead is not None else [])]
+            marks = [basis.of_mark(self._log, span.object_id, k) for k in frames]
+            found[span] = basis.digest(begun, marks, span.frames[0], span.frames.step)
+        return lambda span, _: found[span]
 
     def _pass_of(
         self,
-        run: Run,
-        parts: Sequence[Leg],
-        follows_from: Callable[[Leg, int], str],
+        run: PropagationRun,
+        parts: Sequence[FrameSpan],
+        follows_from: Callable[[FrameSpan, int], str],
         *,
         ends: int | None = None,
-    ) -> Pass:
-        objects = {leg.object_id for leg in parts}
-        return Pass(
+    ) -> PropagationPlan:
+        objects = {span.object_id for span in parts}
+        return PropagationPlan(
             run,
             parts,
             follows_from,
@@ -281,81 +299,87 @@ class StackSession(PlanesSession):
             self.image.damaged,
         )
 
-    def _written(self, where: Pass, found: Callable[[], Answers]) -> Iterator[Prediction]:
+    def _written(
+        self, where: PropagationPlan, found: Callable[[], Answers]
+    ) -> Iterator[Prediction]:
         """First the frames that are there and still hold, then what is found of the others; last,
         the object is taken off frames of before on which it is not found any more.
         """
-        for leg, frame in in_order(where.legs):
-            if there := where.right(leg, frame):
-                yield self._confirmed(where, leg, frame, there)
+        for span, frame in interleave_spans(where.spans):
+            if there := where.right(span, frame):
+                yield self._confirmed(where, span, frame, there)
         left = {
-            (leg, frame): None
-            for leg, frame in in_order(where.legs)
-            if frame in where.visible[leg.object_id] and not where.right(leg, frame)
+            (span, frame): None
+            for span, frame in interleave_spans(where.spans)
+            if frame in where.visible[span.object_id] and not where.right(span, frame)
         }
-        for leg, frame, answer in found() if where.missing else ():
-            if not where.right(leg, frame):
-                yield self._answered_there(where, leg, frame, answer)
-                left.pop((leg, frame), None)
-        for leg, frame in left:
-            yield self._answered_there(where, leg, frame, self._nothing)
+        for span, frame, answer in found() if where.missing else ():
+            if not where.right(span, frame):
+                yield self._answered_there(where, span, frame, answer)
+                left.pop((span, frame), None)
+        for span, frame in left:
+            yield self._answered_there(where, span, frame, self._nothing)
 
-    def _answered_there(self, where: Pass, leg: Leg, frame: int, answer: Answer) -> Prediction:
+    def _answered_there(
+        self, where: PropagationPlan, span: FrameSpan, frame: int, answer: Answer
+    ) -> Prediction:
         self._check_turns(where.run)
         if frame in self.image.damaged:  # another frame stood in, and the object goes on from there
             answer = self._nothing
         counts = tuple(rle.encode(answer.region.mask()))
-        self._commit(where, leg, Committed(leg.object_id, frame, counts, answer.score))
-        return self._prediction(answer.region, answer.score, leg.object_id, frame)
+        self._commit(where, span, Committed(span.object_id, frame, counts, answer.score))
+        return self._prediction(answer.region, answer.score, span.object_id, frame)
 
     @property
     def _nothing(self) -> Answer:
         """That the object is not on a frame."""
-        return Answer(Region.empty(self.image.geometry.shape[1:]), 0.0)
+        return Answer(SparseLogits.empty(self.image.geometry.shape[1:]), 0.0)
 
     @property
     def _walk_ends(self) -> int | None:
-        """After how many empty masks a leg from mask to mask has ended; None: the model knows."""
-        return 1 if Walk.follows_masks(self._carrier) else None
+        """After how many empty masks a span from mask to mask has ended; None: the model knows."""
+        return 1 if MaskPropagator.follows_masks(self._carrier) else None
 
-    def _confirmed(self, where: Pass, leg: Leg, frame: int, there: Written) -> Prediction:
+    def _confirmed(
+        self, where: PropagationPlan, span: FrameSpan, frame: int, there: CommittedMask
+    ) -> Prediction:
         """A frame that still holds; written again if something else was written over it."""
         self._check_turns(where.run)
-        shown = where.visible[leg.object_id].get(frame)
+        shown = where.visible[span.object_id].get(frame)
         if shown is None or shown.basis != there.basis:
-            event = Committed(leg.object_id, frame, tuple(there.runs), there.score)
-            self._commit(where, leg, event)
-        found = self._prediction(self._region(there), there.score, leg.object_id, frame)
+            event = Committed(span.object_id, frame, tuple(there.runs), there.score)
+            self._commit(where, span, event)
+        found = self._prediction(self._region(there), there.score, span.object_id, frame)
         return replace(found, known=True)
 
-    def _commit(self, where: Pass, leg: Leg, event: Committed) -> None:
+    def _commit(self, where: PropagationPlan, span: FrameSpan, event: Committed) -> None:
         """Write a frame, as part of one propagation with the others of this run."""
         run = where.run
         if event.object_id not in run.writing:
             how, joins = run.request.how, bool(run.writing)
             self._record(Propagated((event.object_id,), how, joins))
             run.writing.add(event.object_id)
-        self._record(replace(event, basis=where.basis(leg, event.frame)))
+        self._record(replace(event, basis=where.basis(span, event.frame)))
 
-    def _region(self, there: Written) -> Region:
-        return Region.of_mask(self._decoded(there.runs))
+    def _region(self, there: CommittedMask) -> SparseLogits:
+        return SparseLogits.of_mask(self._decoded(there.runs))
 
-    def _begun(self, leg: Leg) -> Reached:
-        """What is on the frame that a leg begins at. Another model than the one that answered there
-        sees the mask only.
+    def _begun(self, span: FrameSpan) -> SpanState:
+        """What is on the frame that a span begins at. Another model than the one that answered
+        there sees the mask only.
         """
-        self._check_source(leg.object_id, leg.source)
-        said = self._log.prompts(leg.object_id, leg.source)
+        self._check_source(span.object_id, span.source)
+        said = self._log.prompts(span.object_id, span.source)
         prompts: list[Prompt] = [a.prompt for a in said if a.prompt is not None]
-        answer = self._answer(leg.object_id, leg.source, said)
+        answer = self._answer(span.object_id, span.source, said)
         if self.propagator is None:
-            return Reached(answer, prompts)
+            return SpanState(answer, prompts)
         region, understood = answer.region, self.propagator.card.prompts
         if "mask" in understood:
             prompts = [MaskPrompt(region.mask())]
         elif "box" in understood and region.mask_bounds is not None:
             prompts = [box_around(region)]
-        return Reached(Answer(region, answer.score), prompts)
+        return SpanState(Answer(region, answer.score), prompts)
 
     def _check_way(self, how: str, direction: str, sources: Mapping[int, Sequence[int]]) -> None:
         """Refuse a propagation that cannot be."""
@@ -382,7 +406,7 @@ class StackSession(PlanesSession):
                 "interpolate, mark two at least."
             )
 
-    def _check_turns(self, run: Run) -> None:
+    def _check_turns(self, run: PropagationRun) -> None:
         """Refuse to go on where anything was said of an object that is carried, for it may share a
         memory with the others.
         """
