@@ -72,22 +72,22 @@ def test_a_view_of_full_size_is_shown_pixel_by_pixel() -> None:
 
 def test_training_paints_the_same_disk() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.simulate.strokes import disks
+    from limner.train.simulate.strokes import paint_disks
 
     at = torch.tensor([[10, 20]])
     seen, _ = shown(view((256, 256)), [Click((10, 20))])
-    painted = disks(at, 256, fusion.CLICK_RADIUS)[0, 0].numpy()
+    painted = paint_disks(at, 256, fusion.CLICK_RADIUS)[0, 0].numpy()
     assert np.array_equal(painted, seen[fusion.POSITIVE])
 
 
 def test_a_first_box_comes_with_the_guess_that_training_shows() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.simulate.strokes import ellipse
+    from limner.train.simulate.strokes import paint_ellipse
 
     rough = np.tanh(fusion.MASK_LOGIT / fusion.LOGIT_SCALE)
     seen, _ = shown(view((256, 256)), [Box((20, 30), (90, 201))])
     boxed = torch.from_numpy(seen[None, fusion.REGION : fusion.REGION + 1])
-    guess = ellipse(boxed)[0, 0].numpy()
+    guess = paint_ellipse(boxed)[0, 0].numpy()
     assert np.pi / 4 * 70 * 171 == pytest.approx(guess.sum(), rel=0.01)
     assert np.allclose(seen[fusion.PREVIOUS], rough * (2 * guess - 1), atol=1e-6)
     answered, _ = shown(view((256, 256)), [Box((20, 30), (90, 201))], np.zeros((256, 256)))

@@ -59,15 +59,15 @@ def test_a_view_of_full_size_is_shown_voxel_by_voxel() -> None:
 
 def test_training_paints_the_same_ball_and_the_same_guess() -> None:
     torch = pytest.importorskip("torch")
-    from limner.train.simulate.strokes3d import balls, corners, ellipsoid
+    from limner.train.simulate.strokes3d import find_corners, paint_balls, paint_ellipsoid
 
     size = torch.Size((32, 96, 96))
     seen, _ = shown(view((32, 96, 96)), [Click((10, 20, 30))])
     at = torch.tensor([[10, 20, 30]])
-    assert np.array_equal(balls(at, size, fusion.CLICK_RADIUS)[0, 0], seen[fusion.POSITIVE])
+    assert np.array_equal(paint_balls(at, size, fusion.CLICK_RADIUS)[0, 0], seen[fusion.POSITIVE])
     seen, _ = shown(view((32, 96, 96)), [Box((4, 20, 30), (29, 90, 94))])
     region = torch.from_numpy(seen[None, fusion.REGION : fusion.REGION + 1])
-    guess = ellipsoid(corners(region), size)[0, 0].numpy()
+    guess = paint_ellipsoid(find_corners(region), size)[0, 0].numpy()
     assert guess.sum() == pytest.approx(np.pi / 6 * 25 * 70 * 64, rel=0.01)
     assert np.allclose(seen[fusion.PREVIOUS], ROUGH * (2 * guess - 1), atol=1e-6)
 
@@ -85,8 +85,8 @@ def test_a_box_on_one_slice_is_a_guess_about_that_slice_alone(axis: int) -> None
 
 
 def test_a_lasso_and_a_mask_on_one_slice_likewise() -> None:
-    corners = ((7.0, 10.0, 10.0), (7.0, 10.0, 60.0), (7.0, 60.0, 60.0), (7.0, 60.0, 10.0))
-    seen, _ = shown(view((32, 96, 96)), [Lasso(corners)])
+    find_corners = ((7.0, 10.0, 10.0), (7.0, 10.0, 60.0), (7.0, 60.0, 60.0), (7.0, 60.0, 10.0))
+    seen, _ = shown(view((32, 96, 96)), [Lasso(find_corners)])
     assert np.allclose(seen[fusion.PREVIOUS, 7, 20:50, 20:50], ROUGH)
     assert np.allclose(seen[fusion.PREVIOUS, 7, 70:], -ROUGH)
     assert (np.delete(seen[fusion.PREVIOUS], 7, 0) == 0).all()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from limner.train import tensorboard
-from limner.train.log import Records
-from limner.train.tensorboard import Board
+from limner.train.log import RunLog
+from limner.train.tensorboard import TensorBoardWriter
 
 
 def _records(path: Path) -> list[bytes]:
@@ -71,7 +71,7 @@ def _points(folder: Path) -> list[tuple[str, int, float]]:
     return found
 
 
-def _write(records: Records, *steps: int) -> None:
+def _write(records: RunLog, *steps: int) -> None:
     for step in steps:
         records.count(4, {"loss": torch.tensor(float(step))})
         records.write(step, {"rate": 0.5})
@@ -80,7 +80,7 @@ def _write(records: Records, *steps: int) -> None:
 def test_bytes_are_those_of_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As tensorboardX 2.6 and protobuf write the same event."""
     monkeypatch.setattr(tensorboard.time, "time", lambda: 1.5)
-    writer = Board(tmp_path, 299)
+    writer = TensorBoardWriter(tmp_path, 299)
     writer.add(300, {"train/loss": 0.25})
     writer.close()
     (path,) = tmp_path.iterdir()
@@ -94,13 +94,13 @@ def test_bytes_are_those_of_other_writers(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_each_step_is_told_once_after_a_kill(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    killed = Records(log, 0)
+    killed = RunLog(log, 0)
     _write(killed, 1, 2, 3)  # not closed: what was said is on disk already
     assert [s for name, s, _ in _points(tmp_path / "tensorboard") if "loss" in name] == [1, 2, 3]
     (file,) = (tmp_path / "tensorboard").iterdir()
     with file.open("ab") as torn:
         torn.write(b"\x30\x00\x00")
-    resumed = Records(log, 2)
+    resumed = RunLog(log, 2)
     _write(resumed, 3, 4)
     resumed.write_validation(4, {"mean": {"box": 0.75}, "2d/discs": {"box": 0.5}})
     resumed.close()
@@ -116,7 +116,7 @@ def test_each_step_is_told_once_after_a_kill(tmp_path: Path) -> None:
 def test_files_of_many_starts_stay_apart_and_in_order(tmp_path: Path) -> None:
     (tmp_path / "events.out.tfevents.9000000000.elsewhere").write_bytes(b"")
     for step in range(3):
-        writer = Board(tmp_path, step)
+        writer = TensorBoardWriter(tmp_path, step)
         writer.add(step + 1, {"a": float(step)})
         writer.close()
     assert len(list(tmp_path.iterdir())) == 4

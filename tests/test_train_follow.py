@@ -31,11 +31,11 @@ from limner.networks.unet2d import PromptableUNet2d, fuse  # noqa: E402
 from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
 from limner.train.data import motion, pack, pack3d  # noqa: E402
-from limner.train.data.rng import Chance  # noqa: E402
+from limner.train.data.rng import BatchRandom  # noqa: E402
 from limner.train.data.sequences import ClipMaker, Clips  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.losses import iou  # noqa: E402
-from limner.train.tasks.tracking import Walk, followed  # noqa: E402
+from limner.train.tasks.tracking import TrackerRollout, track_clips  # noqa: E402
 from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -71,8 +71,8 @@ def _config(**values: object) -> TrainConfig:
     return TrainConfig(**(SMALL | values))  # type: ignore[arg-type]
 
 
-def _chance(number: int, seed: int = 0) -> Chance:
-    return Chance(number, torch.Generator().manual_seed(seed))
+def _batch_rng(number: int, seed: int = 0) -> BatchRandom:
+    return BatchRandom(number, torch.Generator().manual_seed(seed))
 
 
 def _network(seed: int = 0) -> FollowNetwork:
@@ -119,7 +119,7 @@ def _draw(
 ) -> Clips:
     config = _config(frames=5, **values)
     maker = ClipMaker(config, *packs, CPU)
-    return maker.draw(number, 64, np.random.default_rng(seed), _chance(number, seed))
+    return maker.draw(number, 64, np.random.default_rng(seed), _batch_rng(number, seed))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_neighbours_are_more_alike_than_frames_far_apart(
 
 
 def test_paths_begin_where_the_picture_is() -> None:
-    grids = motion.paths(6, 16, _chance(32))
+    grids = motion.paths(6, 16, _batch_rng(32))
     assert grids.shape == (32, 6, 16, 16, 2)
     along = (torch.arange(16) + 0.5) / 8 - 1
     still = torch.stack([along.expand(16, 16), along[:, None].expand(16, 16)], dim=-1)
@@ -192,20 +192,20 @@ def test_moved_and_pasted_objects_stay_masks() -> None:
     target[:, :, 8:20, 10:22] = 1
     inside = torch.ones_like(target)
     for parts in (
-        motion.moved(image, target, inside, 4, _chance(4)),
-        motion.pasted(image, target, 4, _chance(4)),
+        motion.moved(image, target, inside, 4, _batch_rng(4)),
+        motion.pasted(image, target, 4, _batch_rng(4)),
     ):
         assert [p.shape[:3] for p in parts] == [(4, 4, 3), (4, 4, 1), (4, 4, 1)]
         assert torch.equal(parts[1][:, 0], target)
         assert set(parts[1].unique().tolist()) <= {0.0, 1.0}
-    pasted = motion.pasted(image, target, 4, _chance(4))[0][:, 0]
+    pasted = motion.pasted(image, target, 4, _batch_rng(4))[0][:, 0]
     assert torch.allclose(pasted * target, image * target, atol=1e-5)
     assert torch.allclose(pasted * (1 - target), image.roll(1, 0) * (1 - target), atol=1e-5)
 
 
 def test_flicker_changes_light_not_places() -> None:
     image = torch.full((64, 5, 3, 8, 8), 0.5)
-    seen = motion.flickered(image, _chance(64))
+    seen = motion.flickered(image, _batch_rng(64))
     changed = (seen - image).abs().amax(dim=(1, 2, 3, 4))
     assert 0.2 < (changed == 0).float().mean() < 0.8
     assert seen.min() >= 0
@@ -307,7 +307,7 @@ def test_the_mask_of_the_frame_before_is_moved_to_where_things_are() -> None:
     for t in range(3):
         target[:, t, :, 20:40, 26 - 3 * t : 46 - 3 * t] = 1
     shown = torch.from_numpy(image)[None, :, None].expand(-1, -1, 3, -1, -1)
-    walk = Walk(_network(), Clips(shown, target, torch.ones_like(target)), "fp32")
+    walk = TrackerRollout(_network(), Clips(shown, target, torch.ones_like(target)), "fp32")
     past, mask = walk._moved(1)
     assert past.shape == (1, 3, 64, 64)
     assert float(iou((mask > 0.5).float(), target[:, 1])) > 0.9
@@ -400,7 +400,7 @@ def test_it_learns_to_follow(folder: Path) -> None:
     from limner.train.losses import answer_loss
 
     for _ in range(25):
-        walk = Walk(network, clips, "fp32")
+        walk = TrackerRollout(network, clips, "fp32")
         total = torch.zeros(())
         for t in range(1, 4):
             logits, _ = walk.step(t, torch.ones(1, 1, 1, 1))
@@ -411,7 +411,7 @@ def test_it_learns_to_follow(folder: Path) -> None:
         total.backward()
         optimiser.step()
     with torch.no_grad():
-        answers = followed(network.eval(), clips, "fp32")
+        answers = track_clips(network.eval(), clips, "fp32")
     assert answers.shape == (1, 3, 1, 32, 32)
     assert float(iou(answers.flatten(0, 1), target[:, 1:].flatten(0, 1)).mean()) > 0.9
 

@@ -25,12 +25,12 @@ from limner.models.xmem.network import XMemNetwork  # noqa: E402
 from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
 from limner.train.data import pack, pack3d  # noqa: E402
-from limner.train.data.rng import Chance  # noqa: E402
+from limner.train.data.rng import BatchRandom  # noqa: E402
 from limner.train.data.sequences import Clips  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.tasks.xmem_adapters import Adapters, Adapting, read_base  # noqa: E402
 from limner.train.tasks.xmem_losses import aggregated, hard_share, masks_loss  # noqa: E402
-from limner.train.tasks.xmem_sequence import Walk, alone, in_pairs  # noqa: E402
+from limner.train.tasks.xmem_sequence import XMemRollout, add_second_object, with_one_object  # noqa: E402
 from train_makers import one_thread, volume_packs  # noqa: E402
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -185,7 +185,7 @@ def _clips(seed: int = 0, number: int = 2, frames: int = 3) -> Clips:
 
 def test_another_object_may_move_about_in_front() -> None:
     clips = _clips(number=16)
-    shown = in_pairs(clips, Chance(16, torch.Generator().manual_seed(1)))
+    shown = add_second_object(clips, BatchRandom(16, torch.Generator().manual_seed(1)))
     assert shown.target.shape == (16, 3, 2, 64, 64)
     assert shown.target.sum(dim=2).max() == 1
     assert 2 <= shown.there[:, 1].sum() <= 12
@@ -204,9 +204,9 @@ def test_the_walk_is_what_a_session_does(base: Path) -> None:
     clips = _clips(number=1)
     levels = clips.image[0].permute(0, 2, 3, 1).mul(255).round().numpy()
     clips = replace(clips, image=torch.from_numpy(levels / 255).permute(0, 3, 1, 2)[None])
-    shown = alone(clips)
+    shown = with_one_object(clips)
     with torch.no_grad():
-        walk = Walk(network, shown, "fp32")
+        walk = XMemRollout(network, shown, "fp32")
         found = walk.step(1, [0]).softmax(dim=1)[:, 1:]
         walk.remember(1, found, deep=True)
         after = walk.step(2, [0, 1]).softmax(dim=1)[:, 1:]

@@ -36,7 +36,7 @@ from limner.train.segvol_config import (
     write_config,
 )
 from limner.train.segvol_loop import train
-from limner.train.simulate.segvol import tell
+from limner.train.simulate.segvol import encode_prompts
 from limner.train.tasks import segvol_files
 from limner.train.tasks.segvol_encoder import encode
 from limner.train.tasks.segvol_finetune import Finetuning, mask_loss
@@ -373,7 +373,7 @@ def test_prompts_of_every_combination_are_about_the_object(combination: str) -> 
     mask[2:5, 10:20, 3:9] = True
     numbers = set()
     for seed in range(20):
-        told = tell(mask, np.random.default_rng(seed))
+        told = encode_prompts(mask, np.random.default_rng(seed))
         points, labels = told.tokens(combination)
         assert len(points) == len(labels)
         kinds = combination.split("+")
@@ -397,7 +397,7 @@ def test_small_objects_and_jittered_boxes_give_valid_prompts() -> None:
     mask = np.zeros((4, 8, 8), dtype=bool)
     mask[3, 7, 0] = True
     for seed in range(30):
-        told = tell(mask, np.random.default_rng(seed), jitter=3)
+        told = encode_prompts(mask, np.random.default_rng(seed), jitter=3)
         assert (told.labels == 1).sum() == 1
         assert (told.box[0] <= told.box[1]).all()
         assert (told.box >= 0).all()

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from limner.train.data import supervoxels
-from limner.train.simulate.segvol import about_pseudo, cleaned, pseudo_objects
+from limner.train.simulate.segvol import clean_mask, list_pseudo_objects, prompt_pseudo_object
 
 
 def _plain(
@@ -109,17 +109,17 @@ def test_pseudo_regions_are_cleaned_and_boxes_mean_what_is_in_them() -> None:
     mask = np.zeros((8, 32, 32), dtype=bool)
     mask[2:6, 8:20, 8:20] = True
     mask[0, 30, 30] = True
-    tidy = cleaned(mask)
+    tidy = clean_mask(mask)
     assert tidy[3, 8:20, 10:18].all()
     assert not tidy[0].any()
-    assert not cleaned(np.zeros_like(mask)).any()
+    assert not clean_mask(np.zeros_like(mask)).any()
     regions = np.where(mask, 1, 0)
     regions[2:6, 11:17, 11:17] = 2  # wholly in the box of 1
     regions[:, :, 31] = -1
-    choices = pseudo_objects(regions)
+    choices = list_pseudo_objects(regions)
     assert choices == [0, 1, 2]
     for seed in range(8):
-        found = about_pseudo(regions, [1, 2], "box", np.random.default_rng(seed))
+        found = prompt_pseudo_object(regions, [1, 2], "box", np.random.default_rng(seed))
         assert found is not None
         told_mask, told = found
         both = told_mask[2:6, 8:20, 8:20]
@@ -128,7 +128,7 @@ def test_pseudo_regions_are_cleaned_and_boxes_mean_what_is_in_them() -> None:
         assert told_mask[
             low[0] : high[0] + 1, low[1] : high[1] + 1, low[2] : high[2] + 1
         ].sum() == (told_mask.sum())
-    found = about_pseudo(regions, [2], "point", np.random.default_rng(0))
+    found = prompt_pseudo_object(regions, [2], "point", np.random.default_rng(0))
     assert found is not None
     points, labels = found[1].points, found[1].labels
     assert 5 <= (labels == 1).sum() <= 11

@@ -13,13 +13,18 @@ from limner.networks.fusion2d import CLICK_RADIUS
 from limner.train.data import pack
 from limner.train.data.augment import disturb
 from limner.train.data.pack import COARSE, FINE, Pack
-from limner.train.data.rng import Chance, box_mean
+from limner.train.data.rng import BatchRandom, box_mean
 from limner.train.data.synthetic import invent, paint
 from limner.train.data.targets import MOST_IDS, TargetTable
 from limner.train.data.views import Bank, draw_views, plain_views
 from limner.train.losses import answer_loss, dice, iou
 from limner.train.simulate import strokes
-from limner.train.simulate.interactions import begin, begin_with_box, begin_with_click, correct
+from limner.train.simulate.interactions import (
+    prompt_with_box,
+    prompt_with_click,
+    simulate_correction,
+    simulate_first_prompts,
+)
 from train_makers import make_data
 
 SIZE = 64
@@ -40,8 +45,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return pack.open_pack(out)
 
 
-def _chance(number: int, seed: int = 0) -> Chance:
-    return Chance(number, torch.Generator().manual_seed(seed))
+def _batch_rng(number: int, seed: int = 0) -> BatchRandom:
+    return BatchRandom(number, torch.Generator().manual_seed(seed))
 
 
 def _masks() -> torch.Tensor:
@@ -56,21 +61,21 @@ def _masks() -> torch.Tensor:
 def test_some_samples_are_changed_and_the_others_left() -> None:
     values = torch.zeros(5, 1, 4, 4)
     chosen = torch.tensor([1, 0, 0, 1, 0]).bool().view(-1, 1, 1, 1)
-    changed = _chance(5).some(values, chosen, lambda part, chance: part + chance.number)
+    changed = _batch_rng(5).some(values, chosen, lambda part, batch_rng: part + batch_rng.number)
     assert changed.mean(dim=(1, 2, 3)).tolist() == [2, 0, 0, 2, 0]
     assert (values == 0).all()
-    assert _chance(5).some(values, ~chosen & chosen, lambda part, _: part + 1) is values
+    assert _batch_rng(5).some(values, ~chosen & chosen, lambda part, _: part + 1) is values
 
 
 def test_a_box_is_shown_with_its_ellipse_and_a_lasso_with_all_of_it() -> None:
     target = _masks()[:1].repeat(64, 1, 1, 1)
-    said = begin(target, torch.ones_like(target), _chance(64), 0.0)
+    said = simulate_first_prompts(target, torch.ones_like(target), _batch_rng(64), 0.0)
     for region, previous in zip(said.region, said.previous, strict=True):
         if region.any():
             guess = previous > 0
             assert (guess & (region == 0)).sum() == 0
             assert guess.sum() > 0.7 * region.sum()
-    boxed = begin_with_box(target[:1])
+    boxed = prompt_with_box(target[:1])
     assert float((boxed.previous > 0).sum() / boxed.region.sum()) == pytest.approx(0.785, abs=0.03)
 
 
@@ -83,7 +88,7 @@ def test_running_means_are_means() -> None:
 
 def test_the_deepest_pixel_is_in_the_middle_of_the_largest_part() -> None:
     masks = _masks()
-    at = strokes.one_pixel(masks, _chance(len(masks)), deep=strokes.depth(masks))
+    at = strokes.draw_pixel(masks, _batch_rng(len(masks)), deep=strokes.compute_depth(masks))
     assert ((at[0] - torch.tensor([30, 34])).abs() <= 3).all()
     assert ((at[4] - torch.tensor([30, 34])).abs() <= 4).all()
     assert at[3].tolist() == [30, 34]
@@ -94,13 +99,13 @@ def test_the_deepest_pixel_is_in_the_middle_of_the_largest_part() -> None:
 
 def test_random_pixels_are_spread_over_the_mask() -> None:
     mask = _masks()[:1].expand(200, -1, -1, -1)
-    at = strokes.one_pixel(mask, _chance(200)).float()
+    at = strokes.draw_pixel(mask, _batch_rng(200)).float()
     assert (mask[0, 0][tuple(at.long().T)] == 1).all()
     assert (at.std(dim=0) > 4).all()
 
 
 def test_disks_have_their_radius_and_missing_ones_are_empty() -> None:
-    drawn = strokes.disks(torch.tensor([[10, 20], [-1, -1], [0, 0]]), SIZE, CLICK_RADIUS)
+    drawn = strokes.paint_disks(torch.tensor([[10, 20], [-1, -1], [0, 0]]), SIZE, CLICK_RADIUS)
     assert drawn[0].sum() == 21
     assert drawn[0, 0, 10, 20] == 1
     assert drawn[1].sum() == 0
@@ -110,7 +115,9 @@ def test_disks_have_their_radius_and_missing_ones_are_empty() -> None:
 def test_strokes_touch_their_mask_and_are_much_smaller() -> None:
     masks = _masks()
     for seed in range(8):
-        drawn = strokes.scribble(masks, strokes.depth(masks), _chance(len(masks), seed))
+        drawn = strokes.draw_scribble(
+            masks, strokes.compute_depth(masks), _batch_rng(len(masks), seed)
+        )
         touched = (drawn * masks).sum(dim=(1, 2, 3))
         assert (touched[:6] > 0).all()
         assert drawn[6].sum() == 0
@@ -120,7 +127,7 @@ def test_strokes_touch_their_mask_and_are_much_smaller() -> None:
 
 def test_tight_boxes_are_tight_and_loose_ones_are_near() -> None:
     masks = _masks()
-    exact = begin_with_box(masks).region
+    exact = prompt_with_box(masks).region
     for mask, box in zip(masks[:6], exact[:6], strict=True):
         where = torch.nonzero(mask[0])
         low, high = where.min(0).values, where.max(0).values
@@ -129,25 +136,25 @@ def test_tight_boxes_are_tight_and_loose_ones_are_near() -> None:
         assert box[0, high[0], high[1]] == 1
     assert exact[6].sum() == 0
     for seed in range(5):
-        chance = _chance(len(masks), seed)
-        loose = strokes.box(masks, chance, loose=chance.happens(1.0))
+        batch_rng = _batch_rng(len(masks), seed)
+        loose = strokes.draw_box(masks, batch_rng, loose=batch_rng.bernoulli(1.0))
         assert (iou(loose, exact)[[0, 1, 4]] > 0.4).all()
 
 
 def test_lassos_hold_the_mask_and_rough_masks_resemble_it() -> None:
     masks = _masks()[[0, 1, 4]]
     for seed in range(5):
-        around = strokes.outline(masks, _chance(3, seed))
+        around = strokes.draw_outline(masks, _batch_rng(3, seed))
         assert (around >= masks).all()
         assert (dice(around, masks) > 0.5).all()
-        rough = strokes.rough(masks, _chance(3, seed))
+        rough = strokes.draw_rough_mask(masks, _batch_rng(3, seed))
         assert (dice(rough, masks) > 0.25).all()
         assert not torch.equal(rough, masks)
 
 
 def test_conversations_begin_with_something_about_the_target() -> None:
     masks = _masks()[:6].repeat(20, 1, 1, 1)
-    said = begin(masks, torch.ones_like(masks), _chance(len(masks)), wrong=0.0)
+    said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(len(masks)), wrong=0.0)
     spoken = (said.positive + said.region + (said.previous > 0).float()).amax(dim=(1, 2, 3))
     assert (spoken > 0).all()
     about = ((said.positive + said.region + (said.previous > 0).float()) * masks).amax((1, 2, 3))
@@ -163,9 +170,11 @@ def test_corrections_go_where_the_answer_is_wrong() -> None:
     answer[2, :, :8, :8] = 0  # the small part is missing
     answer[4] = masks[4]  # right, and so is the fourth
     logits = answer * 8 - 4
-    before = begin_with_click(masks, _chance(5))
+    before = prompt_with_click(masks, _batch_rng(5))
     inside = torch.ones_like(masks)
-    after = correct(before, logits, masks, inside, _chance(5), 0.0, strokes_too=False)
+    after = simulate_correction(
+        before, logits, masks, inside, _batch_rng(5), 0.0, strokes_too=False
+    )
     more, less = after.positive - before.positive, after.negative - before.negative
     assert more[0].sum() >= 0
     assert less[1].sum() == 21
@@ -224,21 +233,21 @@ def test_plain_views_reproduce_the_plane(packed: Pack) -> None:
 
 def test_disturbed_pictures_stay_pictures_and_differ() -> None:
     image = torch.rand((16, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    found = disturb(image, _chance(16))
+    found = disturb(image, _batch_rng(16))
     assert found.shape == image.shape
     assert torch.isfinite(found).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert ((found - image).abs().amax(dim=(1, 2, 3)) > 0.01).sum() >= 8
-    assert torch.equal(found, disturb(image, _chance(16)))
+    assert torch.equal(found, disturb(image, _batch_rng(16)))
 
 
 def test_painted_regions_are_even_and_made_up_shapes_are_there() -> None:
-    regions, target = invent(SIZE, _chance(24))
+    regions, target = invent(SIZE, _batch_rng(24))
     assert regions.shape == (24, SIZE, SIZE)
     assert (target.float().mean(dim=(1, 2, 3)) > 0).float().mean() > 0.9
     assert all((regions[k][target[k, 0]] == 7).all() for k in range(24))
-    image = paint(regions, _chance(24))
+    image = paint(regions, _batch_rng(24))
     assert image.shape == (24, 3, SIZE, SIZE)
     one = image[0, 0][regions[0] == regions[0, 5, 5]]
     assert one.std() < 0.25

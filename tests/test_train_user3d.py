@@ -8,11 +8,16 @@ import pytest
 import torch
 
 from limner.networks.fusion2d import CLICK_RADIUS, MASK_LOGIT
-from limner.train.data.rng import Chance, block_mean
+from limner.train.data.rng import BatchRandom, block_mean
 from limner.train.losses import answer_loss, dice, iou, quality_loss
 from limner.train.simulate import strokes3d
-from limner.train.simulate.interactions import Said
-from limner.train.simulate.interactions3d import begin, begin_with_box, begin_with_click, correct
+from limner.train.simulate.interactions import SimulatedPrompts
+from limner.train.simulate.interactions3d import (
+    prompt_with_box,
+    prompt_with_click,
+    simulate_correction,
+    simulate_first_prompts,
+)
 
 SHAPE = (16, 64, 64)
 AXES = (2, 3, 4)
@@ -26,8 +31,8 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _chance(number: int, seed: int = 0) -> Chance:
-    return Chance(number, torch.Generator().manual_seed(seed), axes=3)
+def _batch_rng(number: int, seed: int = 0) -> BatchRandom:
+    return BatchRandom(number, torch.Generator().manual_seed(seed), axes=3)
 
 
 def _masks() -> torch.Tensor:
@@ -55,7 +60,7 @@ def test_block_means_are_means() -> None:
 
 def test_the_deepest_voxel_is_in_the_middle_of_the_largest_part() -> None:
     masks = _masks()
-    at = strokes3d.one_voxel(masks, _chance(len(masks)), deep=strokes3d.depth(masks))
+    at = strokes3d.draw_voxel(masks, _batch_rng(len(masks)), deep=strokes3d.compute_depth(masks))
     assert ((at[0] - torch.tensor([8, 30, 34])).abs() <= torch.tensor([2, 4, 4])).all()
     assert ((at[4] - torch.tensor([8, 30, 34])).abs() <= torch.tensor([2, 4, 4])).all()
     assert at[3].tolist() == [8, 30, 34]
@@ -68,7 +73,7 @@ def test_depth_knows_any_number_of_slices() -> None:
     for slices in (8, 12, 16, 40):
         mask = torch.zeros(1, 1, slices, 32, 96)
         mask[:, :, slices // 4 : slices // 2, 8:24, 40:80] = 1
-        deep = strokes3d.depth(mask)
+        deep = strokes3d.compute_depth(mask)
         assert deep.shape == mask.shape
         assert (deep[mask == 0] == 0).all()
         assert deep.max() > 0
@@ -76,14 +81,14 @@ def test_depth_knows_any_number_of_slices() -> None:
 
 def test_random_voxels_are_spread_over_the_mask() -> None:
     mask = _masks()[:1].expand(60, -1, -1, -1, -1)
-    at = strokes3d.one_voxel(mask, _chance(60))
+    at = strokes3d.draw_voxel(mask, _batch_rng(60))
     assert (mask[0, 0][tuple(at.T)] == 1).all()
     assert (at.float().std(dim=0) > torch.tensor([2.0, 4.0, 4.0])).all()
 
 
 def test_balls_have_their_radius_and_missing_ones_are_empty() -> None:
     at = torch.tensor([[8, 10, 20], [-1, -1, -1], [0, 0, 0]])
-    drawn = strokes3d.balls(at, torch.Size(SHAPE), CLICK_RADIUS)
+    drawn = strokes3d.paint_balls(at, torch.Size(SHAPE), CLICK_RADIUS)
     assert drawn[0].sum() == 81
     assert drawn[0, 0, 8].sum() == 21  # as in the plane
     assert drawn[0, 0, 10, 10, 20] == 1
@@ -94,9 +99,9 @@ def test_balls_have_their_radius_and_missing_ones_are_empty() -> None:
 
 def test_what_is_drawn_by_hand_is_on_one_slice_across_any_axis() -> None:
     masks = _masks()[[0, 1, 4]].repeat(12, 1, 1, 1, 1)
-    chance = _chance(len(masks), 1)
-    at = strokes3d.one_voxel(masks, chance)
-    drawn, slices = strokes3d.on_slice(masks, at, chance, strokes3d.stroke)
+    batch_rng = _batch_rng(len(masks), 1)
+    at = strokes3d.draw_voxel(masks, batch_rng)
+    drawn, slices = strokes3d.draw_on_slice(masks, at, batch_rng, strokes3d.draw_stroke)
     axes = set()
     for k in range(len(masks)):
         assert drawn[k].any()
@@ -107,8 +112,8 @@ def test_what_is_drawn_by_hand_is_on_one_slice_across_any_axis() -> None:
         assert full[axis]
         axes.add(axis)
     assert axes == {0, 1, 2}
-    nothing, none = strokes3d.on_slice(
-        torch.zeros_like(masks[:2]), torch.full((2, 3), -1), _chance(2), strokes3d.stroke
+    nothing, none = strokes3d.draw_on_slice(
+        torch.zeros_like(masks[:2]), torch.full((2, 3), -1), _batch_rng(2), strokes3d.draw_stroke
     )
     assert nothing.sum() == none.sum() == 0
 
@@ -116,14 +121,14 @@ def test_what_is_drawn_by_hand_is_on_one_slice_across_any_axis() -> None:
 def test_rough_masks_resemble_the_mask() -> None:
     masks = _masks()[[0, 1, 4]]
     for seed in range(4):
-        rough = strokes3d.rough(masks, _chance(3, seed))
+        rough = strokes3d.draw_rough_mask(masks, _batch_rng(3, seed))
         assert (dice(rough, masks) > 0.25).all()
         assert not torch.equal(rough, masks)
 
 
 def test_boxes_are_tight_jittered_or_loose_and_never_empty() -> None:
     masks = _masks()
-    said = begin_with_box(masks[:6])
+    said = prompt_with_box(masks[:6])
     for mask, region in zip(masks[:6], said.region, strict=True):
         where = torch.nonzero(mask[0])
         low, high = where.min(0).values, where.max(0).values
@@ -131,12 +136,14 @@ def test_boxes_are_tight_jittered_or_loose_and_never_empty() -> None:
         assert region[0][tuple(low)] == region[0][tuple(high)] == 1
     exact = said.region[[0, 1, 4]]
     for seed in range(6):
-        chance = _chance(3, seed)
+        batch_rng = _batch_rng(3, seed)
         for share in (0.0, 1.0):
-            boxes = strokes3d.box(masks[[0, 1, 4]], chance, loose=chance.happens(share))
-            filled = strokes3d.filled(boxes, torch.Size(SHAPE))
+            boxes = strokes3d.draw_box(
+                masks[[0, 1, 4]], batch_rng, loose=batch_rng.bernoulli(share)
+            )
+            filled = strokes3d.paint_box(boxes, torch.Size(SHAPE))
             assert (iou(filled, exact) > 0.35).all()
-            single = strokes3d.box(masks[3:4], _chance(1, seed), loose=torch.tensor(False))
+            single = strokes3d.draw_box(masks[3:4], _batch_rng(1, seed), loose=torch.tensor(False))
             assert (single[..., 1] > single[..., 0]).all()
 
 
@@ -144,13 +151,13 @@ def test_a_box_of_the_middle_slice_reaches_over_all_slices() -> None:
     mask = torch.zeros(1, 1, *SHAPE)
     mask[:, :, 2:13, 20:30, 20:30] = 1
     mask[:, :, 3, 10:50, 10:50] = 1
-    assert strokes3d.middle_box(mask)[0].tolist() == [[2, 13], [20, 30], [20, 30]]
+    assert strokes3d.box_of_middle_slice(mask)[0].tolist() == [[2, 13], [20, 30], [20, 30]]
     mask[:, :, 7] = 0  # nothing in the middle: the whole box
-    assert strokes3d.middle_box(mask)[0].tolist() == [[2, 13], [10, 50], [10, 50]]
+    assert strokes3d.box_of_middle_slice(mask)[0].tolist() == [[2, 13], [10, 50], [10, 50]]
 
 
 def test_a_box_is_shown_with_its_ellipsoid() -> None:
-    said = begin_with_box(_masks()[[0]])
+    said = prompt_with_box(_masks()[[0]])
     share = float((said.previous > 0).sum() / said.region.sum())
     assert share == pytest.approx(0.5236, abs=0.05)
     assert ((said.previous > 0) & (said.region == 0)).sum() == 0
@@ -159,7 +166,7 @@ def test_a_box_is_shown_with_its_ellipsoid() -> None:
 
 def test_conversations_begin_with_something_about_the_target() -> None:
     masks = _masks()[:6].repeat(8, 1, 1, 1, 1)
-    said = begin(masks, torch.ones_like(masks), _chance(len(masks)), wrong=0.0)
+    said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(len(masks)), wrong=0.0)
     about = (said.positive + said.region + (said.previous > 0).float()).clamp(max=1)
     assert (about.amax(AXES) > 0).all()
     assert (about * masks).amax(AXES).mean() > 0.97
@@ -171,7 +178,7 @@ def test_conversations_begin_with_something_about_the_target() -> None:
 
 def test_what_is_said_about_a_slice_is_no_guess_about_others() -> None:
     masks = _masks()[:1].repeat(90, 1, 1, 1, 1)
-    said = begin(masks, torch.ones_like(masks), _chance(90, 2), wrong=0.0)
+    said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(90, 2), wrong=0.0)
     in_space, on_slices = 0, 0
     for region, previous in zip(said.region[:, 0], said.previous[:, 0], strict=True):
         if not previous.any():
@@ -195,9 +202,9 @@ def test_what_is_said_about_a_slice_is_no_guess_about_others() -> None:
 
 def test_clicks_on_nothing_are_not_made() -> None:
     masks = _masks()[6:].repeat(20, 1, 1, 1, 1)
-    said = begin(masks, torch.ones_like(masks), _chance(20), wrong=0.5)
+    said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(20), wrong=0.5)
     assert said.positive.sum() == said.region.sum() == said.previous.abs().sum() == 0
-    assert begin_with_click(masks[:1], _chance(1)).positive.sum() == 0
+    assert prompt_with_click(masks[:1], _batch_rng(1)).positive.sum() == 0
 
 
 def test_corrections_go_where_the_answer_is_wrong() -> None:
@@ -207,9 +214,11 @@ def test_corrections_go_where_the_answer_is_wrong() -> None:
     answer[1, :, :, :, 48:] = 1  # too much
     answer[2, :, :4, :8, :8] = 0  # the small part is missing; the last is right
     logits = answer * 8 - 4
-    before = begin_with_click(masks, _chance(4))
+    before = prompt_with_click(masks, _batch_rng(4))
     inside = torch.ones_like(masks)
-    after = correct(before, logits, masks, inside, _chance(4), 0.0, strokes_too=False)
+    after = simulate_correction(
+        before, logits, masks, inside, _batch_rng(4), 0.0, strokes_too=False
+    )
     more, less = after.positive - before.positive, after.negative - before.negative
     assert more[1].sum() == 0
     assert less[1].sum() > 40
@@ -223,9 +232,9 @@ def test_corrections_go_where_the_answer_is_wrong() -> None:
 
 def test_corrections_are_sometimes_strokes_on_a_slice() -> None:
     masks = _masks()[:1].repeat(40, 1, 1, 1, 1)
-    nothing = Said(*(torch.zeros_like(masks) for _ in range(4)))
+    nothing = SimulatedPrompts(*(torch.zeros_like(masks) for _ in range(4)))
     logits = torch.full_like(masks, -4.0)
-    said = correct(nothing, logits, masks, torch.ones_like(masks), _chance(40), 0.0)
+    said = simulate_correction(nothing, logits, masks, torch.ones_like(masks), _batch_rng(40), 0.0)
     spread = [
         min(int((m[0].amax(dim=[a for a in range(3) if a != axis])).sum()) for axis in range(3))
         for m in said.positive

@@ -17,7 +17,7 @@ from limner.train.data.augment3d import disturb
 from limner.train.data.device_volumes import Bank3d, reach
 from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, VolumePack
 from limner.train.data.pseudo_volumes import Piles
-from limner.train.data.rng import Chance, block_mean
+from limner.train.data.rng import BatchRandom, block_mean
 from limner.train.data.samples3d import SceneMaker
 from limner.train.data.shapes3d import invent, lump
 from limner.train.data.targets import TargetTable
@@ -63,8 +63,8 @@ def packed(folder: Path) -> VolumePack:
     return pack3d.open_volumes(folder)
 
 
-def _chance(number: int = 1, seed: int = 0) -> Chance:
-    return Chance(number, torch.Generator().manual_seed(seed), axes=3)
+def _batch_rng(number: int = 1, seed: int = 0) -> BatchRandom:
+    return BatchRandom(number, torch.Generator().manual_seed(seed), axes=3)
 
 
 def _solid(packed: VolumePack, name: str) -> int:
@@ -253,7 +253,7 @@ def test_views_show_their_target_and_stay_within_reach(packed: VolumePack) -> No
         steps = np.linalg.norm(view.steps * solid.spacing[:, None], axis=0)
         assert steps[0] >= 0.7 * steps[1:].mean()  # slices are no thinner than pixels are wide
         assert np.linalg.norm(view.steps, axis=0).min() > 0.15
-        scene = bank.show(target, view, _chance(seed=seed))
+        scene = bank.show(target, view, _batch_rng(seed=seed))
         assert scene.image.shape == scene.target.shape == (1, *SHAPE)
         assert (scene.target <= scene.inside).all()
         assert (scene.image * (1 - scene.inside) == 0).all()
@@ -274,7 +274,7 @@ def test_a_view_at_native_voxels_is_the_volume(
     )[0]
     shape = tuple(solid.shape[k] for k in order)
     view = View3d(shape, np.array(solid.shape) / 2, np.eye(3)[:, order])
-    scene = bank.show(target, view, _chance())
+    scene = bank.show(target, view, _batch_rng())
     own = packed.solids[target.solid]
     expected = torch.from_numpy(own.images[0] / 255.0).float().permute(order)
     torch.testing.assert_close(scene.image[0], expected, rtol=0, atol=2e-3)
@@ -293,7 +293,7 @@ def test_shrinking_is_averaging_except_for_gaps(packed: VolumePack) -> None:
     noise = []
     for averaged in (True, False):
         view = View3d((4, 40, 40), middle, np.diag([5.0, 1.0, 1.0]), averaged=averaged)
-        corner = bank.show(target, view, _chance()).image[0, :, :6, :6]
+        corner = bank.show(target, view, _batch_rng()).image[0, :, :6, :6]
         noise.append(float(corner.std()))
     assert noise[0] < 0.7 * noise[1]
 
@@ -324,7 +324,7 @@ def test_piled_pictures_shrink_to_nothing_at_both_ends(folder: Path) -> None:
     for seed in range(24):
         targets = table.draw(1, rng)
         views = draw_views(pictures, targets, 64, rng)
-        scene = maker.show(targets, views, (24, 64, 64), rng, _chance(seed=seed))
+        scene = maker.show(targets, views, (24, 64, 64), rng, _batch_rng(seed=seed))
         assert scene.image.shape[1:] == (24, 64, 64)
         assert (scene.target <= scene.inside).all()
         sizes = scene.target.sum(dim=(0, 2, 3))
@@ -346,7 +346,7 @@ def test_pictures_are_sampled_where_they_are(corner: tuple[float, float], pace: 
 
 
 def test_made_up_shapes_are_there_and_cells_look_alike() -> None:
-    found = [invent(SHAPE, _chance(seed=k), thickness=1.0 + k % 3) for k in range(30)]
+    found = [invent(SHAPE, _batch_rng(seed=k), thickness=1.0 + k % 3) for k in range(30)]
     share = [float(target.mean()) for _, target in found]
     assert np.mean([s > 0 for s in share]) > 0.85
     assert np.median(share) < 0.5
@@ -359,7 +359,7 @@ def test_made_up_shapes_are_there_and_cells_look_alike() -> None:
 def test_a_lump_changes_only_its_place() -> None:
     image = torch.full((1, *SHAPE), 0.5)
     for seed in range(6):
-        changed, target = lump(image, _chance(seed=seed))
+        changed, target = lump(image, _batch_rng(seed=seed))
         around = block_mean(target[None], (2, 2, 2))[0] == 0
         assert (changed[around] == 0.5).all()
         if target.any():
@@ -370,13 +370,13 @@ def test_a_lump_changes_only_its_place() -> None:
 
 def test_disturbed_volumes_stay_volumes_and_differ() -> None:
     image = torch.rand((12, 3, 8, 32, 32), generator=torch.Generator().manual_seed(0))
-    found = disturb(image, _chance(12))
+    found = disturb(image, _batch_rng(12))
     assert found.shape == image.shape
     assert torch.isfinite(found).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert ((found - image).abs().amax(dim=(1, 2, 3, 4)) > 0.01).sum() >= 6
-    assert torch.equal(found, disturb(image, _chance(12)))
+    assert torch.equal(found, disturb(image, _batch_rng(12)))
 
 
 def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: VolumePack) -> None:
@@ -389,7 +389,7 @@ def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: VolumeP
         invented=0.3,
     )
     first, second = (
-        maker.draw(10, SHAPE, np.random.default_rng(3), _chance(10, seed=4)) for _ in range(2)
+        maker.draw(10, SHAPE, np.random.default_rng(3), _batch_rng(10, seed=4)) for _ in range(2)
     )
     assert torch.equal(first.image, second.image)
     assert torch.equal(first.target, second.target)

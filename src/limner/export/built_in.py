@@ -92,14 +92,14 @@ def _joined(
     path: Path, weights: dict[str, Any], facts: dict[str, Any], folder: Path, base: Path | None
 ) -> Exported:
     """Adapters with the network that they were trained for."""
-    from limner.train.tasks.xmem_adapters import joined, write_whole
+    from limner.train.tasks.xmem_adapters import join_adapters, write_whole
 
     if base is None:
         raise CheckpointError(
             f"{path} holds adapters alone; name the file that they were trained on: "
             f"--base {facts['base']['file']} (SHA-256 {facts['base']['sha256']})."
         )
-    whole = joined(base, weights, facts)
+    whole = join_adapters(base, weights, facts)
     _make(folder)
     name = str(facts["config"]["name"])
     plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"

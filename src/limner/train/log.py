@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner.train.tensorboard import Board
+from limner.train.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Records:
+class RunLog:
     """The log of a run.
 
     Lines of steps after the checkpoint that a run is resumed from are dropped, so that each step is
@@ -28,10 +28,10 @@ class Records:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        _cut(path, step)
+        _drop_later_lines(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = Board(path.parent / "tensorboard", step)
-        self._clear()
+        self._tensorboard = TensorBoardWriter(path.parent / "tensorboard", step)
+        self._reset()
 
     def count(self, samples: int, measured: dict[str, Tensor]) -> None:
         """Add a step to the means of the next line.
@@ -50,16 +50,16 @@ class Records:
         means = {k: float(v) / self._steps for k, v in self._sums.items()}
         seconds = time.perf_counter() - self._since
         facts = {**means, **facts, "samples_per_s": self._samples / max(seconds, 1e-9)}
-        self._clear()
-        self._line({"step": step, **{k: float(f"{v:.5g}") for k, v in facts.items()}})
+        self._reset()
+        self._write_line({"step": step, **{k: float(f"{v:.5g}") for k, v in facts.items()}})
         shown = " ".join(f"{k} {v:.4g}" for k, v in facts.items())
         _log.info("step %d: %s", step, shown)
-        self._board.add(step, {f"train/{key}": float(value) for key, value in facts.items()})
+        self._tensorboard.add(step, {f"train/{key}": float(value) for key, value in facts.items()})
 
     def write_validation(self, step: int, found: dict[str, dict[str, float]]) -> None:
         """A line about validation: Dice by set and kind of prompt."""
         rounded = {s: {k: round(v, 4) for k, v in kinds.items()} for s, kinds in found.items()}
-        self._line({"step": step, "validation": rounded})
+        self._write_line({"step": step, "validation": rounded})
         if "mean" in rounded:
             _log.info("step %d: validation %s", step, rounded["mean"])
         curves = {
@@ -67,7 +67,7 @@ class Records:
             for name, kinds in found.items()
             for kind, value in kinds.items()
         }
-        self._board.add(step, curves)
+        self._tensorboard.add(step, curves)
 
     def pass_over(self, seconds: float) -> None:
         """Time that is not counted as training: validation, checkpoints."""
@@ -76,19 +76,19 @@ class Records:
     def close(self) -> None:
         """Finish the files."""
         self._file.close()
-        self._board.close()
+        self._tensorboard.close()
 
-    def _clear(self) -> None:
+    def _reset(self) -> None:
         self._steps = self._samples = 0
         self._sums: dict[str, Tensor] = {}
         self._since = time.perf_counter()
 
-    def _line(self, value: dict[str, Any]) -> None:
+    def _write_line(self, value: dict[str, Any]) -> None:
         self._file.write(json.dumps(value) + "\n")
         self._file.flush()
 
 
-def _cut(path: Path, step: int) -> None:
+def _drop_later_lines(path: Path, step: int) -> None:
     from limner.atomic import atomic_bytes
 
     if not path.exists():

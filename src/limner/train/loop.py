@@ -23,7 +23,7 @@ from limner.train import checkpoint
 from limner.train.config import TrainConfig, make_config, write_config
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
-from limner.train.log import Records
+from limner.train.log import RunLog
 from limner.train.tasks.prompted import Pictures, Volumes, Work
 from limner.train.tasks.tracking import Sequences
 from limner.train.tasks.xmem_adapters import Adapting
@@ -98,7 +98,7 @@ def train(
     while run.step < config.steps and time.monotonic() < deadline:
         run.advance()
     run.save()
-    run.records.close()
+    run.run_log.close()
     return Outcome(run.step, run.step >= config.steps, time.monotonic() - began)
 
 
@@ -127,7 +127,7 @@ class _Run:
         )
         self.step = 0
         self._resume()
-        self.records = Records(out / "log.jsonl", self.step)
+        self.run_log = RunLog(out / "log.jsonl", self.step)
         write_config(out / "config.yaml", config)
 
     def advance(self) -> None:
@@ -147,18 +147,18 @@ class _Run:
             self._average()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        self.records.count(samples, {**losses, "norm": norm})
+        self.run_log.count(samples, {**losses, "norm": norm})
         last = self.step == config.steps
         if self.step % config.log_every == 0 or last:
-            self.records.write(self.step, {"rate": rate})
+            self.run_log.write(self.step, {"rate": rate})
         began = time.perf_counter()
         if self.step % config.validate_every == 0 or last:
             found = self.work.validate(self.averaged)
             if found is not None:
-                self.records.write_validation(self.step, found)
+                self.run_log.write_validation(self.step, found)
         if self.step % config.checkpoint_every == 0:
             self.save()
-        self.records.pass_over(time.perf_counter() - began)
+        self.run_log.pass_over(time.perf_counter() - began)
 
     def save(self) -> None:
         """Checkpoint and averaged weights."""

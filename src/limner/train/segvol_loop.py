@@ -18,7 +18,7 @@ from limner.datasets import volume_folders
 from limner.errors import FormatError
 from limner.train import checkpoint
 from limner.train.data.segvol_cases import Pseudo, open_cases
-from limner.train.log import Records
+from limner.train.log import RunLog
 from limner.train.loop import Outcome, _device
 from limner.train.segvol_config import Config, FinetuneConfig, make_config, write_config
 from limner.train.tasks.segvol_finetune import Finetuning
@@ -92,7 +92,7 @@ def train(
             run.advance()
         run.save()
     finally:
-        run.records.close()
+        run.run_log.close()
     return Outcome(run.step, run.step >= config.steps, time.monotonic() - began)
 
 
@@ -122,7 +122,7 @@ class _Run:
         self._resume()
         if self.step == 0 and isinstance(task, Finetuning):
             task.warn()
-        self.records = Records(out / "log.jsonl", self.step)
+        self.run_log = RunLog(out / "log.jsonl", self.step)
         write_config(out / "config.yaml", config)
 
     def advance(self) -> None:
@@ -134,13 +134,13 @@ class _Run:
         self.task.network.train()
         measured = self.task.learn(self.step, self._update)
         self.step += 1
-        self.records.count(config.batch_size, measured)
+        self.run_log.count(config.batch_size, measured)
         if self.step % config.log_every == 0 or self.step == config.steps:
-            self.records.write(self.step, {"rate": rate})
+            self.run_log.write(self.step, {"rate": rate})
         began = time.perf_counter()
         if self.step % config.checkpoint_every == 0 and self.step < config.steps:
             self.save()
-        self.records.pass_over(time.perf_counter() - began)
+        self.run_log.pass_over(time.perf_counter() - began)
 
     def save(self) -> None:
         """Checkpoint and weights."""

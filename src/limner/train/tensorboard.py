@@ -18,7 +18,7 @@ _MASK = 0xA282EAD8  # of TFRecord, added to the rotated checksum
 _START = 1  # SessionLog.START
 
 
-class Board:
+class TensorBoardWriter:
     """Writes scalars; every event is on its way to the disk when `add` returns.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from limner.train.data.pack3d import COARSE, FINE, Solid, VolumePack
-from limner.train.data.rng import Chance, smooth3d
+from limner.train.data.rng import BatchRandom, smooth3d
 from limner.train.data.targets3d import Target3d
 from limner.train.data.views3d import View3d
 
@@ -49,13 +49,15 @@ class Bank3d:
         self.device = device
         self._solids = [_tensors(solid, device) for solid in volumes.solids]
 
-    def show(self, target: Target3d, view: View3d, chance: Chance, window: int = 0) -> Scene3d:
+    def show(
+        self, target: Target3d, view: View3d, batch_rng: BatchRandom, window: int = 0
+    ) -> Scene3d:
         """Cut out a view; a volume without a picture is painted.
 
         Args:
             target: what is meant.
             view: where to look.
-            chance: of one sample; bends and paints.
+            batch_rng: of one sample; bends and paints.
             window: of the intensities.
         """
         solid, tensors = self.pack.solids[target.solid], self._solids[target.solid]
@@ -67,8 +69,8 @@ class Bank3d:
         if len(solid.images):
             picture = tensors.images[window][crop].float()[None] / 255.0
         else:
-            picture = coloured(tensors.regions[crop].long(), chance)
-        at = places(view, chance)
+            picture = coloured(tensors.regions[crop].long(), batch_rng)
+        at = places(view, batch_rng)
         bounds = torch.from_numpy(size.astype(np.float32)).to(self.device).view(3, 1, 1, 1)
         inside = ((at >= 0) & (at <= bounds)).all(dim=0, keepdim=True).float()
         kernel = _kernel(view)
@@ -123,14 +125,14 @@ def reach(view: View3d, size: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def places(view: View3d, chance: Chance) -> Tensor:
+def places(view: View3d, batch_rng: BatchRandom) -> Tensor:
     """(3, D, H, W): where in the volume each voxel of a view lies."""
-    device = chance.device
+    device = batch_rng.device
     axes = [torch.arange(n, device=device, dtype=torch.float32) + 0.5 - n / 2 for n in view.shape]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     if view.bend:
         ratio = np.linalg.norm(view.steps, axis=0)
-        soft = smooth3d(chance, view.shape, 5, 3)[0]
+        soft = smooth3d(batch_rng, view.shape, 5, 3)[0]
         soft = soft * torch.tensor([ratio[1] / ratio[0], 1.0, 1.0], device=device).float().view(
             3, 1, 1, 1
         )
@@ -176,13 +178,13 @@ def sampled(
     return found[0]
 
 
-def coloured(regions: Tensor, chance: Chance) -> Tensor:
+def coloured(regions: Tensor, batch_rng: BatchRandom) -> Tensor:
     """(1, d, h, w): each region in a brightness of its own, uneven in itself."""
-    mean = chance.uniform(0.0, 1.0, _COLOURS)[0]
+    mean = batch_rng.uniform(0.0, 1.0, _COLOURS)[0]
     index = regions % _COLOURS
     image = mean[index]
-    spread = chance.uniform(0.0, 0.1, _COLOURS)[0] * (chance.uniform(0.0, 1.0, 1)[0] < 0.7)
-    grain = torch.randn(regions.shape, generator=chance.generator, device=chance.device)
+    spread = batch_rng.uniform(0.0, 0.1, _COLOURS)[0] * (batch_rng.uniform(0.0, 1.0, 1)[0] < 0.7)
+    grain = torch.randn(regions.shape, generator=batch_rng.generator, device=batch_rng.device)
     return (image + spread[index] * grain)[None]
 
 

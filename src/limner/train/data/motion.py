@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 
 _STILL = 0.2  # share of sequences in which nothing moves
 _BENDS = 3  # bumps of a bending along each axis
@@ -19,7 +19,7 @@ _FASTEST = 0.09  # of the picture's side, per frame
 
 
 def moved(
-    image: Tensor, target: Tensor, inside: Tensor, frames: int, chance: Chance
+    image: Tensor, target: Tensor, inside: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frames of pictures that move; the first is as it was.
 
@@ -28,26 +28,26 @@ def moved(
         target: (B, 1, S, S), 0 or 1.
         inside: (B, 1, S, S), 1 on the picture.
         frames: T.
-        chance: of the batch.
+        batch_rng: of the batch.
 
     Returns:
         The three as (B, T, C, S, S).
     """
     shown = torch.cat([image, target, inside], dim=1)
-    grids = paths(frames, shown.shape[-1], chance)
-    parts = carried(shown, grids + beats(target, grids, chance))
+    grids = paths(frames, shown.shape[-1], batch_rng)
+    parts = carried(shown, grids + beats(target, grids, batch_rng))
     return parts[:, :, :3], (parts[:, :, 3:4] >= 0.5).float(), (parts[:, :, 4:] >= 0.5).float()
 
 
 def pasted(
-    image: Tensor, target: Tensor, frames: int, chance: Chance
+    image: Tensor, target: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `moved`, but each object moves in front of the picture of another sample, which has a
     motion of its own.
     """
     size = image.shape[-1]
-    ground = carried(image.roll(1, 0), paths(frames, size, chance))
-    front = carried(torch.cat([image, target], dim=1), paths(frames, size, chance))
+    ground = carried(image.roll(1, 0), paths(frames, size, batch_rng))
+    front = carried(torch.cat([image, target], dim=1), paths(frames, size, batch_rng))
     share = front[:, :, 3:]
     mixed = torch.lerp(ground, front[:, :, :3], share)
     return mixed, (share >= 0.5).float(), torch.ones_like(share)
@@ -61,18 +61,18 @@ def carried(values: Tensor, grids: Tensor) -> Tensor:
     return found.view(number, frames, *found.shape[1:])
 
 
-def paths(frames: int, size: int, chance: Chance) -> Tensor:
+def paths(frames: int, size: int, batch_rng: BatchRandom) -> Tensor:
     """Where each pixel of each frame comes from, (B, T, S, S, 2) of -1…1, column first: a walk with
     an inclination, a turn, a growth and a bending that add up; nothing on the first frame.
     """
-    number = chance.number
-    quick = chance.log_uniform(0.004, 2 * _FASTEST, 1)[:, 0] * (
-        chance.uniform(0, 1, 1)[:, 0] > _STILL
+    number = batch_rng.number
+    quick = batch_rng.log_uniform(0.004, 2 * _FASTEST, 1)[:, 0] * (
+        batch_rng.uniform(0, 1, 1)[:, 0] > _STILL
     )
-    heading = chance.normal(1, 2)
-    steps = (0.7 * heading + 0.5 * chance.normal(frames, 2)) * quick.view(-1, 1, 1)
-    turns = (0.6 * chance.normal(1) + 0.4 * chance.normal(frames)) * 1.2 * quick.view(-1, 1)
-    growths = (0.6 * chance.normal(1) + 0.4 * chance.normal(frames)) * 0.7 * quick.view(-1, 1)
+    heading = batch_rng.normal(1, 2)
+    steps = (0.7 * heading + 0.5 * batch_rng.normal(frames, 2)) * quick.view(-1, 1, 1)
+    turns = (0.6 * batch_rng.normal(1) + 0.4 * batch_rng.normal(frames)) * 1.2 * quick.view(-1, 1)
+    growths = (0.6 * batch_rng.normal(1) + 0.4 * batch_rng.normal(frames)) * 0.7 * quick.view(-1, 1)
     for walk in (steps, turns, growths):
         walk[:, 0] = 0
     shift, angle = steps.cumsum(1), turns.cumsum(1)
@@ -85,20 +85,22 @@ def paths(frames: int, size: int, chance: Chance) -> Tensor:
     matrices = torch.stack(rows, dim=-2).flatten(0, 1)
     plain = functional.affine_grid(matrices, [number * frames, 1, size, size], align_corners=False)
     grid = plain.view(number, frames, size, size, 2)
-    soft = [chance.smooth(size, _BENDS, 2) for _ in range(2)]
-    amount = chance.log_uniform(0.005, 0.06, 1, 1, 1, 1) * (chance.uniform(0, 1, 1, 1, 1, 1) < 0.5)
-    along = torch.arange(frames, device=chance.device).view(1, -1, 1, 1, 1) / frames
+    soft = [batch_rng.smooth(size, _BENDS, 2) for _ in range(2)]
+    amount = batch_rng.log_uniform(0.005, 0.06, 1, 1, 1, 1) * (
+        batch_rng.uniform(0, 1, 1, 1, 1, 1) < 0.5
+    )
+    along = torch.arange(frames, device=batch_rng.device).view(1, -1, 1, 1, 1) / frames
     bend = soft[0][:, None] * along + soft[1][:, None] * torch.sin(6.3 * along) / 2
     return grid + amount * bend.permute(0, 1, 3, 4, 2)
 
 
-def beats(target: Tensor, grids: Tensor, chance: Chance) -> Tensor:
+def beats(target: Tensor, grids: Tensor, batch_rng: BatchRandom) -> Tensor:
     """What is added to places so that some objects shrink or swell, as a heart does.
 
     Args:
         target: (B, 1, S, S), 0 or 1.
         grids: (B, T, S, S, 2) of `paths`.
-        chance: of the batch.
+        batch_rng: of the batch.
     """
     size, frames = target.shape[-1], grids.shape[1]
     along = (torch.arange(size, device=target.device) + 0.5) * (2 / size) - 1
@@ -111,27 +113,27 @@ def beats(target: Tensor, grids: Tensor, chance: Chance) -> Tensor:
         / area[:, None]
     )
     away = grids - middle.view(-1, 1, 1, 1, 2)
-    wide = (area / math.pi).sqrt() * (2 / size) * chance.uniform(0.8, 1.8, 1)[:, 0]
+    wide = (area / math.pi).sqrt() * (2 / size) * batch_rng.uniform(0.8, 1.8, 1)[:, 0]
     spread = 2 * wide.square().view(-1, 1, 1, 1, 1)
     near = (-away.square().sum(dim=-1, keepdim=True) / spread).exp()
-    pace = chance.uniform(0.4, 1.4, 1)
+    pace = batch_rng.uniform(0.4, 1.4, 1)
     time = torch.arange(frames, device=target.device)
-    strength = chance.uniform(-0.4, 0.9, 1) * (chance.uniform(0, 1, 1) < _BEATING)
+    strength = batch_rng.uniform(-0.4, 0.9, 1) * (batch_rng.uniform(0, 1, 1) < _BEATING)
     amount = strength * torch.sin(pace * time)
     return amount.view(-1, frames, 1, 1, 1) * near * away
 
 
-def flickered(image: Tensor, chance: Chance) -> Tensor:
+def flickered(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     """Brightness and noise that change from frame to frame, of some samples.
 
     Args:
         image: (B, T, 3, S, S), 0…1.
-        chance: of the batch.
+        batch_rng: of the batch.
     """
     frames, size = image.shape[1], image.shape[-1]
-    changes = (chance.uniform(0, 1, 1, 1, 1, 1) < 0.3).float()
-    gain = 1 + 0.08 * changes * chance.normal(frames, 1, 1, 1)
-    shift = 0.04 * changes * chance.normal(frames, 1, 1, 1)
-    noisy = (chance.uniform(0, 1, 1, 1, 1, 1) < 0.3).float()
-    level = noisy * chance.log_uniform(0.01, 0.08, 1, 1, 1, 1)
-    return (image * gain + shift + level * chance.normal(frames, 1, size, size)).clamp(0, 1)
+    changes = (batch_rng.uniform(0, 1, 1, 1, 1, 1) < 0.3).float()
+    gain = 1 + 0.08 * changes * batch_rng.normal(frames, 1, 1, 1)
+    shift = 0.04 * changes * batch_rng.normal(frames, 1, 1, 1)
+    noisy = (batch_rng.uniform(0, 1, 1, 1, 1, 1) < 0.3).float()
+    level = noisy * batch_rng.log_uniform(0.01, 0.08, 1, 1, 1, 1)
+    return (image * gain + shift + level * batch_rng.normal(frames, 1, size, size)).clamp(0, 1)

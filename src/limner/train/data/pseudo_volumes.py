@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from limner.train.data.device_volumes import Scene3d, hardened
 from limner.train.data.pack import Pack
-from limner.train.data.rng import Chance, smooth3d
+from limner.train.data.rng import BatchRandom, smooth3d
 from limner.train.data.targets import Targets
 from limner.train.data.views import Views
 from limner.train.data.views3d import Shape
@@ -45,7 +45,12 @@ class Piles:
         self._layers = [torch.from_numpy(m.view(np.int16)).to(device) for m in pack.layers]
 
     def show(
-        self, targets: Targets, views: Views, shape: Shape, rng: np.random.Generator, chance: Chance
+        self,
+        targets: Targets,
+        views: Views,
+        shape: Shape,
+        rng: np.random.Generator,
+        batch_rng: BatchRandom,
     ) -> Scene3d:
         """The first target of a batch of one."""
         plane = self.pack.planes[targets.planes[0]]
@@ -58,7 +63,7 @@ class Piles:
         mask = torch.zeros((rows, columns), dtype=torch.bool, device=self.device)
         for number in np.unique(targets.ids[0]):
             mask |= layer == int(np.uint16(number).view(np.int16))
-        at = self._places(targets, views, shape, rng, chance)
+        at = self._places(targets, views, shape, rng, batch_rng)
         inside = ((at[0] >= 0) & (at[0] <= rows) & (at[1] >= 0) & (at[1] <= columns)).float()[None]
         step = np.sqrt((views.steps[0] ** 2).sum(axis=1))
         kernel = [max(1, int(s + 0.35)) for s in step]
@@ -67,7 +72,12 @@ class Piles:
         return Scene3d(found[:-1] * inside, hardened(found[-1:]) * inside, inside)
 
     def _places(
-        self, targets: Targets, views: Views, shape: Shape, rng: np.random.Generator, chance: Chance
+        self,
+        targets: Targets,
+        views: Views,
+        shape: Shape,
+        rng: np.random.Generator,
+        batch_rng: BatchRandom,
     ) -> Tensor:
         """(2, D, H, W): where on the plane each voxel lies."""
         depth, rows, columns = shape
@@ -76,7 +86,7 @@ class Piles:
         plane = torch.stack(torch.meshgrid(*axes[1:], indexing="ij"))
         offsets = plane[:, None].expand(-1, depth, -1, -1)
         drift = float(rng.uniform(0, 0.04)) * max(rows, columns)
-        offsets = offsets + drift * smooth3d(chance, shape, 3, 2)[0]
+        offsets = offsets + drift * smooth3d(batch_rng, shape, 3, 2)[0]
         steps = views.steps[0]
         inverse = np.linalg.inv(steps)
         box = targets.boxes[0].reshape(2, 2)

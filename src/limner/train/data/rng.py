@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class Chance:
+class BatchRandom:
     """Draws one value per sample, shaped to fit (B, C, H, W), or (B, C, D, H, W).
 
     Args:
@@ -40,19 +40,19 @@ class Chance:
         size = (self.number, *shape)
         return torch.randn(size, generator=self.generator, device=self.device)
 
-    def happens(self, share: float) -> Tensor:
+    def bernoulli(self, share: float) -> Tensor:
         """(B, 1, 1, 1) bool; one more 1 for volumes."""
         return self.uniform() < share
 
     def some(
-        self, values: Tensor, chosen: Tensor, change: Callable[[Tensor, Chance], Tensor]
+        self, values: Tensor, chosen: Tensor, change: Callable[[Tensor, BatchRandom], Tensor]
     ) -> Tensor:
         """The samples that are chosen, changed; the work is done for these alone.
 
         Args:
             values: (B, C, H, W) or (B, C, D, H, W); not changed.
             chosen: (B, 1, 1, 1) bool, or one more 1.
-            change: gets the values of n samples and a chance of n samples; returns the values,
+            change: gets the values of n samples and a `BatchRandom` of n; returns the values,
                 changed.
         """
         index = chosen.flatten().nonzero()[:, 0]
@@ -61,9 +61,9 @@ class Chance:
         part = change(values[index], self.of(len(index)))
         return values.index_copy(0, index, part.to(values.dtype))
 
-    def of(self, number: int) -> Chance:
-        """The same chance for another number of samples."""
-        return Chance(number, self.generator, self.axes)
+    def of(self, number: int) -> BatchRandom:
+        """Draws from the same generator for another number of samples."""
+        return BatchRandom(number, self.generator, self.axes)
 
     def smooth(self, size: int, cells: int, channels: int = 1) -> Tensor:
         """(B, channels, size, size) of smooth noise with about `cells` bumps along each axis.
@@ -112,9 +112,11 @@ def block_mean(values: Tensor, radius: tuple[int, int, int]) -> Tensor:
     return values / number
 
 
-def smooth3d(chance: Chance, shape: tuple[int, int, int], cells: int, channels: int = 1) -> Tensor:
+def smooth3d(
+    batch_rng: BatchRandom, shape: tuple[int, int, int], cells: int, channels: int = 1
+) -> Tensor:
     """(B, channels, D, H, W) of smooth noise with about `cells` bumps along each axis."""
-    coarse = chance.normal(channels, cells + 1, cells + 1, cells + 1)
+    coarse = batch_rng.normal(channels, cells + 1, cells + 1, cells + 1)
     middle = tuple(max(cells + 1, -(-n // 4)) for n in shape)
     soft = functional.interpolate(coarse, size=middle, mode="trilinear", align_corners=True)
     soft = functional.avg_pool3d(functional.pad(soft, (1,) * 6, mode="replicate"), 3, 1)

@@ -10,7 +10,7 @@ from limner.train.data.device_volumes import Bank3d, Scene3d
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
 from limner.train.data.pseudo_volumes import Piles
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.shapes3d import invent, lump
 from limner.train.data.targets import TargetTable
 from limner.train.data.targets3d import TargetTable3d
@@ -52,54 +52,56 @@ class SceneMaker:
         self._synthetic, self._piles = synthetic, piles
 
     @torch.no_grad()
-    def draw(self, number: int, shape: Shape, rng: np.random.Generator, chance: Chance) -> Scenes:
+    def draw(
+        self, number: int, shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom
+    ) -> Scenes:
         """A batch of disturbed volumes with targets that can be seen.
 
         Args:
             number: of samples.
             shape: slices, rows, columns.
             rng: chooses targets and views.
-            chance: paints and disturbs.
+            batch_rng: paints and disturbs.
         """
-        found = [self._visible(shape, rng, chance.of(1)) for _ in range(number)]
+        found = [self._visible(shape, rng, batch_rng.of(1)) for _ in range(number)]
         image = torch.stack([s.image.expand(3, -1, -1, -1) for s in found])
         target = torch.stack([s.target for s in found])
         inside = torch.stack([s.inside for s in found])
-        image = disturb(image, chance) * inside
+        image = disturb(image, batch_rng) * inside
         nothing = torch.zeros(0, dtype=torch.int64, device=image.device)
         return Scenes(image, target * inside, inside, nothing, nothing > 0)
 
-    def _visible(self, shape: Shape, rng: np.random.Generator, chance: Chance) -> Scene3d:
+    def _visible(self, shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom) -> Scene3d:
         for _ in range(_TRIES):
-            scene = self._one(shape, rng, chance)
+            scene = self._one(shape, rng, batch_rng)
             if float(scene.target.sum()) >= _LEAST:
                 break
         return scene
 
-    def _one(self, shape: Shape, rng: np.random.Generator, chance: Chance) -> Scene3d:
+    def _one(self, shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom) -> Scene3d:
         kind = rng.random()
         scene: Scene3d | None = None
         if kind < self._piles:
             targets = self.pictures.draw(1, rng)
             views = draw_views(self.piles.pack, targets, max(shape[1:]), rng)
-            scene = self.piles.show(targets, views, shape, rng, chance)
+            scene = self.piles.show(targets, views, shape, rng, batch_rng)
         elif kind < self._piles + self._synthetic:
             if rng.random() >= _MADE_UP:
-                scene = self._of_volume(shape, rng, chance, pictured=False)
+                scene = self._of_volume(shape, rng, batch_rng, pictured=False)
             if scene is None:
-                return made_up(shape, rng, chance)
+                return made_up(shape, rng, batch_rng)
             return scene
         if scene is None:
-            scene = self._of_volume(shape, rng, chance, pictured=True)
+            scene = self._of_volume(shape, rng, batch_rng, pictured=True)
         if scene is None:
-            return made_up(shape, rng, chance)
+            return made_up(shape, rng, batch_rng)
         if rng.random() < _LUMPS:
-            image, target = lump(scene.image, chance)
+            image, target = lump(scene.image, batch_rng)
             return Scene3d(image * scene.inside, target * scene.inside, scene.inside)
         return scene
 
     def _of_volume(
-        self, shape: Shape, rng: np.random.Generator, chance: Chance, *, pictured: bool
+        self, shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom, *, pictured: bool
     ) -> Scene3d | None:
         target = self.table.draw(rng, pictured=pictured)
         if target is None:
@@ -108,11 +110,11 @@ class SceneMaker:
         size = np.array(solid.shape, dtype=np.float64)
         view = draw_view(target.box, size, solid.spacing, shape, rng)
         window = int(rng.integers(max(1, len(solid.images))))
-        return self.bank.show(target, view, chance, window)
+        return self.bank.show(target, view, batch_rng, window)
 
 
-def made_up(shape: Shape, rng: np.random.Generator, chance: Chance) -> Scene3d:
+def made_up(shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom) -> Scene3d:
     """A painted volume of shapes."""
     thickness = 1.0 if rng.random() < 0.5 else float(np.exp(rng.uniform(0.4, 1.6)))
-    image, target = invent(shape, chance, thickness=thickness)
+    image, target = invent(shape, batch_rng, thickness=thickness)
     return Scene3d(image, target, torch.ones_like(target))

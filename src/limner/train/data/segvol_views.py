@@ -93,9 +93,9 @@ def brightened(seen: Seen, most: float, share: float, rng: np.random.Generator) 
     """Intensities scaled by up to 1 ± `most`, and shifted by up to ± `most`, each at a share of
     times.
     """
-    happens, drawn = rng.random(2) < share, rng.uniform(-most, most, 2)
-    factor = 1 + drawn[0] if happens[0] else 1.0
-    shift = drawn[1] if happens[1] else 0.0
+    bernoulli, drawn = rng.random(2) < share, rng.uniform(-most, most, 2)
+    factor = 1 + drawn[0] if bernoulli[0] else 1.0
+    shift = drawn[1] if bernoulli[1] else 0.0
     return replace(seen, image=seen.image * np.float32(factor) + np.float32(shift))
 
 

@@ -17,7 +17,7 @@ from limner.train.data.augment import disturb
 from limner.train.data.device_volumes import Bank3d, Scene3d
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.samples3d import made_up
 from limner.train.data.shapes3d import lump
 from limner.train.data.targets import TargetTable
@@ -68,51 +68,53 @@ class ClipMaker:
         self._config = config
 
     @torch.no_grad()
-    def draw(self, number: int, size: int, rng: np.random.Generator, chance: Chance) -> Clips:
+    def draw(
+        self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
+    ) -> Clips:
         """A batch of disturbed sequences.
 
         Args:
             number: of sequences.
             size: of a frame, square.
             rng: chooses targets and views.
-            chance: paints, moves and disturbs.
+            batch_rng: paints, moves and disturbs.
         """
         still = int(rng.binomial(number, self._config.piles))
         parts = []
         if still:
-            parts.append(self._of_pictures(still, size, rng, chance.of(still)))
+            parts.append(self._of_pictures(still, size, rng, batch_rng.of(still)))
         if number - still:
-            parts.append(self._of_volumes(number - still, size, rng, chance.of(number - still)))
+            parts.append(self._of_volumes(number - still, size, rng, batch_rng.of(number - still)))
         image, target, inside = (torch.cat(some) for some in zip(*parts, strict=True))
-        image = motion.flickered(image, chance) * inside
+        image = motion.flickered(image, batch_rng) * inside
         return Clips(image, target * inside, inside)
 
     def _of_pictures(
-        self, number: int, size: int, rng: np.random.Generator, chance: Chance
+        self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets = self._targets.draw(number, rng)
         views = draw_views(self._pictures.pack, targets, size, rng)
-        scenes = self._pictures.show(targets, views, size, chance.generator)
-        image = disturb(scenes.image, chance) * scenes.inside
+        scenes = self._pictures.show(targets, views, size, batch_rng.generator)
+        image = disturb(scenes.image, batch_rng) * scenes.inside
         target = scenes.target * scenes.inside
         if number > 1 and rng.random() < _PASTED:
-            return motion.pasted(image, target, self._config.frames, chance)
-        return motion.moved(image, target, scenes.inside, self._config.frames, chance)
+            return motion.pasted(image, target, self._config.frames, batch_rng)
+        return motion.moved(image, target, scenes.inside, self._config.frames, batch_rng)
 
     def _of_volumes(
-        self, number: int, size: int, rng: np.random.Generator, chance: Chance
+        self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape = (self._config.frames, size, size)
-        found = [self._visible(shape, rng, chance.of(1)) for _ in range(number)]
+        found = [self._visible(shape, rng, batch_rng.of(1)) for _ in range(number)]
         image = torch.stack([s.image.expand(3, -1, -1, -1) for s in found])
-        solid = Chance(number, chance.generator, axes=3)
+        solid = BatchRandom(number, batch_rng.generator, axes=3)
         image = augment3d.disturb(image, solid).transpose(1, 2)
         target = torch.stack([s.target for s in found]).transpose(1, 2)
         inside = torch.stack([s.inside for s in found]).transpose(1, 2)
-        restless = (chance.uniform(0, 1, 1)[:, 0] < _RESTLESS).nonzero()[:, 0]
+        restless = (batch_rng.uniform(0, 1, 1)[:, 0] < _RESTLESS).nonzero()[:, 0]
         if len(restless):
             shown = torch.cat([image, target, inside], dim=2)[restless]
-            grids = motion.paths(shape[0], size, chance.of(len(restless)))
+            grids = motion.paths(shape[0], size, batch_rng.of(len(restless)))
             again = [motion.carried(shown[:, t], grids[:, t : t + 1]) for t in range(shape[0])]
             part = torch.cat(again, dim=1)
             image = image.index_copy(0, restless, part[:, :, :3])
@@ -121,26 +123,26 @@ class ClipMaker:
         return image, target, inside
 
     def _visible(
-        self, shape: tuple[int, int, int], rng: np.random.Generator, chance: Chance
+        self, shape: tuple[int, int, int], rng: np.random.Generator, batch_rng: BatchRandom
     ) -> Scene3d:
         for _ in range(_TRIES):
-            scene = self._one(shape, rng, chance)
+            scene = self._one(shape, rng, batch_rng)
             if float(scene.target[:, 0].sum()) >= _LEAST:
                 break
         return scene
 
     def _one(
-        self, shape: tuple[int, int, int], rng: np.random.Generator, chance: Chance
+        self, shape: tuple[int, int, int], rng: np.random.Generator, batch_rng: BatchRandom
     ) -> Scene3d:
         painted = rng.random() < self._config.synthetic
         if painted and rng.random() < _MADE_UP:
-            return made_up(shape, rng, chance)
+            return made_up(shape, rng, batch_rng)
         target = self._table.draw(rng, pictured=not painted)
         if target is None:
-            return made_up(shape, rng, chance)
-        scene = self._shown(target, shape, rng, chance)
+            return made_up(shape, rng, batch_rng)
+        scene = self._shown(target, shape, rng, batch_rng)
         if not painted and rng.random() < _LUMPS:
-            image, lumped = lump(scene.image, chance)
+            image, lumped = lump(scene.image, batch_rng)
             return Scene3d(image * scene.inside, lumped * scene.inside, scene.inside)
         return scene
 
@@ -149,12 +151,12 @@ class ClipMaker:
         target: Target3d,
         shape: tuple[int, int, int],
         rng: np.random.Generator,
-        chance: Chance,
+        batch_rng: BatchRandom,
     ) -> Scene3d:
         solid = self.bank.pack.solids[target.solid]
         size = np.array(solid.shape, dtype=np.float64)
         view = draw_slices(target.box, size, solid.spacing, shape, rng)
-        return self.bank.show(target, view, chance, int(rng.integers(max(1, len(solid.images)))))
+        return self.bank.show(target, view, batch_rng, int(rng.integers(max(1, len(solid.images)))))
 
 
 def plain_slices(

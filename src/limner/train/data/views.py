@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from limner.train.data.pack import COARSE, FINE, LABELS, Pack
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.targets import Targets
 
 Array = NDArray[Any]
@@ -168,7 +168,7 @@ class Bank:
         down, right = torch.meshgrid(along, along, indexing="ij")
         offset = torch.stack([down, right]).expand(len(views.bend), -1, -1, -1)
         bend = torch.from_numpy(views.bend).to(device, torch.float32).view(-1, 1, 1, 1)
-        smooth = Chance(len(views.bend), generator).smooth(2 * size, 6, 2)
+        smooth = BatchRandom(len(views.bend), generator).smooth(2 * size, 6, 2)
         offset = offset + smooth * bend
         steps = torch.from_numpy(views.steps).to(device, torch.float32)
         at = torch.einsum("bij,bjhw->bihw", steps, offset)

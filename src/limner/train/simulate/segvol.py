@@ -29,7 +29,7 @@ _PSEUDO_POSITIVE, _PSEUDO_NEGATIVE = (5, 11), (0, 10)  # points about a pseudo r
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class EncodedPrompts:
     """Points and a box about one object.
 
     Attributes:
@@ -61,14 +61,14 @@ class Told:
         return points, labels
 
 
-def tell(
+def encode_prompts(
     mask: Mask,
     rng: np.random.Generator,
     *,
     most_positive: int = 10,
     most_negative: int = 10,
     jitter: int = 0,
-) -> Told:
+) -> EncodedPrompts:
     """Points and a box about an object.
 
     Args:
@@ -79,11 +79,11 @@ def tell(
         jitter: each side of the box is moved by up to so many voxels.
     """
     number = 1 + int(rng.integers(most_positive + 1)), int(rng.integers(most_negative + 1))
-    points, labels = points_about(mask, number, rng, room=1 + most_positive + most_negative)
-    return Told(points, labels, box_around(mask, rng, jitter))
+    points, labels = draw_points(mask, number, rng, room=1 + most_positive + most_negative)
+    return EncodedPrompts(points, labels, find_box(mask, rng, jitter))
 
 
-def points_about(
+def draw_points(
     mask: Mask, number: tuple[int, int], rng: np.random.Generator, room: int
 ) -> tuple[Floats, Floats]:
     """Random voxels inside and outside, filled up with points that say nothing.
@@ -110,7 +110,7 @@ def points_about(
     return points, labels
 
 
-def box_around(mask: Mask, rng: np.random.Generator, jitter: int = 0) -> Floats:
+def find_box(mask: Mask, rng: np.random.Generator, jitter: int = 0) -> Floats:
     """First and last voxel of the tight box, (2, 3), each side moved by up to `jitter`."""
     ends = []
     for axis in range(3):
@@ -123,7 +123,7 @@ def box_around(mask: Mask, rng: np.random.Generator, jitter: int = 0) -> Floats:
     return np.asarray(box, dtype=np.float32)
 
 
-def cleaned(mask: Mask) -> Mask:
+def clean_mask(mask: Mask) -> Mask:
     """A pseudo region opened and closed, without its small parts; may be empty."""
     from scipy import ndimage
 
@@ -143,28 +143,28 @@ def cleaned(mask: Mask) -> Mask:
     return out
 
 
-def pseudo_objects(regions: Array) -> list[int]:
+def list_pseudo_objects(regions: Array) -> list[int]:
     """Regions of a view that are large enough to be learnt from; -1 is none."""
     sizes = np.bincount(regions.ravel()[regions.ravel() >= 0])
     return [int(k) for k in np.flatnonzero(sizes >= max(1.0, _LEAST_SHARE * regions.size))]
 
 
-def about_pseudo(
+def prompt_pseudo_object(
     regions: Array, choices: Sequence[int], kind: str, rng: np.random.Generator
-) -> tuple[Mask, Told] | None:
+) -> tuple[Mask, EncodedPrompts] | None:
     """A pseudo region and prompts about it, None if nothing is left of it.
 
     Args:
         regions: of a view, -1 for none.
-        choices: of `pseudo_objects`.
+        choices: of `list_pseudo_objects`.
         kind: ``"point"`` or ``"box"``; a box means all other regions, too, that are nearly wholly
             in it.
         rng: draws the region and the prompts.
     """
-    mask = cleaned(regions == rng.choice(np.asarray(choices)))
+    mask = clean_mask(regions == rng.choice(np.asarray(choices)))
     if not mask.any():
         return None
-    box = box_around(mask, rng)
+    box = find_box(mask, rng)
     if kind == "box":
         low, high = box.astype(int)
         window = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
@@ -172,8 +172,8 @@ def about_pseudo(
         within = np.bincount(regions[window][regions[window] >= 0], minlength=len(whole))
         others = [k for k in choices if within[k] > _INSIDE * whole[k]]
         mask = mask | np.isin(regions, others)
-        box = box_around(mask, rng)
+        box = find_box(mask, rng)
     number = tuple(int(rng.integers(a, b + 1)) for a, b in (_PSEUDO_POSITIVE, _PSEUDO_NEGATIVE))
     room = _PSEUDO_POSITIVE[1] + _PSEUDO_NEGATIVE[1]
-    points, labels = points_about(mask, (number[0], number[1]), rng, room)
-    return mask, Told(points, labels, box)
+    points, labels = draw_points(mask, (number[0], number[1]), rng, room)
+    return mask, EncodedPrompts(points, labels, box)

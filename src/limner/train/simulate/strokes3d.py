@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from limner.train.data.rng import Chance, block_mean, smooth3d
+from limner.train.data.rng import BatchRandom, block_mean, smooth3d
 from limner.train.simulate import strokes
 
 _LEVELS = 5  # halvings of the volume over which depth is gathered
 _AXES = (0.6, 0.8)  # chance to draw across the first axis, across the first or the second
 
 
-def depth(mask: Tensor) -> Tensor:
+def compute_depth(mask: Tensor) -> Tensor:
     """How deep each voxel lies in the mask, 0…1; as `strokes.depth`.
 
     Args:
@@ -39,19 +39,23 @@ def depth(mask: Tensor) -> Tensor:
     return total * mask / max(1, len(levels) - 1)
 
 
-def one_voxel(
-    mask: Tensor, chance: Chance, *, deep: Tensor | None = None, central: Tensor | None = None
+def draw_voxel(
+    mask: Tensor,
+    batch_rng: BatchRandom,
+    *,
+    deep: Tensor | None = None,
+    central: Tensor | None = None,
 ) -> Tensor:
     """One voxel per sample, (B, 3) slice, row, column, int64; -1 where the mask is empty.
 
     Args:
         mask: where to choose.
-        chance: chooses.
-        deep: `depth` of the mask; None chooses from anywhere.
+        batch_rng: chooses.
+        deep: `compute_depth` of the mask; None chooses from anywhere.
         central: (B, 1, 1, 1, 1) bool: the deepest voxel, or any; None is the deepest.
     """
     shape = mask.shape[2:]
-    values = mask * chance.uniform(0.05, 1.0, 1, *shape)
+    values = mask * batch_rng.uniform(0.05, 1.0, 1, *shape)
     if deep is not None:
         middle = deep + 1e-3 * values
         values = middle if central is None else torch.where(central, middle, values)
@@ -61,7 +65,7 @@ def one_voxel(
     return torch.where((most > 0)[:, None], place, -1)
 
 
-def balls(at: Tensor, shape: torch.Size, radius: float) -> Tensor:
+def paint_balls(at: Tensor, shape: torch.Size, radius: float) -> Tensor:
     """Balls (B, 1, D, H, W) around voxels (B, 3); nothing where the voxel is -1."""
     squares = torch.zeros(1, device=at.device)
     for axis, size in enumerate(shape):
@@ -72,18 +76,18 @@ def balls(at: Tensor, shape: torch.Size, radius: float) -> Tensor:
     return ((squares <= radius**2) & (at[:, 0] >= 0).view(-1, 1, 1, 1, 1)).float()
 
 
-def on_slice(
+def draw_on_slice(
     mask: Tensor,
     at: Tensor,
-    chance: Chance,
-    draw: Callable[[Tensor, Chance], Tensor],
+    batch_rng: BatchRandom,
+    draw: Callable[[Tensor, BatchRandom], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Draw on one slice of each volume, across an axis that chance chooses.
 
     Args:
         mask: (B, C, D, H, W).
         at: (B, 3): a voxel of the slice; nothing is drawn where it is -1.
-        chance: of the same batch.
+        batch_rng: of the same batch.
         draw: gets the slices, padded with zeros to squares, (n, C, S, S), and a chance of the
             plane; returns (n, 1, S, S).
 
@@ -93,7 +97,7 @@ def on_slice(
     shape = mask.shape[2:]
     side = max(shape)
     side += -side % 32
-    chosen = chance.uniform(0.0, 1.0, 1)[:, 0].tolist()
+    chosen = batch_rng.uniform(0.0, 1.0, 1)[:, 0].tolist()
     axes = [0 if c < _AXES[0] else 1 if c < _AXES[1] else 2 for c in chosen]
     spots = at.tolist()
     drawn = torch.zeros_like(mask[:, :1])
@@ -105,7 +109,7 @@ def on_slice(
     for row, k in enumerate(kept):
         plane = mask[k].select(1 + axes[k], spots[k][axes[k]])
         planes[row, :, : plane.shape[1], : plane.shape[2]] = plane
-    lines = draw(planes, Chance(len(kept), chance.generator))
+    lines = draw(planes, BatchRandom(len(kept), batch_rng.generator))
     for row, k in enumerate(kept):
         place = drawn[k].select(1 + axes[k], spots[k][axes[k]])
         place.copy_(lines[row, :, : place.shape[1], : place.shape[2]])
@@ -113,26 +117,26 @@ def on_slice(
     return drawn, slices
 
 
-def stroke(plane: Tensor, chance: Chance) -> Tensor:
+def draw_stroke(plane: Tensor, batch_rng: BatchRandom) -> Tensor:
     """A scribble on each slice; nothing where there is nothing."""
-    drawn = strokes.scribble(plane, strokes.depth(plane), chance)
+    drawn = strokes.draw_scribble(plane, strokes.compute_depth(plane), batch_rng)
     return drawn * plane.amax((2, 3), keepdim=True)
 
 
-def rough(mask: Tensor, chance: Chance) -> Tensor:
+def draw_rough_mask(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
     """A rough mask: grown or shrunk with an uneven edge, perhaps with a part missing."""
     shape = (mask.shape[2], mask.shape[3], mask.shape[4])
     share = mask.mean(dim=(2, 3, 4), keepdim=True)
     soft = torch.where(share > 0.01, block_mean(mask, (2, 5, 5)), block_mean(mask, (1, 2, 2)))
-    level = (chance.uniform(0.2, 0.8) + 0.25 * smooth3d(chance, shape, 6)).clamp(0.08, 0.95)
+    level = (batch_rng.uniform(0.2, 0.8) + 0.25 * smooth3d(batch_rng, shape, 6)).clamp(0.08, 0.95)
     found = (soft > level).float()
-    cut = (smooth3d(chance, shape, 3) > -0.6).float()
-    found = torch.where(chance.happens(0.25), found * cut, found)
+    cut = (smooth3d(batch_rng, shape, 3) > -0.6).float()
+    found = torch.where(batch_rng.bernoulli(0.25), found * cut, found)
     empty = found.amax(dim=(2, 3, 4), keepdim=True) == 0
     return torch.where(empty, mask, found)
 
 
-def corners(mask: Tensor) -> Tensor:
+def find_corners(mask: Tensor) -> Tensor:
     """(B, 3, 2) float32: first and last + 1 voxel of each mask along each axis; all of the view
     where it is empty.
     """
@@ -146,38 +150,38 @@ def corners(mask: Tensor) -> Tensor:
     return torch.stack(spans, dim=1).float()
 
 
-def box(mask: Tensor, chance: Chance, *, loose: Tensor) -> Tensor:
+def draw_box(mask: Tensor, batch_rng: BatchRandom, *, loose: Tensor) -> Tensor:
     """Corners (B, 3, 2) of a box around each mask, each side off by a few voxels or per cent.
 
     Args:
         mask: (B, 1, D, H, W).
-        chance: of the same batch.
+        batch_rng: of the same batch.
         loose: (B, 1, 1, 1, 1) bool: off by up to a quarter of the size, mostly outwards.
     """
-    found = corners(mask)
+    found = find_corners(mask)
     sizes = (found[..., 1:] - found[..., :1]).expand(-1, -1, 2)
     outwards = torch.tensor([-1.0, 1.0], device=mask.device)
-    small = chance.normal(3, 2) * (0.5 + 0.03 * sizes)
-    large = chance.uniform(-0.05, 0.25, 3, 2) * sizes
-    tight = chance.uniform(0.0, 1.0, 1, 1) < 0.35
+    small = batch_rng.normal(3, 2) * (0.5 + 0.03 * sizes)
+    large = batch_rng.uniform(-0.05, 0.25, 3, 2) * sizes
+    tight = batch_rng.uniform(0.0, 1.0, 1, 1) < 0.35
     error = torch.where(loose.view(-1, 1, 1), large, torch.where(tight, 0.0, small))
     moved = (found + outwards * error).round()
     thin = moved[..., 1] <= moved[..., 0]
     return torch.where(thin[..., None], found, moved)
 
 
-def middle_box(mask: Tensor) -> Tensor:
+def box_of_middle_slice(mask: Tensor) -> Tensor:
     """Corners of a box that reaches over all slices of each mask, as wide as its middle slice."""
-    found = corners(mask)
+    found = find_corners(mask)
     middle = ((found[:, 0, 0] + found[:, 0, 1]) / 2).long().clamp(max=mask.shape[2] - 1)
     rows = torch.arange(len(mask), device=mask.device)
-    plane = corners(mask[rows, :, middle][:, :, None])
+    plane = find_corners(mask[rows, :, middle][:, :, None])
     shown = mask[rows, :, middle].amax(dim=(1, 2, 3)) > 0
     wide = torch.cat([found[:, :1], plane[:, 1:]], dim=1)
     return torch.where(shown.view(-1, 1, 1), wide, found)
 
 
-def filled(boxes: Tensor, shape: torch.Size) -> Tensor:
+def paint_box(boxes: Tensor, shape: torch.Size) -> Tensor:
     """(B, 1, D, H, W): 1 in each box of corners (B, 3, 2)."""
     result = torch.ones((len(boxes), 1, *shape), device=boxes.device)
     for axis, size in enumerate(shape):
@@ -189,7 +193,7 @@ def filled(boxes: Tensor, shape: torch.Size) -> Tensor:
     return result
 
 
-def ellipsoid(boxes: Tensor, shape: torch.Size) -> Tensor:
+def paint_ellipsoid(boxes: Tensor, shape: torch.Size) -> Tensor:
     """(B, 1, D, H, W): 1 in the ellipsoid inscribed in each box of corners (B, 3, 2)."""
     squares = torch.zeros((1,), device=boxes.device)
     for axis, size in enumerate(shape):

@@ -19,14 +19,14 @@ from limner.train.config import TrainConfig
 from limner.train.data.augment import disturb
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.synthetic import invent, paint
 from limner.train.data.targets import TargetTable
 from limner.train.data.views import Bank, Scenes, draw_views
 from limner.train.losses import answer_loss, dice, quality_loss
 from limner.train.simulate import interactions, interactions3d
-from limner.train.simulate.interactions import Said
-from limner.train.tasks.validate import ask, validate
+from limner.train.simulate.interactions import SimulatedPrompts
+from limner.train.tasks.validate import predict, validate
 
 _INVENTED_SHAPES = 0.5  # of the painted pictures
 _MOST_MORE_ROUNDS = 6
@@ -76,15 +76,19 @@ class Conversations(ABC):
         self.facts: dict[str, Any] = {}
 
     @abstractmethod
-    def scenes(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Scenes, Chance]:
+    def scenes(
+        self, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Scenes, BatchRandom]:
         """A batch, and chance for whatever is done with it."""
 
     @abstractmethod
-    def begin(self, scenes: Scenes, chance: Chance) -> Said:
+    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
 
     @abstractmethod
-    def correct(self, said: Said, logits: Tensor, scenes: Scenes, chance: Chance) -> Said:
+    def correct(
+        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+    ) -> SimulatedPrompts:
         """The next round."""
 
     def learn(
@@ -98,26 +102,26 @@ class Conversations(ABC):
         graph of its own, so that memory does not grow with their number.
         """
         config = self._config
-        scenes, chance = self.scenes(rng, generator)
+        scenes, batch_rng = self.scenes(rng, generator)
         image, target, inside = scenes.image, scenes.target, scenes.inside
-        said = self.begin(scenes, chance)
+        prompts = self.begin(scenes, batch_rng)
         network.train()
         if rng.random() < config.more_rounds:
             for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
                 with torch.no_grad():
-                    logits, _ = ask(network, image, said, config.precision)
-                said = self.correct(said, logits, scenes, chance)
+                    logits, _ = predict(network, image, prompts, config.precision)
+                prompts = self.correct(prompts, logits, scenes, batch_rng)
         losses: dict[str, Tensor] = {}
         for number in range(config.rounds):
-            logits, quality = ask(network, image, said, config.precision)
-            answer = answer_loss(logits, target, inside, _marked(said, target))
+            logits, quality = predict(network, image, prompts, config.precision)
+            answer = answer_loss(logits, target, inside, _true_marks(prompts, target))
             judged = quality_loss(quality, logits, target, inside)
             loss = (answer + config.quality_weight * judged) / config.rounds
             loss.backward()  # type: ignore[no-untyped-call]
             losses[f"loss{number}"] = answer.detach()
             losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
             if number + 1 < config.rounds:
-                said = self.correct(said, logits, scenes, chance)
+                prompts = self.correct(prompts, logits, scenes, batch_rng)
         losses["quality"] = judged.detach()
         return len(image), losses
 
@@ -152,27 +156,37 @@ class Pictures(Conversations):
         checkpoint.load_weights(path, network)
 
     @torch.no_grad()
-    def scenes(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Scenes, Chance]:
+    def scenes(
+        self, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Scenes, BatchRandom]:
         """A batch of disturbed pictures with targets that can be seen."""
-        chance = Chance(self._config.batch_size, generator)
+        batch_rng = BatchRandom(self._config.batch_size, generator)
         size = int(rng.choice(np.asarray(self._config.sizes)))
         targets = self._table.draw(self._config.batch_size, rng)
         views = draw_views(self._bank.pack, targets, size, rng)
         scenes = self._bank.show(targets, views, size, generator)
-        index = (chance.happens(self._config.synthetic).flatten() | scenes.painted).nonzero()[:, 0]
+        index = (batch_rng.bernoulli(self._config.synthetic).flatten() | scenes.painted).nonzero()[
+            :, 0
+        ]
         if len(index):
             _repaint(scenes, index, generator)
-        image = disturb(scenes.image, chance) * scenes.inside
-        return replace(scenes, image=image, target=scenes.target * scenes.inside), chance
+        image = disturb(scenes.image, batch_rng) * scenes.inside
+        return replace(scenes, image=image, target=scenes.target * scenes.inside), batch_rng
 
-    def begin(self, scenes: Scenes, chance: Chance) -> Said:
+    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
-        return interactions.begin(scenes.target, scenes.inside, chance, self._config.wrong)
+        return interactions.simulate_first_prompts(
+            scenes.target, scenes.inside, batch_rng, self._config.wrong
+        )
 
-    def correct(self, said: Said, logits: Tensor, scenes: Scenes, chance: Chance) -> Said:
+    def correct(
+        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+    ) -> SimulatedPrompts:
         """The next round."""
         wrong = self._config.wrong
-        return interactions.correct(said, logits, scenes.target, scenes.inside, chance, wrong)
+        return interactions.simulate_correction(
+            prompts, logits, scenes.target, scenes.inside, batch_rng, wrong
+        )
 
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
         """On the held-out planes."""
@@ -247,24 +261,32 @@ class Volumes(Conversations):
             weights = {**network.state_dict(), **inflate(weights)}
         fill(network, weights, path)
 
-    def scenes(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Scenes, Chance]:
+    def scenes(
+        self, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Scenes, BatchRandom]:
         """A batch of disturbed volumes with targets that can be seen; of small views more, so that
         each batch has about as many voxels.
         """
         shape = self._shapes[int(rng.integers(len(self._shapes)))]
         most = max(prod(s) for s in self._shapes)
         number = max(1, round(self._config.batch_size * most / prod(shape)))
-        chance = Chance(number, generator, axes=3)
-        return self._maker.draw(number, shape, rng, chance), chance
+        batch_rng = BatchRandom(number, generator, axes=3)
+        return self._maker.draw(number, shape, rng, batch_rng), batch_rng
 
-    def begin(self, scenes: Scenes, chance: Chance) -> Said:
+    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
-        return interactions3d.begin(scenes.target, scenes.inside, chance, self._config.wrong)
+        return interactions3d.simulate_first_prompts(
+            scenes.target, scenes.inside, batch_rng, self._config.wrong
+        )
 
-    def correct(self, said: Said, logits: Tensor, scenes: Scenes, chance: Chance) -> Said:
+    def correct(
+        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+    ) -> SimulatedPrompts:
         """The next round."""
         wrong = self._config.wrong
-        return interactions3d.correct(said, logits, scenes.target, scenes.inside, chance, wrong)
+        return interactions3d.simulate_correction(
+            prompts, logits, scenes.target, scenes.inside, batch_rng, wrong
+        )
 
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
         """On the held-out volumes."""
@@ -282,9 +304,9 @@ class Volumes(Conversations):
         )
 
 
-def _marked(said: Said, target: Tensor) -> Tensor:
+def _true_marks(prompts: SimulatedPrompts, target: Tensor) -> Tensor:
     """Marks that are true: clumsy ones need not be obeyed."""
-    return said.positive * target + said.negative * (1 - target)
+    return prompts.positive * target + prompts.negative * (1 - target)
 
 
 def shape_of(text: str) -> tuple[int, int, int]:
@@ -295,13 +317,13 @@ def shape_of(text: str) -> tuple[int, int, int]:
 
 def _repaint(scenes: Scenes, index: Tensor, generator: torch.Generator) -> None:
     """Paint the pictures of some samples, in place; of some, new shapes instead of the regions."""
-    chance = Chance(len(index), generator)
+    batch_rng = BatchRandom(len(index), generator)
     size = scenes.image.shape[-1]
     regions, target, inside = (t[index] for t in (scenes.regions, scenes.target, scenes.inside))
-    made_up = chance.happens(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
+    made_up = batch_rng.bernoulli(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
     if len(made_up):
-        shapes, shape = invent(size, Chance(len(made_up), generator))
+        shapes, shape = invent(size, BatchRandom(len(made_up), generator))
         regions[made_up] = shapes.repeat_interleave(2, 1).repeat_interleave(2, 2)
         target[made_up], inside[made_up] = shape.float(), 1.0
-    picture = torch.nn.functional.avg_pool2d(paint(regions, chance), 2)
+    picture = torch.nn.functional.avg_pool2d(paint(regions, batch_rng), 2)
     scenes.image[index], scenes.target[index], scenes.inside[index] = picture, target, inside

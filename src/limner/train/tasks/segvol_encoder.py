@@ -15,7 +15,7 @@ from limner.networks.blocks.vit3d import VolumeEncoder
 _SPREAD = 0.02  # of the first weights, as is usual for vision transformers
 
 
-def begin(encoder: VolumeEncoder) -> None:
+def initialise(encoder: VolumeEncoder) -> None:
     """Random weights, from the global generator."""
     nn.init.trunc_normal_(encoder.patch_embedding.position_embeddings, std=_SPREAD)
     for module in encoder.modules():

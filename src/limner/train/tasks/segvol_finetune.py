@@ -26,9 +26,14 @@ from limner.train.data.segvol_cases import Case
 from limner.train.data.segvol_views import Seen, brightened, look, mirrored
 from limner.train.losses import dice
 from limner.train.segvol_config import FinetuneConfig
-from limner.train.simulate.segvol import Told, about_pseudo, pseudo_objects, tell
+from limner.train.simulate.segvol import (
+    EncodedPrompts,
+    encode_prompts,
+    list_pseudo_objects,
+    prompt_pseudo_object,
+)
 from limner.train.tasks import segvol_files
-from limner.train.tasks.segvol_encoder import begin, encode
+from limner.train.tasks.segvol_encoder import encode, initialise
 
 _MODEL = "segvol/vit_b"
 _TRIES = 16  # views of a batch, until one shows an object
@@ -93,7 +98,7 @@ class Finetuning:
             self._sentences = {n: sentence(words.find(n), _MODEL, beside or clip) for n in names}
         self._said: dict[str, Tensor] = {}
         self.network = SegVolNetwork(config.plan())
-        begin(self.network.image_encoder)
+        initialise(self.network.image_encoder)
         positions = self.network.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         torch.nn.init.normal_(positions)
         if clip is not None:
@@ -190,8 +195,8 @@ class Finetuning:
     ) -> None:
         config = self._config
         masks = [v.mask(name) for v in views]
-        told = [
-            tell(
+        encoded = [
+            encode_prompts(
                 mask,
                 rng,
                 most_positive=config.most_positive,
@@ -203,7 +208,7 @@ class Finetuning:
         target = self._target(masks)
         for combination in config.combinations:
             word = name if "text" in combination else None
-            loss, found = mask_loss(self._ask(features, told, combination, word), target)
+            loss, found = mask_loss(self._ask(features, encoded, combination, word), target)
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             sums["loss"] = sums["loss"] + loss.detach() * weight
             key = f"dice_{combination}"
@@ -221,31 +226,35 @@ class Finetuning:
         weight *= 1 / len(views)
         for k, seen in enumerate(views):
             assert seen.pseudo is not None
-            choices = pseudo_objects(seen.pseudo)
+            choices = list_pseudo_objects(seen.pseudo)
             for turn in range(config.pseudo_rounds if choices else 0):
                 kind = ("point", "box")[turn % 2]
-                found = about_pseudo(seen.pseudo, choices, kind, rng)
+                found = prompt_pseudo_object(seen.pseudo, choices, kind, rng)
                 if found is None:
                     continue
-                mask, told = found
-                low_res = self._ask(features[k : k + 1], [told], kind, None)
+                mask, encoded = found
+                low_res = self._ask(features[k : k + 1], [encoded], kind, None)
                 loss, _ = mask_loss(low_res, self._target([mask]))
                 (loss * weight * config.pseudo_weight).backward()  # type: ignore[no-untyped-call]
                 sums["pseudo"] = sums["pseudo"] + loss.detach() * weight
 
     def _ask(
-        self, features: Tensor, told: Sequence[Told], combination: str, word: str | None
+        self,
+        features: Tensor,
+        encoded: Sequence[EncodedPrompts],
+        combination: str,
+        word: str | None,
     ) -> Tensor:
         """Low-resolution logits, (B, 1, d, h, w)."""
-        tokens = [t.tokens(combination) for t in told]
+        tokens = [t.tokens(combination) for t in encoded]
         points, labels = (
             torch.from_numpy(np.stack([pair[k] for pair in tokens])).to(self._device)
             for k in (0, 1)
         )
-        text = features.new_zeros((len(told), 0, features.shape[1]))
+        text = features.new_zeros((len(encoded), 0, features.shape[1]))
         if word is not None:
             aligned = self.network.text_encoder.dim_align(self._pooled(word))
-            text = aligned.expand(len(told), 1, -1)
+            text = aligned.expand(len(encoded), 1, -1)
         low_res: Tensor = self._decoder(features, points, labels, text)
         return low_res
 

@@ -20,7 +20,7 @@ from limner.train.data.segvol_cases import Case
 from limner.train.data.segvol_views import look, mirrored
 from limner.train.segvol_config import PretrainConfig
 from limner.train.tasks import segvol_files
-from limner.train.tasks.segvol_encoder import begin, encode
+from limner.train.tasks.segvol_encoder import encode, initialise
 
 
 class MaskedVolumes(nn.Module):
@@ -42,7 +42,7 @@ class MaskedVolumes(nn.Module):
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, plan.dim))
         self.head = nn.Linear(plan.dim, plan.patch[0] * plan.patch[1] * plan.patch[2])
-        begin(self.encoder)
+        initialise(self.encoder)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(

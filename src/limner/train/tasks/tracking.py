@@ -19,7 +19,7 @@ from limner.train.config import TrainConfig
 from limner.train.data.device_volumes import Bank3d
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.sequences import ClipMaker, Clips, joined, plain_slices
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.losses import answer_loss, dice, quality_loss
@@ -76,14 +76,14 @@ class Sequences:
         assert isinstance(network, FollowNetwork)
         config = self._config
         size = int(rng.choice(np.asarray(config.sizes)))
-        chance = Chance(config.batch_size, generator)
-        clips = self._maker.draw(config.batch_size, size, rng, chance)
+        batch_rng = BatchRandom(config.batch_size, generator)
+        clips = self._maker.draw(config.batch_size, size, rng, batch_rng)
         network.train()
-        walk = Walk(network, clips, config.precision)
+        walk = TrackerRollout(network, clips, config.precision)
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=clips.image.device)
         for t in range(1, config.frames):
-            told = chance.happens(1 - _UNTOLD).float()
+            told = batch_rng.bernoulli(1 - _UNTOLD).float()
             logits, quality = walk.step(t, told)
             target, inside = clips.target[:, t], clips.inside[:, t]
             loss = answer_loss(logits, target, inside, torch.zeros_like(target))
@@ -106,15 +106,15 @@ class Sequences:
         if self._held_out is None:
             return None
         network.eval()
-        return held_out_dice(
+        return measure_held_out_dice(
             self._maker.bank,
             self._held_out,
             self._config,
-            lambda clips: followed(network, clips, self._config.precision),
+            lambda clips: track_clips(network, clips, self._config.precision),
         )
 
 
-def held_out_dice(
+def measure_held_out_dice(
     bank: Bank3d,
     held_out: TargetTable3d,
     config: TrainConfig,
@@ -139,7 +139,7 @@ def held_out_dice(
             size = np.array(solid.shape, dtype=np.float64)
             view = plain_slices(target.box, size, solid.spacing, shape)
             generator = torch.Generator(device=bank.device).manual_seed(number)
-            scene = bank.show(target, view, Chance(1, generator, axes=3))
+            scene = bank.show(target, view, BatchRandom(1, generator, axes=3))
             clips = Clips(
                 scene.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
                 scene.target.transpose(0, 1)[None],
@@ -160,9 +160,9 @@ def held_out_dice(
     return result
 
 
-def followed(network: FollowNetwork, clips: Clips, precision: str) -> Tensor:
+def track_clips(network: FollowNetwork, clips: Clips, precision: str) -> Tensor:
     """Masks (B, T - 1, 1, S, S), 0 or 1, of the frames after the first."""
-    walk = Walk(network, clips, precision)
+    walk = TrackerRollout(network, clips, precision)
     answers = []
     for t in range(1, clips.image.shape[1]):
         logits, _ = walk.step(t, torch.ones_like(clips.target[:, 0, :, :1, :1]))
@@ -171,7 +171,7 @@ def followed(network: FollowNetwork, clips: Clips, precision: str) -> Tensor:
     return torch.stack(answers, dim=1)
 
 
-class Walk:
+class TrackerRollout:
     """A batch of sequences on its way: what is remembered, and the last answer.
 
     Args:

@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 
 from limner.networks import unet2d, unet3d
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.targets import TargetTable
 from limner.train.data.views import Bank, plain_views
 from limner.train.losses import dice
-from limner.train.simulate.interactions import Said, begin_with_box, begin_with_click, correct
+from limner.train.simulate.interactions import (
+    SimulatedPrompts,
+    prompt_with_box,
+    prompt_with_click,
+    simulate_correction,
+)
 
 _BATCH = 16
 _CLICKS = 5
@@ -51,13 +56,15 @@ def validate(
         if not fit.any():
             continue
         image, target, inside = (t[fit] for t in (scenes.image, scenes.target, scenes.inside))
-        chance = Chance(len(target), generator)
-        boxed = _answer(network, image, begin_with_box(target), precision)
-        said = begin_with_click(target, chance)
-        logits = first = _answer(network, image, said, precision)
+        batch_rng = BatchRandom(len(target), generator)
+        boxed = _predict_in_parts(network, image, prompt_with_box(target), precision)
+        prompts = prompt_with_click(target, batch_rng)
+        logits = first = _predict_in_parts(network, image, prompts, precision)
         for _ in range(_CLICKS - 1):
-            said = correct(said, logits, target, inside, chance, 0.0, strokes_too=False)
-            logits = _answer(network, image, said, precision)
+            prompts = simulate_correction(
+                prompts, logits, target, inside, batch_rng, 0.0, strokes_too=False
+            )
+            logits = _predict_in_parts(network, image, prompts, precision)
         answers = {"box": boxed, "click": first, "clicks5": logits}
         result[bank.pack.names[int(index)]] = {
             kind: float(dice((found > 0).float() * inside, target).mean())
@@ -69,25 +76,27 @@ def validate(
     return result
 
 
-def ask(
-    network: torch.nn.Module, image: Tensor, said: Said, precision: str
+def predict(
+    network: torch.nn.Module, image: Tensor, prompts: SimulatedPrompts, precision: str
 ) -> tuple[Tensor, Tensor]:
     """The network's logits and quality, float32 or bf16 inside."""
     fuse = unet2d.fuse if image.ndim == 4 else unet3d.fuse
-    fused = fuse(image, said.previous, said.positive, said.negative, said.region)
+    fused = fuse(image, prompts.previous, prompts.positive, prompts.negative, prompts.region)
     with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
         answer: tuple[Tensor, Tensor] = network(fused)
     return answer
 
 
-def _answer(network: torch.nn.Module, image: Tensor, said: Said, precision: str) -> Tensor:
+def _predict_in_parts(
+    network: torch.nn.Module, image: Tensor, prompts: SimulatedPrompts, precision: str
+) -> Tensor:
     parts = [
-        ask(network, image[k : k + _BATCH], _part(said, k), precision)[0].float()
+        predict(network, image[k : k + _BATCH], _slice_prompts(prompts, k), precision)[0].float()
         for k in range(0, len(image), _BATCH)
     ]
     return torch.cat(parts)
 
 
-def _part(said: Said, first: int) -> Said:
-    fields = (said.positive, said.negative, said.region, said.previous)
-    return Said(*(f[first : first + _BATCH] for f in fields))
+def _slice_prompts(prompts: SimulatedPrompts, first: int) -> SimulatedPrompts:
+    fields = (prompts.positive, prompts.negative, prompts.region, prompts.previous)
+    return SimulatedPrompts(*(f[first : first + _BATCH] for f in fields))

@@ -6,12 +6,16 @@ import numpy as np
 import torch
 
 from limner.train.data.device_volumes import Bank3d
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.data.views3d import Shape, plain_view
 from limner.train.losses import dice
-from limner.train.simulate.interactions3d import begin_with_box, begin_with_click, correct
-from limner.train.tasks.validate import ask
+from limner.train.simulate.interactions3d import (
+    prompt_with_box,
+    prompt_with_click,
+    simulate_correction,
+)
+from limner.train.tasks.validate import predict
 
 _CLICKS = 5
 KINDS = ("box", "box5", "click", "clicks5")
@@ -50,22 +54,26 @@ def validate(
             size = np.array(solid.shape, dtype=np.float64)
             view = plain_view(target.box, size, solid.spacing, shape)
             generator = torch.Generator(device=bank.device).manual_seed(number)
-            chance = Chance(1, generator, axes=3)
-            scene = bank.show(target, view, chance)
+            batch_rng = BatchRandom(1, generator, axes=3)
+            scene = bank.show(target, view, batch_rng)
             wanted, inside = scene.target[None], scene.inside[None]
             if not wanted.any():
                 continue
             number += 1
             image = scene.image[None].expand(-1, 3, -1, -1, -1)
             for first, last in (("box", "box5"), ("click", "clicks5")):
-                said = (
-                    begin_with_box(wanted) if first == "box" else begin_with_click(wanted, chance)
+                prompts = (
+                    prompt_with_box(wanted)
+                    if first == "box"
+                    else prompt_with_click(wanted, batch_rng)
                 )
-                logits = ask(network, image, said, precision)[0].float()
+                logits = predict(network, image, prompts, precision)[0].float()
                 sums[first] += float(dice((logits > 0).float() * inside, wanted))
                 for _ in range(_CLICKS - (first == "click")):
-                    said = correct(said, logits, wanted, inside, chance, 0.0, strokes_too=False)
-                    logits = ask(network, image, said, precision)[0].float()
+                    prompts = simulate_correction(
+                        prompts, logits, wanted, inside, batch_rng, 0.0, strokes_too=False
+                    )
+                    logits = predict(network, image, prompts, precision)[0].float()
                 sums[last] += float(dice((logits > 0).float() * inside, wanted))
         if number:
             result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}

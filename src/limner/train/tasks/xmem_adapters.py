@@ -22,13 +22,18 @@ from limner.models.xmem.network import Adapter, XMemNetwork
 from limner.train.config import TrainConfig
 from limner.train.data.pack import Pack
 from limner.train.data.pack3d import VolumePack
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.sequences import ClipMaker
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.losses import dice
-from limner.train.tasks.tracking import held_out_dice
+from limner.train.tasks.tracking import measure_held_out_dice
 from limner.train.tasks.xmem_losses import hard_share, masks_loss
-from limner.train.tasks.xmem_sequence import Shown, Walk, alone, in_pairs
+from limner.train.tasks.xmem_sequence import (
+    SequenceBatch,
+    XMemRollout,
+    add_second_object,
+    with_one_object,
+)
 
 _DEEP = 0.2  # share of remembered frames that the sensory memory takes in, too
 _OWN = ".adapter."  # in the names of what learns
@@ -113,7 +118,7 @@ def read_base(path: Path) -> Base:
     return Base(path, frozen, adapters, facts)
 
 
-def joined(
+def join_adapters(
     base: Path, adapters: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """A whole network's weights.
@@ -202,10 +207,12 @@ class Adapting:
         """Gradients of one batch; frames after the first are learnt from."""
         config = self._config
         size = int(rng.choice(np.asarray(config.sizes)))
-        chance = Chance(config.batch_size, generator)
-        clips = self._maker.draw(config.batch_size, size, rng, chance)
-        shown = in_pairs(clips, chance) if config.batch_size > 1 else alone(clips)
-        walk = Walk(self._with(network), shown, config.precision)
+        batch_rng = BatchRandom(config.batch_size, generator)
+        clips = self._maker.draw(config.batch_size, size, rng, batch_rng)
+        shown = (
+            add_second_object(clips, batch_rng) if config.batch_size > 1 else with_one_object(clips)
+        )
+        walk = XMemRollout(self._with(network), shown, config.precision)
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=shown.image.device)
         for t in range(1, config.frames):
@@ -213,7 +220,7 @@ class Adapting:
             target, inside = shown.target[:, t], shown.inside[:, t]
             loss = masks_loss(logits, target, inside, shown.there, hard_share(done))
             total = total + loss / (config.frames - 1)
-            found = masks_of(logits, shown, t)
+            found = mask_probabilities(logits, shown, t)
             hard = (found.detach() > 0.5).float()
             losses[f"loss{t}"], losses[f"dice{t}"] = loss.detach(), dice(hard, target).mean()
             if t + 1 < config.frames:
@@ -231,11 +238,11 @@ class Adapting:
         if self._held_out is None:
             return None
         whole = self._with(network)
-        return held_out_dice(
+        return measure_held_out_dice(
             self._maker.bank,
             self._held_out,
             self._config,
-            lambda clips: followed(whole, alone(clips), self._config),
+            lambda clips: track_sequences(whole, with_one_object(clips), self._config),
         )
 
     def _with(self, network: nn.Module) -> XMemNetwork:
@@ -244,21 +251,21 @@ class Adapting:
         return self._frozen.eval()  # counts of normalisation stay as they are
 
 
-def followed(network: XMemNetwork, shown: Shown, config: TrainConfig) -> Tensor:
+def track_sequences(network: XMemNetwork, shown: SequenceBatch, config: TrainConfig) -> Tensor:
     """Masks (B, T - 1, 1, S, S) of the frames after the first, as memory of the first and of the
     last ones tells.
     """
-    walk = Walk(network, shown, config.precision)
+    walk = XMemRollout(network, shown, config.precision)
     answers = []
     for t in range(1, shown.image.shape[1]):
         last = range(max(1, t - config.references + 1), t)
-        found = masks_of(walk.step(t, [0, *last]), shown, t)
+        found = mask_probabilities(walk.step(t, [0, *last]), shown, t)
         answers.append((found > 0.5).float())
         walk.remember(t, found, deep=False)
     return torch.stack(answers, dim=1)
 
 
-def masks_of(logits: Tensor, shown: Shown, t: int) -> Tensor:
+def mask_probabilities(logits: Tensor, shown: SequenceBatch, t: int) -> Tensor:
     """Probabilities (B, K, S, S) of the objects on frame `t`; 0 beside the picture."""
     found: Tensor = logits.softmax(dim=1)[:, 1:] * shown.inside[:, t]
     return found * shown.there[..., None, None]

@@ -21,7 +21,7 @@ from limner.models.xmem.network import (
     XMemNetwork,
 )
 from limner.networks.tracker2d import read
-from limner.train.data.rng import Chance
+from limner.train.data.rng import BatchRandom
 from limner.train.data.sequences import Clips
 from limner.train.tasks.xmem_losses import aggregated
 
@@ -29,7 +29,7 @@ _LEAST = 12  # pixels that an object has to show on the first frame
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class SequenceBatch:
     """A batch of sequences of one object or two, on the device.
 
     Attributes:
@@ -45,13 +45,13 @@ class Shown:
     there: Tensor
 
 
-def alone(clips: Clips) -> Shown:
+def with_one_object(clips: Clips) -> SequenceBatch:
     """Sequences with the one object that they have."""
     there = torch.ones(clips.target.shape[0], 1, device=clips.target.device)
-    return Shown(clips.image, clips.target, clips.inside, there)
+    return SequenceBatch(clips.image, clips.target, clips.inside, there)
 
 
-def in_pairs(clips: Clips, chance: Chance) -> Shown:
+def add_second_object(clips: Clips, batch_rng: BatchRandom) -> SequenceBatch:
     """Sequences in which the object of another sequence moves about, too, in front of the first.
 
     It stays away where it would hide the first object's first frame, or is hardly to be seen
@@ -62,14 +62,16 @@ def in_pairs(clips: Clips, chance: Chance) -> Shown:
     enough = ((first * (1 - second)).sum(dim=(1, 2, 3)) >= _LEAST) & (
         second.sum(dim=(1, 2, 3)) >= _LEAST
     )
-    comes = (enough & (chance.uniform(0, 1, 1)[:, 0] < 0.5)).float()
+    comes = (enough & (batch_rng.uniform(0, 1, 1)[:, 0] < 0.5)).float()
     other = other * comes.view(-1, 1, 1, 1, 1)
     image = torch.lerp(clips.image, clips.image.roll(1, 0), other)
     target = torch.cat([clips.target * (1 - other), other], dim=2)
-    return Shown(image, target, clips.inside, torch.stack([torch.ones_like(comes), comes], dim=1))
+    return SequenceBatch(
+        image, target, clips.inside, torch.stack([torch.ones_like(comes), comes], dim=1)
+    )
 
 
-class Walk:
+class XMemRollout:
     """A batch of sequences on its way: what is remembered, and the sensory memory.
 
     Args:
@@ -78,7 +80,7 @@ class Walk:
         precision: ``"bf16"`` (autocast) or ``"fp32"``; memory is read in float32.
     """
 
-    def __init__(self, network: XMemNetwork, shown: Shown, precision: str) -> None:
+    def __init__(self, network: XMemNetwork, shown: SequenceBatch, precision: str) -> None:
         self._shown, self._bf16 = shown, precision == "bf16"
         self._remember, self._decode = MemoryEncoder(network), MaskDecoder(network)
         number, frames, objects = shown.target.shape[:3]
