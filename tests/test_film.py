@@ -13,7 +13,7 @@ import limner
 from limner.errors import FormatError
 from limner.io.labels import Labels
 from limner.io.video.encode import MOST_GIF_FRAMES, write_film
-from limner.render.film import LARGEST, Story, frame_rate, write_story
+from limner.render.film import LARGEST, FrameTimeline, frame_rate, write_timeline_film
 
 
 def pictures(count: int, size: tuple[int, int] = (61, 83)) -> Iterator[np.ndarray]:
@@ -88,7 +88,13 @@ def test_pictures_are_made_one_by_one(tmp_path: Path) -> None:
     image = limner.Image(never, geometry, kind="video", dtype=np.uint8, plane=plane)
     labels = Labels(geometry, array=np.zeros(geometry.shape, np.uint8))
     path = tmp_path / "film.mp4"
-    write_story(path, image, labels, Story(), tell=lambda done, total: told.append((done, total)))
+    write_timeline_film(
+        path,
+        image,
+        labels,
+        FrameTimeline(),
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert made[-30:] == list(range(30))
     assert told[-1] == (30, 30)
     assert max(limner.read(path).shape[1:3]) <= LARGEST
@@ -100,16 +106,16 @@ def test_what_is_shown(tmp_path: Path) -> None:
     array[3:9, 10:30, 20:40] = 1
     labels = Labels(image.geometry, array=array, names={1: "polyp"})
     prompts = {4: [limner.Click((20, 30))]}
-    story = Story(
+    story = FrameTimeline(
         scores=dict.fromkeys(range(12), 0.9),
-        marked=frozenset([4]),
-        doubtful=frozenset([8]),
+        annotated=frozenset([4]),
+        to_review=frozenset([8]),
         unreadable=frozenset([10]),
         prompts=prompts,
         frames=range(2, 12),
     )
     path = tmp_path / "film.gif"
-    write_story(path, image, labels, story)
+    write_timeline_film(path, image, labels, story)
     film = limner.read(path)
     assert film.shape[0] == 10
     corner = [np.asarray(film.plane(k))[4:22, -140:].astype(int) for k in (0, 2, 6, 8)]
@@ -118,14 +124,14 @@ def test_what_is_shown(tmp_path: Path) -> None:
     for badge in (marked, doubted, lost):
         assert badge.any()
     with pytest.raises(FormatError, match="Cannot write"):
-        write_story(tmp_path / "no" / "film.gif", image, labels, story)
+        write_timeline_film(tmp_path / "no" / "film.gif", image, labels, story)
 
 
 def test_a_long_gif_is_thinned_and_keeps_its_speed(tmp_path: Path) -> None:
     image = video_of(MOST_GIF_FRAMES * 2, (8, 10), frames_per_second=20.0)
     labels = Labels(image.geometry, array=np.zeros(image.shape, np.uint8))
     path = tmp_path / "film.gif"
-    write_story(path, image, labels, Story())
+    write_timeline_film(path, image, labels, FrameTimeline())
     with Picture.open(path) as film:
         assert film.n_frames == MOST_GIF_FRAMES
         assert film.info["duration"] == 100

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limner.errors import FormatError, require
 
 if TYPE_CHECKING:
-    from limner.cli._propagation_report import Carried
+    from limner.cli._propagation_report import PropagationReport
     from limner.io.image import Image
     from limner.io.labels import Labels
     from limner.sessions.base import BaseSession
@@ -97,7 +97,7 @@ def finish(
     dicom_type: str | None,
     as_json: bool,
     began: float,
-    carried: Carried | None = None,
+    carried: PropagationReport | None = None,
     model_3d: str | None = None,
 ) -> None:
     """Answer all prompts, write the mask and the picture, and say what came of it.
@@ -141,7 +141,9 @@ def finish(
         _tell(report)
 
 
-def _draw(path: Path, session: BaseSession, labels: Labels, carried: Carried | None) -> None:
+def _draw(
+    path: Path, session: BaseSession, labels: Labels, carried: PropagationReport | None
+) -> None:
     if path.suffix.lower() == ".png":
         from limner.render.overlay import write_preview
 
@@ -155,22 +157,22 @@ def _draw(path: Path, session: BaseSession, labels: Labels, carried: Carried | N
         )
         return
     from limner.cli._progress import bar
-    from limner.cli._propagation_report import told
-    from limner.render.film import write_story
+    from limner.cli._propagation_report import session_timeline
+    from limner.render.film import write_timeline_film
 
-    story = told(session) if carried is None else carried.story(session)
+    story = session_timeline(session) if carried is None else carried.timeline(session)
     with bar("drawing", "pictures") as tell:
         window = session.options.window
-        write_story(path, session.image, labels, story, window=window, tell=tell)
+        write_timeline_film(path, session.image, labels, story, window=window, progress=tell)
 
 
-def predict_all(session: BaseSession, carried: Carried | None = None) -> dict[int, float]:
+def predict_all(session: BaseSession, carried: PropagationReport | None = None) -> dict[int, float]:
     """Answer every object wherever it has prompts; the lowest score per object."""
     scores: dict[int, float] = {}
     for found in session.predict_all():
         scores[found.object_id] = min(found.score, scores.get(found.object_id, 1.0))
         if carried is not None and found.frame is not None:
-            carried.take(found, annotated=True)
+            carried.add(found, annotated=True)
     return scores
 
 

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from limner.render.film import Story
+    from limner.render.film import FrameTimeline
     from limner.sessions.answers.prediction import Prediction
     from limner.sessions.base import BaseSession
     from limner.sessions.history.events import Requested
@@ -21,7 +21,7 @@ LOOK_AT = 5  # frames that are named
 
 
 @dataclass(frozen=True)
-class Row:
+class FrameResult:
     """One object on one frame.
 
     Attributes:
@@ -37,7 +37,7 @@ class Row:
     annotated: bool = False
 
 
-class Carried:
+class PropagationReport:
     """Collects predictions on frames; keeps numbers, no pixels.
 
     Args:
@@ -46,7 +46,7 @@ class Carried:
 
     def __init__(self, frames: range) -> None:
         self.asked = frames
-        self.rows: dict[tuple[int, int], Row] = {}  # by frame and object
+        self.rows: dict[tuple[int, int], FrameResult] = {}  # by frame and object
         self._run: set[int] = set()
         self._known: set[int] = set()
 
@@ -65,7 +65,7 @@ class Carried:
         """Frames that something was carried to."""
         return self.num_run + self.num_known
 
-    def follow(self, walk: Iterable[Prediction], title: str, total: int) -> None:
+    def collect(self, predictions: Iterable[Prediction], title: str, total: int) -> None:
         """Take all of a propagation, and show how far it is: speed and time left are those of the
         frames that are run.
 
@@ -77,11 +77,11 @@ class Carried:
         from limner.cli._progress import bar
 
         with bar(title, "frames") as tell:
-            for found in walk:
-                self.take(found)
+            for found in predictions:
+                self.add(found)
                 tell(self.num_run, total - self.num_known)
 
-    def take(self, found: Prediction, *, annotated: bool = False) -> None:
+    def add(self, found: Prediction, *, annotated: bool = False) -> None:
         """Note a prediction on a frame."""
         assert found.frame is not None
         rows, columns = np.nonzero(found.region.inside)
@@ -89,7 +89,7 @@ class Carried:
         if rows.size:
             low = [part.start or 0 for part in found.region.slices]
             centre = (float(rows.mean()) + low[0], float(columns.mean()) + low[1])
-        row = Row(float(found.score), int(rows.size), centre, annotated)
+        row = FrameResult(float(found.score), int(rows.size), centre, annotated)
         self.rows[found.frame, found.object_id] = row
         if annotated:
             return
@@ -99,14 +99,16 @@ class Carried:
         elif found.frame not in self._run:
             self._known.add(found.frame)
 
-    def story(self, session: BaseSession) -> Story:
+    def timeline(self, session: BaseSession) -> FrameTimeline:
         """What the film tells of it."""
         scores: dict[int, float] = {}
         for (frame, _), row in self.rows.items():
             if not row.annotated:
                 scores[frame] = min(row.score, scores.get(frame, 1.0))
         doubtful = frozenset(frame for frame, *_ in session.doubtful(LOOK_AT))
-        return replace(told(session), scores=scores, doubtful=doubtful, frames=self.asked)
+        return replace(
+            session_timeline(session), scores=scores, to_review=doubtful, frames=self.asked
+        )
 
     def write(self, path: Path, session: BaseSession) -> None:
         """Write ``--scores``."""
@@ -153,22 +155,22 @@ def expected(session: BaseSession, asked: Requested) -> int:
     return len(count)
 
 
-def told(session: BaseSession) -> Story:
+def session_timeline(session: BaseSession) -> FrameTimeline:
     """A film's story from what was said in a session."""
-    from limner.render.film import Story
+    from limner.render.film import FrameTimeline
 
     prompts: dict[int, list[Any]] = {}
     for entry in session.entries:
         if entry.frame is not None:
             prompts.setdefault(entry.frame, []).append(entry.prompt)
-    return Story(
-        marked=frozenset(prompts),
+    return FrameTimeline(
+        annotated=frozenset(prompts),
         unreadable=frozenset(session.image.damaged),
         prompts=prompts,
     )
 
 
-def _facts(frame: int, object_id: int, row: Row, pixel: float | None) -> dict[str, Any]:
+def _facts(frame: int, object_id: int, row: FrameResult, pixel: float | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "frame": frame,
         "object": object_id,

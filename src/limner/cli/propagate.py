@@ -16,8 +16,8 @@ from limner.cli import _options as options
 from limner.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
-    from limner.cli._propagation_report import Carried
-    from limner.cli.segment import Said
+    from limner.cli._propagation_report import PropagationReport
+    from limner.cli.segment import CommandPrompts
     from limner.io.image import Image
     from limner.prompts.types import Prompt
     from limner.sessions.answers.prediction import Prediction
@@ -107,8 +107,8 @@ def propagate(
     """Carry masks from marked slices or frames to the others of a volume or video."""
     import limner
     from limner.cli._finish import check_output, finish, read_through
-    from limner.cli._propagation_report import Carried, expected
-    from limner.cli.segment import Said, compare, say
+    from limner.cli._propagation_report import PropagationReport, expected
+    from limner.cli.segment import CommandPrompts, add_prompts, warn_of_differences
     from limner.io.reoriented import Across
     from limner.models import default_model
     from limner.sessions.history.events import Requested
@@ -127,7 +127,7 @@ def propagate(
         weights = Path(file.weights)
     inputs = (mask, prompts, weights, propagator_weights)
     check_output(output, preview, picture, journal=journal, inputs=inputs, scores=scores)
-    said = Said(
+    said = CommandPrompts(
         tuple(box or ()),
         tuple(click or ()),
         tuple(exclude or ()),
@@ -137,7 +137,7 @@ def propagate(
     entries = _placed(said, stored, slice_, order=order, world=world, axis=across)
     _check_readable(picture, entries)
     first, last = start or 0, picture.geometry.shape[0] if stop is None else stop
-    carried = Carried(range(first, last))
+    carried = PropagationReport(range(first, last))
     if journal is not None:
         read_through(picture)
     with limner.open_session(
@@ -153,8 +153,8 @@ def propagate(
         zoom=file.zoom if zoom is None else zoom,
         window=file.window if window is None else options.parse_window(window),
     ) as session:
-        say(session, entries, file.names, name or ())
-        compare(session, file, prompts)
+        add_prompts(session, entries, file.names, name or ())
+        warn_of_differences(session, file, prompts)
         walk = session.propagate(start=start, stop=stop, direction=direction, how=how)
         asked = Requested(start, stop, direction, None, how)
         stopped = _carry(walk, carried, expected(session, asked))
@@ -180,11 +180,11 @@ def propagate(
 
 
 def _carry(
-    walk: Iterator[Prediction], carried: Carried, total: int
+    walk: Iterator[Prediction], carried: PropagationReport, total: int
 ) -> KeyboardInterrupt | FormatError | None:
     """Go through a propagation; what stopped it before its end, if anything did."""
     try:
-        carried.follow(walk, "propagating", total)
+        carried.collect(walk, "propagating", total)
     except (KeyboardInterrupt, FormatError) as stop:  # the latter: a frame cannot be read
         return stop
     return None
@@ -228,7 +228,7 @@ def _check_readable(image: Image, entries: list[options.Placed]) -> None:
 
 
 def _placed(
-    said: Said,
+    said: CommandPrompts,
     image: Image,
     frame: int | None,
     *,
@@ -243,12 +243,14 @@ def _placed(
     """
     from dataclasses import replace
 
-    from limner.cli.segment import Said, gather
+    from limner.cli.segment import CommandPrompts, collect_prompts
 
     entries: list[options.Placed] = []
     if said.boxes:
         seen: Counter[int] = Counter()
-        for entry in gather(Said(said.boxes), image, frame, order=order, world=world, axis=axis):
+        for entry in collect_prompts(
+            CommandPrompts(said.boxes), image, frame, order=order, world=world, axis=axis
+        ):
             for flat in _on_planes(entry, image, axis):
                 assert flat.frame is not None
                 seen[flat.frame] += 1
@@ -259,8 +261,8 @@ def _placed(
                 "which of them each click is about."
             )
     rest = replace(said, boxes=())
-    if rest != Said() or not entries:
-        for entry in gather(rest, image, frame, order=order, world=world, axis=axis):
+    if rest != CommandPrompts() or not entries:
+        for entry in collect_prompts(rest, image, frame, order=order, world=world, axis=axis):
             entries += _on_planes(entry, image, axis)
     return entries
 
@@ -295,7 +297,7 @@ def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.P
 
 
 def _kept(
-    stopped: KeyboardInterrupt | FormatError, journal: Path | None, carried: Carried
+    stopped: KeyboardInterrupt | FormatError, journal: Path | None, carried: PropagationReport
 ) -> BaseException:
     """Why it stopped, with where the work is that was done."""
     count = carried.num_frames
@@ -316,7 +318,7 @@ def _kept(
     return FormatError(f"{stopped} {text}.")
 
 
-def _tell(session: BaseSession, carried: Carried) -> None:
+def _tell(session: BaseSession, carried: PropagationReport) -> None:
     """How far it went, and where to look."""
     image = session.image
     text = f"carried to {carried.num_frames} {'slices' if image.kind == 'volume' else 'frames'}"

@@ -14,7 +14,7 @@ from limner.cli import _options as options
 from limner.errors import PromptError
 
 if TYPE_CHECKING:
-    from limner.cli.segment import Said
+    from limner.cli.segment import CommandPrompts
     from limner.sessions.base import BaseSession
 
 _LEAST_SURE = 3  # frames that are named
@@ -50,16 +50,16 @@ def resume(
     import limner
     from limner.cli._finish import check_output, finish
     from limner.cli._progress import waiting
-    from limner.cli.segment import Said
+    from limner.cli.segment import CommandPrompts
 
     began = time.perf_counter()
-    said = Said(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
+    said = CommandPrompts(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
     with waiting("checking that the image is the same"):
         resumed = limner.resume(journal, image=image)
     with resumed as session:
         if output is not None:
             check_output(output, preview, session.image, journal=journal)
-        if said != Said():
+        if said != CommandPrompts():
             across = options.parse_axis(axis, session.image, slice_)
             _add(session, said, slice_, object_id, across)
         if go_on:
@@ -77,14 +77,16 @@ def resume(
         )
 
 
-def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, axis: int) -> None:
+def _add(
+    session: BaseSession, said: CommandPrompts, frame: int | None, object_id: int, axis: int
+) -> None:
     """Add all new prompts, or none where one is refused: a journal forgets nothing."""
     import limner
-    from limner.cli.segment import gather
+    from limner.cli.segment import collect_prompts
 
     if len(said.boxes) > 1:
         raise PromptError("--object is one object, so give one --box; more in further calls.")
-    entries = gather(said, session.image, frame, object_id=object_id, axis=axis)
+    entries = collect_prompts(said, session.image, frame, object_id=object_id, axis=axis)
     with limner.open_session(session.image, session.model) as rehearsal:
         for talk in (rehearsal, session):
             for e in entries:
@@ -93,14 +95,14 @@ def _add(session: BaseSession, said: Said, frame: int | None, object_id: int, ax
 
 def _go_on(session: BaseSession, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
-    from limner.cli._propagation_report import Carried, expected
+    from limner.cli._propagation_report import PropagationReport, expected
     from limner.sessions.propagation.slice_session import PlanesSession
 
     what = "slices" if session.image.kind == "volume" else "frames"
     asked = session.requested if isinstance(session, PlanesSession) else None
-    walk, carried = session.go_on(), Carried(range(session.image.geometry.shape[0]))
+    walk, carried = session.go_on(), PropagationReport(range(session.image.geometry.shape[0]))
     try:
-        carried.follow(walk, "going on", 0 if asked is None else expected(session, asked))
+        carried.collect(walk, "going on", 0 if asked is None else expected(session, asked))
     except KeyboardInterrupt:
         print(
             f"limner: stopped; {carried.num_run} {what} more are in the journal. The same command "

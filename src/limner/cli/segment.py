@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandPrompts:
     """The prompts of one command line, still in the caller's frame."""
 
     boxes: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ def segment(
     inputs = [mask, scribble, prompts, weights]
     inputs += [path for files in examples for path in (files.image, files.mask)]
     check_output(output, preview, picture, journal=journal, inputs=inputs)
-    said = Said(
+    said = CommandPrompts(
         tuple(box or ()),
         tuple(click or ()),
         tuple(exclude or ()),
@@ -122,7 +122,7 @@ def segment(
         file,
         examples,
     )
-    entries = gather(said, picture, slice_, order=order, world=world, axis=across)
+    entries = collect_prompts(said, picture, slice_, order=order, world=world, axis=across)
     flat = slice_ is not None and across == 0
     with limner.open_session(
         picture,
@@ -135,8 +135,8 @@ def segment(
         zoom=file.zoom if zoom is None else zoom,
         window=file.window if window is None else options.parse_window(window),
     ) as session:
-        say(session, entries, file.names, name or ())
-        compare(session, file, prompts)
+        add_prompts(session, entries, file.names, name or ())
+        warn_of_differences(session, file, prompts)
         finish(
             session,
             output,
@@ -147,7 +147,7 @@ def segment(
         )
 
 
-def compare(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
+def warn_of_differences(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
     """Warn where a manifest is repeated on another image or with other weights."""
     if file.pixel_sha256 not in (None, session.image.pixel_hash()):
         _log.warning(
@@ -158,7 +158,7 @@ def compare(session: BaseSession, file: options.PromptFile, path: Path | None) -
         _log.warning("%s was made with other weights of %s.", path, card.name)
 
 
-def say(
+def add_prompts(
     session: BaseSession,
     entries: Sequence[options.Placed],
     names: Mapping[int, str],
@@ -194,8 +194,8 @@ def say(
         raise
 
 
-def gather(
-    said: Said,
+def collect_prompts(
+    said: CommandPrompts,
     image: Image,
     frame: int | None,
     *,

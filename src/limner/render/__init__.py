@@ -1,1 +1,1 @@
-"""Pictures of results: overlays, panels, films."""
+"""Rendering of results: overlays, multiplanar panels, films of a propagation."""

@@ -1,4 +1,4 @@
-"""One conversation as a picture: the target's outline, the answer's, and what was said."""
+"""Rendering of one benchmark case: outlines of target and prediction, prompts of each round."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from PIL import ImageDraw
 
 Mask: TypeAlias = NDArray[np.bool_]
-Window: TypeAlias = tuple[slice, slice]
+Crop: TypeAlias = tuple[slice, slice]
 
-SIDE = 360  # pixels of the longer side of a picture
+SIDE = 360  # pixels of the longer side of the rendering
 MARGIN = 0.15  # of the window's size around what is shown
 LEAST = 48  # image pixels that a window shows, where there are so many
 TARGET, ANSWER = (0, 200, 120), (255, 140, 0)
@@ -32,10 +32,10 @@ POSITIVE, NEGATIVE, LINE = (80, 255, 120), (255, 70, 70), (255, 255, 255)
 def draw_case(
     image: Image, target: Mask, answer: Mask, rounds: Sequence[Sequence[Prompt]]
 ) -> bytes:
-    """PNG of the part of an image around target, answer and prompts.
+    """Render the part of an image around target, prediction and prompts, as PNG.
 
     Args:
-        image: a picture.
+        image: 2D.
         target: boolean of the image's shape.
         answer: likewise.
         rounds: 2D prompts of each round; clicks are numbered by round.
@@ -43,23 +43,23 @@ def draw_case(
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
-    prompts = [prompt for said in rounds for prompt in said]
-    window = _window(target | answer, prompts)
-    low = np.array([side.start for side in window])
-    size = np.array([side.stop - side.start for side in window])
+    prompts = [prompt for given in rounds for prompt in given]
+    crop = _choose_crop(target | answer, prompts)
+    low = np.array([side.start for side in crop])
+    size = np.array([side.stop - side.start for side in crop])
     scale = SIDE / size.max()
     height, width = (max(1, round(n * scale)) for n in size)
     method = Pillow.Resampling.NEAREST if scale >= 1 else Pillow.Resampling.BOX
-    canvas = Pillow.fromarray(_rgb(image, window)).resize((width, height), method)
+    canvas = Pillow.fromarray(_crop_rgb(image, crop)).resize((width, height), method)
     pixels = np.array(canvas)
     for mask, colour in ((target, TARGET), (answer, ANSWER)):
-        pixels[_outline(mask[window], (height, width))] = colour
+        pixels[_outline(mask[crop], (height, width))] = colour
     for prompt in prompts:
-        _paint_area(pixels, prompt, window, target.shape)
+        _draw_area(pixels, prompt, crop, target.shape)
     canvas = Pillow.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
-    for number, said in enumerate(rounds, 1):
-        for prompt in said:
+    for number, given in enumerate(rounds, 1):
+        for prompt in given:
             _draw_prompt(draw, prompt, low, scale, number)
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
@@ -69,14 +69,14 @@ def draw_case(
 def draw_slice(
     image: Image, target: Mask, answer: Mask, rounds: Sequence[Sequence[Prompt]]
 ) -> bytes:
-    """PNG of the slice of a volume on which a target is largest; arguments as for `draw_case`.
+    """Render the slice of a volume on which the target is largest; arguments as for `draw_case`.
 
     Of 3D boxes and masks the part on that slice is shown, of other prompts those that lie there.
     """
     frame = largest_slice(target)
-    plane = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
-    said = [[p for p in (_on_slice(prompt, frame) for prompt in ps) if p] for ps in rounds]
-    return draw_case(plane, target[frame], answer[frame], said)
+    slice_image = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
+    on_slice = [[p for p in (_on_slice(prompt, frame) for prompt in ps) if p] for ps in rounds]
+    return draw_case(slice_image, target[frame], answer[frame], on_slice)
 
 
 def _on_slice(prompt: Prompt, frame: int) -> Prompt | None:
@@ -89,8 +89,8 @@ def _on_slice(prompt: Prompt, frame: int) -> Prompt | None:
     return found[0] if found is not None and found[1] == frame else None
 
 
-def _window(shown: Mask, prompts: Sequence[Prompt]) -> Window:
-    """The part of the image to show: what is marked, and every prompt's own place, with a rim."""
+def _choose_crop(shown: Mask, prompts: Sequence[Prompt]) -> Crop:
+    """Choose the crop to show: the bounding box of masks and prompts, with a margin."""
     from limner.prompts.convert import extent
 
     spans = [extent(MaskPrompt(shown))] if shown.any() else []
@@ -107,9 +107,9 @@ def _window(shown: Mask, prompts: Sequence[Prompt]) -> Window:
     return slice(int(first[0]), int(last[0])), slice(int(first[1]), int(last[1]))
 
 
-def _rgb(image: Image, window: Window) -> NDArray[np.uint8]:
+def _crop_rgb(image: Image, crop: Crop) -> NDArray[np.uint8]:
     array = image.array
-    part = array[window]
+    part = array[crop]
     if part.ndim == 2:
         part = part[..., None]
     part = part[..., :3] if part.shape[-1] >= 3 else np.repeat(part[..., :1], 3, axis=-1)
@@ -121,7 +121,7 @@ def _rgb(image: Image, window: Window) -> NDArray[np.uint8]:
 
 
 def _outline(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The inner edge, two pixels wide, of a mask drawn at a size."""
+    """Inner edge, two pixels wide, of a mask resized (nearest) to `size`."""
     from scipy import ndimage
 
     rows, columns = (
@@ -133,22 +133,22 @@ def _outline(mask: Mask, size: tuple[int, int]) -> Mask:
     return np.asarray((large & ~inner)[2:-2, 2:-2])
 
 
-def _paint_area(
-    pixels: NDArray[np.uint8], prompt: Prompt, window: Window, shape: tuple[int, ...]
+def _draw_area(
+    pixels: NDArray[np.uint8], prompt: Prompt, crop: Crop, shape: tuple[int, ...]
 ) -> None:
-    """Tint what a stroke covers, and outline a rough mask."""
+    """Tint the pixels that a scribble covers, or outline a mask prompt."""
     size = pixels.shape[0], pixels.shape[1]
     if isinstance(prompt, MaskPrompt):
-        pixels[_outline(prompt.mask[window], size)] = LINE
+        pixels[_outline(prompt.mask[crop], size)] = LINE
     elif prompt.kind == "scribble":
         maps = rasterize([prompt], shape)
         for covered, colour in ((maps.positive, POSITIVE), (maps.negative, NEGATIVE)):
             if covered is not None and covered.any():
-                mask = _filled(covered[window], size)
+                mask = _resize_mask(covered[crop], size)
                 pixels[mask] = pixels[mask] // 3 + np.array(colour, dtype=np.uint8) // 3 * 2
 
 
-def _filled(mask: Mask, size: tuple[int, int]) -> Mask:
+def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:
     rows, columns = (
         np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
         for n, m in zip(size, mask.shape, strict=True)
@@ -159,7 +159,7 @@ def _filled(mask: Mask, size: tuple[int, int]) -> Mask:
 def _draw_prompt(
     draw: ImageDraw.ImageDraw, prompt: Prompt, low: NDArray[Any], scale: float, number: int
 ) -> None:
-    """Boxes and lassos as lines, clicks as numbered plus and minus. Pillow's order is x, y."""
+    """Draw boxes and lassos as lines, clicks as numbered plus and minus. Pillow's order is x, y."""
 
     def place(point: Sequence[float], *, corner: bool) -> tuple[float, float]:
         """A corner of a box is the pixel's corner, other positions are its centre."""

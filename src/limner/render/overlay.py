@@ -1,4 +1,4 @@
-"""Pictures of a segmentation for a person to look at: objects and prompts on the image."""
+"""Overlay of a segmentation on its image: objects, prompts, legend; previews as PNG and GIF."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from limner.errors import FormatError
 from limner.io.image import Image
 from limner.prompts.convert import extent, on_slice
 from limner.prompts.types import MaskPrompt, Prompt, num_axes
-from limner.render.panel import BACKDROP, Pixels, Plane, color_of, draw_plane, font, text, to_rgb
-from limner.render.reformat import Turn, cut_prompt
+from limner.render.panel import (
+    BACKDROP,
+    Panel,
+    Pixels,
+    color_of,
+    draw_panel,
+    draw_text,
+    font,
+    to_rgb,
+)
+from limner.render.reformat import Reformat, prompt_on_slice
 
 Array = NDArray[Any]
 
-LARGEST, SMALLEST = 1600, 480  # pixels of the longer side of a picture
+LARGEST, SMALLEST = 1600, 480  # pixels of the longer side
 MOST_FRAMES = 8  # on a contact sheet
 MOST_GIF_FRAMES = 120
 _GAP, _LINE = 8, 20  # pixels
@@ -30,15 +39,15 @@ _MOST_LEGEND = 12  # objects
 
 
 class PlacedPrompt(Protocol):
-    """A prompt and the frame or slice it was said about, as a session's entries are."""
+    """A prompt and its frame or slice, such as an entry of a session."""
 
     @property
     def prompt(self) -> Prompt:
-        """What was said."""
+        """The prompt."""
 
     @property
     def frame(self) -> int | None:
-        """Where; None for the whole image."""
+        """Its frame or slice; None for the whole image."""
 
 
 def render_overlay(
@@ -52,15 +61,15 @@ def render_overlay(
 ) -> Pixels:
     """Draw a segmentation on its image.
 
-    A picture is shown as stored; a volume as three planes through the largest object, turned as
-    radiologists look at them (head or front up, the patient's right on the left); a video as a
+    A 2D image is shown as stored; a volume as three orthogonal slices through the largest object in
+    radiological orientation (head or front up, the patient's right on the left); a video as a
     contact sheet of up to eight frames.
 
     Args:
         image: what was segmented.
         labels: integers or booleans of ``image.geometry.shape``, 0 is background.
         frame: draw only this frame or slice, as stored.
-        prompts: what the user said, positions in the image's index order; 2D ones on a volume or
+        prompts: of the user, positions in the image's index order; 2D ones on a volume or
             video are drawn on their own frame (a session's entries know it), else on `frame`.
         window: intensities for black and white, or the name of a CT window; robust limits if None.
         names: of the objects, for the legend; taken from `labels` where these know them.
@@ -71,23 +80,23 @@ def render_overlay(
     Raises:
         ValueError: `labels` does not fit the image, or there is no such frame or window.
     """
-    array, shape = _checked(labels, image, frame), image.geometry.shape
+    array, shape = _check_labels(labels, image, frame), image.geometry.shape
     source = getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
     limits = resolve_window(window)
-    said = _placed(prompts, len(shape), frame)
+    placed = _place_prompts(prompts, len(shape), frame)
     if len(shape) == 2:
-        panels = [_stored_panel(image, image.array, array, said, limits, "", LARGEST)]
+        panels = [_draw_stored(image, image.array, array, placed, limits, "", LARGEST)]
     elif frame is not None:
-        panels = [_frame_panel(image, array, frame, said, limits, LARGEST)]
+        panels = [_draw_frame(image, array, frame, placed, limits, LARGEST)]
     elif image.kind == "video":
-        panels = _contact_sheet(image, array, said, limits)
+        panels = _draw_contact_sheet(image, array, placed, limits)
     else:
-        panels = _three_planes(image, array, said, limits)
-    return _laid_out(panels, _legend(image, array, known, frame))
+        panels = _draw_orthogonal_slices(image, array, placed, limits)
+    return _lay_out(panels, _legend(image, array, known, frame))
 
 
-def _checked(labels: ArrayLike, image: Image, frame: int | None) -> Array:
+def _check_labels(labels: ArrayLike, image: Image, frame: int | None) -> Array:
     """The labels as integers of the image's shape; refuses misfits."""
     array = np.asarray(labels)
     shape = image.geometry.shape
@@ -122,26 +131,26 @@ def write_preview(
     if suffix not in (".png", ".gif"):
         raise FormatError(f"A preview is written as .png or .gif, not {path.name!r}.")
     if suffix == ".png":
-        picture = render_overlay(
+        canvas = render_overlay(
             image, labels, frame=frame, prompts=prompts, window=window, names=names
         )
         with atomic_path(path) as temporary:
-            Pillow.fromarray(picture).save(temporary, format="PNG")
+            Pillow.fromarray(canvas).save(temporary, format="PNG")
         return
     if image.geometry.ndim == 2 or frame is not None:
         raise FormatError(f"{path.name}: a .gif shows several frames; write one picture as .png.")
-    chosen = _spread(image.geometry.shape[0], MOST_GIF_FRAMES)
-    pictures = [
+    chosen = _spread_frames(image.geometry.shape[0], MOST_GIF_FRAMES)
+    canvases = [
         Pillow.fromarray(
             render_overlay(image, labels, frame=k, prompts=prompts, window=window, names=names)
         ).convert("P", palette=Pillow.Palette.ADAPTIVE)
         for k in chosen
     ]
-    height = max(p.height for p in pictures)
-    pictures = [p if p.height == height else _grown(p, height) for p in pictures]
+    height = max(p.height for p in canvases)
+    canvases = [p if p.height == height else _pad_height(p, height) for p in canvases]
     with atomic_path(path) as temporary:
-        pictures[0].save(
-            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=100, loop=0
+        canvases[0].save(
+            temporary, format="GIF", save_all=True, append_images=canvases[1:], duration=100, loop=0
         )
 
 
@@ -154,7 +163,7 @@ def _limits(image: Image, pixels: Array, limits: tuple[float, float] | None) -> 
     return robust_limits(pixels)
 
 
-def _stored_panel(
+def _draw_stored(
     image: Image,
     pixels: Array,
     labels: Array,
@@ -163,21 +172,21 @@ def _stored_panel(
     title: str,
     largest: int,
 ) -> Pillow.Image:
-    """A picture, frame or slice as stored, with square millimetres."""
+    """Draw a 2D image, frame or slice as stored, with square millimetres."""
     spacing = np.asarray(image.spacing[-2:])
     scale = _scale(np.asarray(labels.shape) * spacing / spacing.min(), largest)
     size = np.maximum(1, np.rint(np.asarray(labels.shape) * spacing / spacing.min() * scale))
-    plane = Plane(
+    panel = Panel(
         to_rgb(pixels, 2, _limits(image, pixels, limits)),
         labels,
         (int(size[0]), int(size[1])),
         float(spacing.min()) / scale if image.geometry.has_spacing else None,
         title,
     )
-    return draw_plane(plane, [p for p in prompts if num_axes(p) == 2])
+    return draw_panel(panel, [p for p in prompts if num_axes(p) == 2])
 
 
-def _frame_panel(
+def _draw_frame(
     image: Image,
     labels: Array,
     frame: int,
@@ -186,19 +195,21 @@ def _frame_panel(
     largest: int,
 ) -> Pillow.Image:
     title = f"{'frame' if image.kind == 'video' else 'slice'} {frame}"
-    flat = [f for p in prompts if (f := cut_prompt(p, 0, frame, labels.shape)) is not None]
-    return _stored_panel(image, image.plane(frame), labels[frame], flat, limits, title, largest)
+    flat = [f for p in prompts if (f := prompt_on_slice(p, 0, frame, labels.shape)) is not None]
+    return _draw_stored(image, image.plane(frame), labels[frame], flat, limits, title, largest)
 
 
-def _contact_sheet(
+def _draw_contact_sheet(
     image: Image, labels: Array, prompts: Sequence[Prompt], limits: tuple[float, float] | None
 ) -> list[Pillow.Image]:
-    chosen = _with_prompted(_spread(labels.shape[0], MOST_FRAMES), prompts)
+    chosen = _include_prompted(_spread_frames(labels.shape[0], MOST_FRAMES), prompts)
     largest = (LARGEST - 5 * _GAP) // min(4, len(chosen))
-    return [_frame_panel(image, labels, k, prompts, limits, largest) for k in chosen]
+    return [_draw_frame(image, labels, k, prompts, limits, largest) for k in chosen]
 
 
-def _placed(prompts: Sequence[Prompt | PlacedPrompt], ndim: int, frame: int | None) -> list[Prompt]:
+def _place_prompts(
+    prompts: Sequence[Prompt | PlacedPrompt], ndim: int, frame: int | None
+) -> list[Prompt]:
     """Prompts with as many axes as the image; those that have no place in it are left out."""
     placed = []
     for given in prompts:
@@ -214,8 +225,8 @@ def _placed(prompts: Sequence[Prompt | PlacedPrompt], ndim: int, frame: int | No
     return placed
 
 
-def _with_prompted(chosen: list[int], prompts: Sequence[Prompt]) -> list[int]:
-    """The frames with those nearest to a prompt moved to it: what was said must be seen."""
+def _include_prompted(chosen: list[int], prompts: Sequence[Prompt]) -> list[int]:
+    """Move the nearest of the chosen frames to each prompted one, so that every prompt is shown."""
     spans = [extent(p) for p in prompts if not isinstance(p, MaskPrompt)]
     wanted = sorted({int(low[0]) for low, high in spans if high[0] - low[0] <= 1})
     for frame in wanted[: len(chosen) // 2]:
@@ -225,23 +236,24 @@ def _with_prompted(chosen: list[int], prompts: Sequence[Prompt]) -> list[int]:
     return sorted(chosen)
 
 
-def _three_planes(
+def _draw_orthogonal_slices(
     image: Image, labels: Array, prompts: Sequence[Prompt], limits: tuple[float, float] | None
 ) -> list[Pillow.Image]:
-    """Planes across the three axes through the largest object, in one scale."""
-    centre = _centre(labels, prompts)
+    """Draw slices across the three axes through the largest object, in one scale."""
+    centre = _choose_centre(labels, prompts)
     limits = _limits(image, image.array, limits)
-    turns = [Turn(image, axis) for axis in range(3)]
-    sizes = np.asarray([t.size_mm for t in turns])
+    reformats = [Reformat(image, axis) for axis in range(3)]
+    sizes = np.asarray([t.size_mm for t in reformats])
     room = LARGEST - 4 * _GAP
     scale = min(room / sizes[:, 1].sum(), 0.5 * LARGEST / sizes[:, 0].max())
     return [
-        turn.draw(labels, prompts, centre[axis], limits, scale) for axis, turn in enumerate(turns)
+        reformat.draw_slice(labels, prompts, centre[axis], limits, scale)
+        for axis, reformat in enumerate(reformats)
     ]
 
 
-def _centre(labels: Array, prompts: Sequence[Prompt]) -> tuple[int, ...]:
-    """The voxel to show: the middle of the largest object, else of the prompts, else of all."""
+def _choose_centre(labels: Array, prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """Choose the voxel to show: middle of the largest object, else of the prompts, else of all."""
     counts = np.bincount(labels.ravel()) if labels.any() else np.zeros(1)
     if counts[1:].any():
         found = np.nonzero(labels == 1 + int(counts[1:].argmax()))
@@ -258,14 +270,14 @@ def _centre(labels: Array, prompts: Sequence[Prompt]) -> tuple[int, ...]:
 
 
 def _scale(size: Array, largest: int) -> float:
-    """Picture pixels per image pixel: whole numbers up, anything down."""
+    """Rendered pixels per image pixel: whole numbers up, anything down."""
     longest = float(size.max())
     if longest > largest:
         return largest / longest
     return float(max(1, min(SMALLEST, largest) // int(np.ceil(longest))))
 
 
-def _spread(count: int, most: int) -> list[int]:
+def _spread_frames(count: int, most: int) -> list[int]:
     """Up to `most` of `count` indices, evenly spread, first and last included."""
     return sorted({int(k) for k in np.rint(np.linspace(0, count - 1, min(count, most)))})
 
@@ -280,12 +292,12 @@ def _legend(
     for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
         if object_id:
             name = names.get(object_id, f"object {object_id}")
-            rows.append((object_id, f"{name}: {_size(image, count, frame)}"))
+            rows.append((object_id, f"{name}: {_format_size(image, count, frame)}"))
     left = len(rows) - _MOST_LEGEND
     return [*rows[:_MOST_LEGEND], (0, f"and {left} more")] if left > 0 else rows
 
 
-def _size(image: Image, count: int, frame: int | None) -> str:
+def _format_size(image: Image, count: int, frame: int | None) -> str:
     if not image.geometry.has_spacing:
         return f"{count} pixels"
     spacing = image.spacing
@@ -297,51 +309,49 @@ def _size(image: Image, count: int, frame: int | None) -> str:
     return (f"{area:.3g} sq cm" if area >= 0.1 else f"{area * 100:.3g} sq mm") + many
 
 
-def _laid_out(panels: Sequence[Pillow.Image], legend: Sequence[tuple[int, str]]) -> Pixels:
-    """Panels in rows on a dark ground, up to four beside each other, the legend below."""
+def _lay_out(panels: Sequence[Pillow.Image], legend: Sequence[tuple[int, str]]) -> Pixels:
+    """Lay out panels in rows on a dark ground, up to four beside each other, the legend below."""
     rows = [list(panels[k : k + 4]) for k in range(0, len(panels), 4)]
     widths = [sum(p.width for p in row) + _GAP * (len(row) + 1) for row in rows]
     single = len(panels) == 1
     width = panels[0].width if single else max(widths)
-    entries = _wrapped(legend, width)
+    entries = _wrap_legend(legend, width)
     pad = 0 if single else _GAP
     height = pad + sum(max(p.height for p in row) + pad for row in rows)
-    picture = Pillow.new(
-        "RGB", (width, height + len(entries) * _LINE + bool(entries) * 6), BACKDROP
-    )
+    canvas = Pillow.new("RGB", (width, height + len(entries) * _LINE + bool(entries) * 6), BACKDROP)
     y = pad
     for row in rows:
         x = pad
         for panel in row:
-            picture.paste(panel, (x, y))
+            canvas.paste(panel, (x, y))
             x += panel.width + pad
         y += max(p.height for p in row) + pad
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(canvas)
     for k, line in enumerate(entries):
-        for x, object_id, words in line:
+        for x, object_id, label in line:
             middle = height + 3 + k * _LINE + _LINE // 2
             if object_id:
                 draw.rectangle([x, middle - 6, x + 12, middle + 6], fill=color_of(object_id))
-            text(draw, (x + 18, middle), words, anchor="lm", size=13)
-    return np.array(picture)
+            draw_text(draw, (x + 18, middle), label, anchor="lm", size=13)
+    return np.array(canvas)
 
 
-def _wrapped(legend: Sequence[tuple[int, str]], width: int) -> list[list[tuple[int, int, str]]]:
+def _wrap_legend(legend: Sequence[tuple[int, str]], width: int) -> list[list[tuple[int, int, str]]]:
     """Legend entries in lines that fit: ``(x, object id, words)``."""
     lines: list[list[tuple[int, int, str]]] = []
     x = width
-    for object_id, words in legend:
-        needed = 18 + int(font(13).getlength(words)) + 20
+    for object_id, label in legend:
+        needed = 18 + int(font(13).getlength(label)) + 20
         if x + needed > width:
             lines.append([])
             x = _GAP
-        lines[-1].append((x, object_id, words))
+        lines[-1].append((x, object_id, label))
         x += needed
     return lines
 
 
-def _grown(picture: Pillow.Image, height: int) -> Pillow.Image:
-    """The picture on a taller ground: frames of a .gif share one size."""
-    ground = Pillow.new("RGB", (picture.width, height), BACKDROP)
-    ground.paste(picture.convert("RGB"), (0, 0))
+def _pad_height(canvas: Pillow.Image, height: int) -> Pillow.Image:
+    """Pad a frame at the bottom: all frames of a .gif share one size."""
+    ground = Pillow.new("RGB", (canvas.width, height), BACKDROP)
+    ground.paste(canvas.convert("RGB"), (0, 0))
     return ground.convert("P", palette=Pillow.Palette.ADAPTIVE)

@@ -1,4 +1,4 @@
-"""One plane of an image as a picture: pixels, objects, prompts, scale bar, patient directions."""
+"""Rendering of one slice: pixels, objects, prompts, scale bar, patient directions."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ FILL = 0.3  # opacity of an object
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
-    """One plane to draw, already in the orientation of the picture.
+class Panel:
+    """One slice, frame or 2D image to draw, already in display orientation.
 
     Attributes:
         pixels: uint8 RGB ``(row, column, 3)``.
         labels: integers ``(row, column)``.
-        size: picture rows and columns to draw it with.
-        mm_per_pixel: millimetres per row of the picture; None if unknown.
+        size: rows and columns of the rendering.
+        mm_per_pixel: millimetres per row of the rendering; None if unknown.
         title: what it is, such as ``"slice 24"``.
         edges: patient directions at the top, right, bottom and left; empty where unknown.
     """
@@ -70,37 +70,46 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def text(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], words: str, *, anchor: str, size: int = 14
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    position: tuple[float, float],
+    label: str,
+    *,
+    anchor: str,
+    size: int = 14,
 ) -> None:
-    """Words with a dark rim, legible on anything. `at` is ``(x, y)``, Pillow's order."""
-    draw.text(at, words, fill=INK, font=font(size), anchor=anchor, stroke_width=2, stroke_fill=0)
+    """Words with a dark rim, legible on anything. `position` is ``(x, y)``, Pillow's order."""
+    draw.text(
+        position, label, fill=INK, font=font(size), anchor=anchor, stroke_width=2, stroke_fill=0
+    )
 
 
-def draw_plane(
-    plane: Plane,
+def draw_panel(
+    panel: Panel,
     prompts: Sequence[Prompt] = (),
     *,
-    to_plane: Callable[[Array], Array] | None = None,
+    to_display: Callable[[Array], Array] | None = None,
 ) -> Pillow.Image:
-    """The finished picture of one plane.
+    """Draw one panel: pixels, objects, prompts, scale bar and directions.
 
     Args:
-        plane: what to draw.
-        prompts: 2D, positions as ``(row, column)`` of the plane.
-        to_plane: maps positions ``(n, 2)`` to the plane's orientation; identity if None.
+        panel: what to draw.
+        prompts: 2D, positions as ``(row, column)`` of the stored slice.
+        to_display: maps positions ``(n, 2)`` to display orientation; identity if None.
     """
-    height, width = plane.size
-    enlarged = height >= plane.pixels.shape[0]
-    base = Pillow.fromarray(plane.pixels).resize(
+    height, width = panel.size
+    enlarged = height >= panel.pixels.shape[0]
+    base = Pillow.fromarray(panel.pixels).resize(
         (width, height), Pillow.Resampling.NEAREST if enlarged else Pillow.Resampling.BOX
     )
-    canvas = Pillow.fromarray(_with_objects(np.asarray(base), _resized(plane.labels, plane.size)))
+    canvas = Pillow.fromarray(
+        _overlay_labels(np.asarray(base), _resize_labels(panel.labels, panel.size))
+    )
     draw = ImageDraw.Draw(canvas)
-    scale = np.divide(plane.size, plane.labels.shape)
+    scale = np.divide(panel.size, panel.labels.shape)
     for prompt in prompts:
-        _draw_prompt(draw, prompt, scale, to_plane or (lambda p: p), plane)
-    _draw_notes(draw, plane)
+        _draw_prompt(draw, prompt, scale, to_display or (lambda p: p), panel)
+    _draw_annotations(draw, panel)
     return canvas
 
 
@@ -124,8 +133,8 @@ def to_rgb(pixels: Array, ndim: int, limits: tuple[float, float]) -> Pixels:
     return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:-1], 3)))
 
 
-def _resized(labels: Array, size: tuple[int, int]) -> Array:
-    """Nearest neighbour by pixel centres."""
+def _resize_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """Resize labels by nearest neighbour, pixel centres aligned."""
     rows, columns = (
         np.minimum(((np.arange(n) + 0.5) * m / n).astype(np.int64), m - 1)
         for n, m in zip(size, labels.shape, strict=True)
@@ -133,34 +142,34 @@ def _resized(labels: Array, size: tuple[int, int]) -> Array:
     return np.asarray(labels[rows[:, None], columns[None, :]])
 
 
-def _with_objects(base: Pixels, labels: Array) -> Pixels:
-    """Translucent fill and an outline of two pixels, the outer one dark."""
+def _overlay_labels(base: Pixels, labels: Array) -> Pixels:
+    """Draw labels as translucent fill with an outline of two pixels, the outer one dark."""
     found = np.nonzero(labels.any(axis=1))[0], np.nonzero(labels.any(axis=0))[0]
     if not found[0].size:
         return base.copy()
-    # Only where they are, and two pixels around: films have many pictures.
-    place = tuple(slice(max(0, int(f[0]) - 2), int(f[-1]) + 3) for f in found)
+    # Only where they are, and two pixels around: films have many frames.
+    region = tuple(slice(max(0, int(f[0]) - 2), int(f[-1]) + 3) for f in found)
     result = base.copy()
-    result[place] = _tinted(base[place], labels[place], thick=min(labels.shape) > 300)
+    result[region] = _blend_labels(base[region], labels[region], thick=min(labels.shape) > 300)
     return result
 
 
-def _tinted(base: Pixels, labels: Array, *, thick: bool) -> Pixels:
+def _blend_labels(base: Pixels, labels: Array, *, thick: bool) -> Pixels:
     inside = labels > 0
     palette = np.asarray(PALETTE, dtype=np.float32)
     colors = palette[(labels.astype(np.int64) - 1) % len(PALETTE)]
     result = base.astype(np.float32)
     result[inside] = (1 - FILL) * result[inside] + FILL * colors[inside]
-    edge = _touches_other(labels) & inside
-    rim = _dilated(edge) & ~inside
+    edge = _label_edges(labels) & inside
+    rim = _dilate(edge) & ~inside
     result[rim] *= 0.35
-    line = (edge | (_dilated(edge) & inside)) if thick else edge
+    line = (edge | (_dilate(edge) & inside)) if thick else edge
     result[line] = colors[line]
     return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
 
 
-def _touches_other(labels: Array) -> NDArray[np.bool_]:
-    """Pixels with another label above, below, left or right."""
+def _label_edges(labels: Array) -> NDArray[np.bool_]:
+    """Find pixels with another label above, below, left or right."""
     result = np.zeros(labels.shape, dtype=np.bool_)
     down, right = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     result[1:] |= down
@@ -170,7 +179,7 @@ def _touches_other(labels: Array) -> NDArray[np.bool_]:
     return result
 
 
-def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _dilate(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     result = mask.copy()
     result[1:] |= mask[:-1]
     result[:-1] |= mask[1:]
@@ -183,34 +192,36 @@ def _draw_prompt(
     draw: ImageDraw.ImageDraw,
     prompt: Prompt,
     scale: Array,
-    to_plane: Callable[[Array], Array],
-    plane: Plane,
+    to_display: Callable[[Array], Array],
+    panel: Panel,
 ) -> None:
-    def place(points: Any) -> list[tuple[float, float]]:
-        """Picture ``(x, y)`` of positions ``(row, column)``; a pixel's centre is its index."""
-        moved = (to_plane(np.asarray(points, dtype=np.float64)) + 0.5) * scale
+    def to_canvas(points: Any) -> list[tuple[float, float]]:
+        """Canvas ``(x, y)`` of positions ``(row, column)``; a pixel's centre is its index."""
+        moved = (to_display(np.asarray(points, dtype=np.float64)) + 0.5) * scale
         return [(float(c), float(r)) for r, c in moved]
 
     match prompt:
         case Click():
-            _marker(draw, place([prompt.at])[0], prompt.positive, max(7, max(plane.size) // 140))
+            _marker(
+                draw, to_canvas([prompt.at])[0], prompt.positive, max(7, max(panel.size) // 140)
+            )
         case Box():
             corners = np.asarray([prompt.low, prompt.high]) - 0.5  # pixel edges
-            (x0, y0), (x1, y1) = place(corners)
+            (x0, y0), (x1, y1) = to_canvas(corners)
             frame = [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
             draw.rectangle(frame, outline=(0, 0, 0), width=4)
             draw.rectangle(frame, outline=BOX_COLOR, width=2)
         case Scribble():
             color = POSITIVE if prompt.positive else NEGATIVE
             width = max(2, round(2 * prompt.radius * float(scale.min())))
-            _stroke(draw, place(prompt.points), color, width)
+            _stroke(draw, to_canvas(prompt.points), color, width)
         case Lasso():
-            _stroke(draw, place([*prompt.points, prompt.points[0]]), BOX_COLOR, 2)
+            _stroke(draw, to_canvas([*prompt.points, prompt.points[0]]), BOX_COLOR, 2)
         case MaskPrompt():
             rasterized = rasterize([prompt], prompt.mask.shape).mask
-            rows, columns = np.nonzero(_touches_other(np.asarray(rasterized)) & prompt.mask)
+            rows, columns = np.nonzero(_label_edges(np.asarray(rasterized)) & prompt.mask)
             if rows.size:
-                draw.point(place(np.stack([rows, columns], axis=1)), fill=BOX_COLOR)
+                draw.point(to_canvas(np.stack([rows, columns], axis=1)), fill=BOX_COLOR)
 
 
 def _stroke(
@@ -225,10 +236,10 @@ def _stroke(
 
 
 def _marker(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bool, radius: int
+    draw: ImageDraw.ImageDraw, position: tuple[float, float], positive: bool, radius: int
 ) -> None:
     """A disk with a plus or a minus: told apart by shape as well as by colour."""
-    x, y = at
+    x, y = position
     arm, width = round(0.6 * radius), max(2, radius // 4)
     color = POSITIVE if positive else NEGATIVE
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color, outline=(0, 0, 0))
@@ -237,32 +248,32 @@ def _marker(
         draw.line([x, y - arm, x, y + arm], fill=(0, 0, 0), width=width)
 
 
-def _draw_notes(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
-    height, width = plane.size
+def _draw_annotations(draw: ImageDraw.ImageDraw, panel: Panel) -> None:
+    height, width = panel.size
     if min(height, width) < 90:  # no room: the notes would cover the image
         return
-    top, right, bottom, left = plane.edges
-    text(draw, (width / 2, 4), top, anchor="ma")
-    text(draw, (width - 6, height / 2), right, anchor="rm")
-    text(draw, (width / 2, height - 4), bottom, anchor="md")
-    text(draw, (6, height / 2), left, anchor="lm")
-    text(draw, (6, 4), plane.title, anchor="la")
-    if plane.mm_per_pixel is not None:
-        _scale_bar(draw, plane)
+    top, right, bottom, left = panel.edges
+    draw_text(draw, (width / 2, 4), top, anchor="ma")
+    draw_text(draw, (width - 6, height / 2), right, anchor="rm")
+    draw_text(draw, (width / 2, height - 4), bottom, anchor="md")
+    draw_text(draw, (6, height / 2), left, anchor="lm")
+    draw_text(draw, (6, 4), panel.title, anchor="la")
+    if panel.mm_per_pixel is not None:
+        _scale_bar(draw, panel)
 
 
-def _scale_bar(draw: ImageDraw.ImageDraw, plane: Plane) -> None:
+def _scale_bar(draw: ImageDraw.ImageDraw, panel: Panel) -> None:
     """A bar of 1, 2 or 5 times a power of ten, at most a third of the width, at the lower left."""
-    assert plane.mm_per_pixel is not None
-    height, width = plane.size
-    longest = width / 3 * plane.mm_per_pixel
+    assert panel.mm_per_pixel is not None
+    height, width = panel.size
+    longest = width / 3 * panel.mm_per_pixel
     power = 10.0 ** np.floor(np.log10(longest))
     length = max(k * power for k in (1, 2, 5) if k * power <= longest)
-    words = f"{length / 10:g} cm" if length >= 10 else f"{length:g} mm"
+    label = f"{length / 10:g} cm" if length >= 10 else f"{length:g} mm"
     if length < 0.1:
-        words = f"{length * 1000:g} um"
+        label = f"{length * 1000:g} um"
     x, y = 8, height - 10
-    end = x + length / plane.mm_per_pixel
+    end = x + length / panel.mm_per_pixel
     draw.rectangle([x - 1, y - 2, end + 1, y + 3], fill=(0, 0, 0))
     draw.rectangle([x, y - 1, end, y + 2], fill=INK)
-    text(draw, (x, y - 5), words, anchor="ld", size=12)
+    draw_text(draw, (x, y - 5), label, anchor="ld", size=12)

@@ -1,4 +1,4 @@
-"""The three planes of a volume, turned as they are read, and prompts where a plane meets them."""
+"""Multiplanar reformat: slices of a volume in radiological orientation, with their prompts."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image as Pillow
 from limner.io.image import Image
 from limner.prompts.convert import extent
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, num_axes
-from limner.render.panel import Plane, draw_plane, to_rgb
+from limner.render.panel import Panel, draw_panel, to_rgb
 
 Array = NDArray[Any]
 
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
-class Turn:
-    """How the plane across one axis of a volume is turned for the picture.
+class Reformat:
+    """Display orientation of the slices across one axis of a volume.
 
-    Head or front goes up; the patient's right, or front, goes to the left.
+    Head or front is up; the patient's right, or front, is on the left.
     """
 
     def __init__(self, image: Image, axis: int) -> None:
@@ -42,22 +42,22 @@ class Turn:
         shape, spacing = image.geometry.shape, image.spacing
         self.size_mm = tuple(shape[k] * spacing[k] for k in (self.rows, self.columns))
 
-    def turned(self, plane: Array) -> Array:
-        """A plane ``(first, second remaining axis[, channel])`` as it is shown."""
+    def to_display(self, array: Array) -> Array:
+        """Flip and transpose a slice ``(first, second remaining axis[, channel])`` for display."""
         if self.rows > self.columns:
-            plane = np.swapaxes(plane, 0, 1)
-        plane = plane[::-1] if self.flip_rows else plane
-        return plane[:, ::-1] if self.flip_columns else plane
+            array = np.swapaxes(array, 0, 1)
+        array = array[::-1] if self.flip_rows else array
+        return array[:, ::-1] if self.flip_columns else array
 
-    def place(self, points: Array) -> Array:
-        """Positions ``(n, 2)`` on the plane in index order, as they are shown."""
+    def map_points(self, points: Array) -> Array:
+        """Map positions ``(n, 2)`` from index order on the slice to display orientation."""
         moved = points[:, ::-1] if self.rows > self.columns else points
         shape = self.image.geometry.shape
         rows = shape[self.rows] - 1 - moved[:, 0] if self.flip_rows else moved[:, 0]
         columns = shape[self.columns] - 1 - moved[:, 1] if self.flip_columns else moved[:, 1]
         return np.stack([rows, columns], axis=1)
 
-    def draw(
+    def draw_slice(
         self,
         labels: Array,
         prompts: Sequence[Prompt],
@@ -65,25 +65,27 @@ class Turn:
         limits: tuple[float, float],
         scale: float,
     ) -> Pillow.Image:
-        """The plane at `index`, `scale` picture pixels per millimetre."""
-        pixels = self.turned(self.image.array.take(index, axis=self.axis))
-        flat = [
-            f for p in prompts if (f := cut_prompt(p, self.axis, index, labels.shape)) is not None
+        """Draw the slice at `index` with `scale` pixels per millimetre."""
+        pixels = self.to_display(self.image.array.take(index, axis=self.axis))
+        cut = [
+            f
+            for p in prompts
+            if (f := prompt_on_slice(p, self.axis, index, labels.shape)) is not None
         ]
         height, width = (max(1, int(s * scale)) for s in self.size_mm)
-        plane = Plane(
+        panel = Panel(
             to_rgb(pixels, 2, limits),
-            np.ascontiguousarray(self.turned(labels.take(index, axis=self.axis))),
+            np.ascontiguousarray(self.to_display(labels.take(index, axis=self.axis))),
             (height, width),
             1.0 / scale if self.image.geometry.has_spacing else None,
             f"{('slice', 'row', 'column')[self.axis]} {index}",
             self.edges,
         )
-        return draw_plane(plane, flat, to_plane=self.place)
+        return draw_panel(panel, cut, to_display=self.map_points)
 
 
-def cut_prompt(prompt: Prompt, axis: int, index: int, shape: Sequence[int]) -> Prompt | None:
-    """A prompt where a plane across `axis` meets it, in 2D; None where it does not."""
+def prompt_on_slice(prompt: Prompt, axis: int, index: int, shape: Sequence[int]) -> Prompt | None:
+    """Cut a prompt at a slice across `axis`: its 2D form there, None where it does not meet it."""
     axes = num_axes(prompt)
     if axes == 2:
         return prompt if axis == 0 else None
