@@ -94,7 +94,7 @@ class Film:
             raise MemoryError("This video is not to be read as a whole.")
 
         geometry = Geometry.from_spacing((self.frames, self.size, self.size))
-        return limner.Image(load, geometry, kind="video", dtype=np.uint8, plane=self.plane)
+        return limner.Image(load, geometry, kind="video", dtype=np.uint8, read_slice=self.plane)
 
 
 def resident() -> float:
@@ -150,7 +150,7 @@ def make_frames(film: Film, count: int = 20) -> float:
     """Seconds to make a frame and to say where its blobs are."""
     began = time.perf_counter()
     for frame in range(count):
-        film.plane(frame)
+        film.slice_at(frame)
     return (time.perf_counter() - began) / count
 
 

@@ -155,7 +155,7 @@ def main() -> None:
                 title = reader.__name__.removeprefix("by_")
                 print(f"{path.name:12}{title:12}{header:12.1f}{pixels:12.0f}")
         image = limner.read(plain)
-        print(f"one plane of {plain.name}: {median_ms(lambda: image.plane(7), 5):.2f} ms")
+        print(f"one plane of {plain.name}: {median_ms(lambda: image.slice_at(7), 5):.2f} ms")
 
 
 if __name__ == "__main__":

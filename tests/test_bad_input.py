@@ -91,7 +91,7 @@ def test_a_file_that_vanishes(tmp_path: Path) -> None:
     image = limner.read(nifti(tmp_path / "a.nii"))
     (tmp_path / "a.nii").unlink()
     with pytest.raises(FormatError, match="cannot be read"):
-        image.plane(0)
+        image.slice_at(0)
 
 
 # ---------------------------------------------------------------- gzip

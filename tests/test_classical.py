@@ -178,7 +178,7 @@ def test_marks_win_over_any_logits() -> None:
 @every_method
 @pytest.mark.parametrize("color", [False, True])
 def test_a_click_finds_an_organ(name: str, color: bool) -> None:
-    phantom = phantoms.picture(4, (160, 160), color=color)
+    phantom = phantoms.image(4, (160, 160), color=color)
     model = create_model(name)
     embedding = model.embed(view_of(phantom))
     for label in (3, 4):

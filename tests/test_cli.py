@@ -39,7 +39,7 @@ def volume(tmp_path: Path) -> Path:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "photo.jpg"
-    Picture.fromarray(np.asarray(phantoms.picture(3, (90, 70), color=True).image.array)).save(path)
+    Picture.fromarray(np.asarray(phantoms.image(3, (90, 70), color=True).image.array)).save(path)
     return path
 
 
@@ -694,7 +694,7 @@ def test_warnings_come_after_success_and_never_before_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "clear.png", tmp_path / "seg.png"
-    pixels = np.asarray(phantoms.picture(3, (40, 40), color=True).image.array)
+    pixels = np.asarray(phantoms.image(3, (40, 40), color=True).image.array)
     alpha = np.arange(1600, dtype=np.uint8).reshape(40, 40, 1)
     Picture.fromarray(np.concatenate((pixels, alpha), axis=2)).save(source)
     assert run(["segment", str(source), "--click", "900,9", "-o", str(out)]) == 2
@@ -836,7 +836,7 @@ def test_convert_says_that_an_image_is_no_segmentation(
 
 def test_reports_are_one_line_each_and_show_small_areas(tmp_path: Path) -> None:
     source, out = tmp_path / "cells.nii.gz", tmp_path / f"{'long' * 20}.nii.gz"
-    pixels = np.asarray(phantoms.picture(3, (60, 60)).image.array).T
+    pixels = np.asarray(phantoms.image(3, (60, 60)).image.array).T
     nibabel.save(nibabel.Nifti1Image(pixels, np.diag([1e-3, 1e-3, 1, 1])), source)
     said = _said(source, out, "--box", "20,15,50,40", "--name", "[b]cell[/b]")
     done = _program(*said, env={**os.environ, "COLUMNS": "40"})

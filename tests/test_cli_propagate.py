@@ -100,7 +100,7 @@ def test_a_preview_shows_every_frame(clip: Path, tmp_path: Path, suffix: str) ->
         return
     shown = limner.read(preview)
     assert shown.shape[0] == COUNT
-    marked = np.asarray(shown.plane(4)).astype(int)
+    marked = np.asarray(shown.slice_at(4)).astype(int)
     green = (marked[..., 1] > 150) & (marked[..., 0] < 130) & (marked[..., 2] < 160)
     assert green[:24, -110:].any(), "the annotated frame says so in its corner"
     if suffix == "mp4":
@@ -216,7 +216,7 @@ def test_a_volume_seen_across_another_axis(tmp_path: Path) -> None:
     write_image(path, image)
     seen = limner.read(path, axis=2)
     assert seen.shape == (12, 60, 70)
-    assert np.array_equal(seen.plane(4), image.array[..., 4])
+    assert np.array_equal(seen.slice_at(4), image.array[..., 4])
     assert seen.spacing == pytest.approx((3.0, 1.0, 2.0))
     corner = seen.geometry.index_to_world((1, 2, 3))
     assert corner == pytest.approx(image.geometry.index_to_world((2, 3, 1)))

@@ -278,6 +278,6 @@ def test_prompts_are_lifted_onto_slices_of_any_axis(axis: int) -> None:
     assert isinstance(point, Click)
     assert mask[tuple(int(x) for x in point.at)]
     geometry = _oblique(shape)
-    plane = geometry.plane(3, axis)
+    plane = geometry.slice_at(3, axis)
     assert plane.shape == tuple(rest)
     assert np.allclose(plane.index_to_world((2, 1)), geometry.index_to_world(point.at))

@@ -165,7 +165,7 @@ def test_it_can_be_watched_and_stopped() -> None:
 
 @pytest.mark.parametrize("name", ["toy", "classical/region", "limner-2d"])
 def test_any_model_that_takes_clicks_will_do(name: str) -> None:
-    phantom = phantoms.picture(2, (90, 110))
+    phantom = phantoms.image(2, (90, 110))
     model = create_model(name)
     settings = replace(Settings.of(model, points=6), least_score=0.0, least_stability=0.0)
     found = everything(phantom.image, model, settings=settings)

@@ -40,9 +40,9 @@ def test_an_mp4_is_what_browsers_and_slides_play(tmp_path: Path) -> None:
     assert (facts["codec"], facts["pixel_format"]) == ("h264", "yuv420p")
     assert facts["frames_per_second"] == pytest.approx(29.97, abs=0.01)
     for k in (0, 11, 29):
-        blue = film.plane(k)[30, : 2 + 2 * k].astype(int).mean(axis=0)
+        blue = film.slice_at(k)[30, : 2 + 2 * k].astype(int).mean(axis=0)
         assert np.abs(blue - (86, 180, 233)).max() < 12
-        assert np.abs(film.plane(k)[30, 70:].astype(int) - 40).max() < 12
+        assert np.abs(film.slice_at(k)[30, 70:].astype(int) - 40).max() < 12
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat"), "plays before it is loaded"
 
@@ -85,7 +85,7 @@ def test_pictures_are_made_one_by_one(tmp_path: Path) -> None:
         raise AssertionError("all frames at once")
 
     geometry = limner.Geometry.from_spacing((30, 40, 60))
-    image = limner.Image(never, geometry, kind="video", dtype=np.uint8, plane=plane)
+    image = limner.Image(never, geometry, kind="video", dtype=np.uint8, read_slice=plane)
     labels = Labels(geometry, array=np.zeros(geometry.shape, np.uint8))
     path = tmp_path / "film.mp4"
     write_timeline_film(
@@ -118,7 +118,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
     write_timeline_film(path, image, labels, story)
     film = limner.read(path)
     assert film.shape[0] == 10
-    corner = [np.asarray(film.plane(k))[4:22, -140:].astype(int) for k in (0, 2, 6, 8)]
+    corner = [np.asarray(film.slice_at(k))[4:22, -140:].astype(int) for k in (0, 2, 6, 8)]
     plain, marked, doubted, lost = ((c.max(axis=2) - c.min(axis=2) > 60) for c in corner)
     assert not plain.any()
     for badge in (marked, doubted, lost):

@@ -83,7 +83,7 @@ def test_resampled_keeps_the_outer_edges(geometry: Geometry, seed: int) -> None:
 @given(geometries(ndim=3), st.integers(0, 1000))
 def test_plane_is_its_slice(geometry: Geometry, seed: int) -> None:
     index = int(np.random.default_rng(seed).integers(geometry.shape[0]))
-    plane = geometry.plane(index)
+    plane = geometry.slice_at(index)
     assert plane.shape == geometry.shape[1:]
     assert plane.spacing == pytest.approx(geometry.spacing[1:])
     places = points(plane, seed)
@@ -175,7 +175,7 @@ def test_wrong_numbers_of_coordinates_are_refused() -> None:
     with pytest.raises(GeometryError, match="3 numbers"):
         geometry.world_to_index((1, 2))
     with pytest.raises(GeometryError, match="3D"):
-        geometry.plane(0)
+        geometry.slice_at(0)
 
 
 def test_affine_cannot_be_changed() -> None:

@@ -215,7 +215,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path, volume):
     paths = save_series(tmp_path, volume)
     image = images.read(tmp_path)
     paths[0].unlink()
-    np.testing.assert_array_equal(image.plane(3), volume[3])
+    np.testing.assert_array_equal(image.slice_at(3), volume[3])
     assert not image.is_loaded
     with pytest.raises(FormatError, match="no such file"):
         _ = image.array
@@ -345,7 +345,7 @@ def test_slopes_that_differ_by_slice_as_in_pet(tmp_path, rng):
     image = images.read(tmp_path)
     assert image.array.dtype == np.float32
     np.testing.assert_allclose(image.array, stored * np.reshape(slopes, (4, 1, 1)), rtol=1e-6)
-    np.testing.assert_array_equal(image.plane(2), image.array[2])
+    np.testing.assert_array_equal(image.slice_at(2), image.array[2])
 
 
 def test_monochrome1_is_inverted_except_measurements(tmp_path):
@@ -447,7 +447,7 @@ def test_lossless_compression_returns_the_pixels(tmp_path, rng, syntax, encode, 
     compress(ds, syntax, frames)
     image = images.read(save(ds, tmp_path / "a.dcm", FrameTime=40))
     np.testing.assert_array_equal(image.array, stack)
-    np.testing.assert_array_equal(image.plane(1), stack[1])
+    np.testing.assert_array_equal(image.slice_at(1), stack[1])
 
 
 def test_deflated_frames(rng):
@@ -538,7 +538,7 @@ def test_video_stream(tmp_path, rng):
     np.testing.assert_allclose(image.array.mean(axis=(1, 2, 3)), levels, atol=4)
     again = images.read(path)
     for k in (3, 1, 4):
-        np.testing.assert_array_equal(again.plane(k), image.array[k])
+        np.testing.assert_array_equal(again.slice_at(k), image.array[k])
     with pytest.raises(FormatError, match="stream ends at 5"):
         _ = images.read(save(ds, path, NumberOfFrames=6)).array
 

@@ -272,7 +272,7 @@ def test_tiff_stack(tmp_path: Path, dtype: str, compression: str | None) -> None
     assert tiff.sniff(path, path.read_bytes()[:16])
     image = tiff.read(path)
     assert (image.kind, image.shape, image.dtype) == ("volume", pixels.shape, np.dtype(dtype))
-    np.testing.assert_array_equal(image.plane(4), pixels[4])
+    np.testing.assert_array_equal(image.slice_at(4), pixels[4])
     assert not image.is_loaded
     np.testing.assert_array_equal(image.array, pixels)
 
@@ -306,7 +306,7 @@ def test_tiff_layouts(tmp_path: Path, options: dict[str, Any]) -> None:
     assert image.array.dtype.isnative
     np.testing.assert_allclose(image.array, expected, atol=2 if "compression" in options else 0)
     if image.geometry.ndim == 3:
-        np.testing.assert_array_equal(image.plane(1), image.array[1])
+        np.testing.assert_array_equal(image.slice_at(1), image.array[1])
 
 
 def test_tiff_of_other_writers(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_tiff_hyperstack(tmp_path: Path) -> None:
     assert (image.kind, image.shape) == ("volume", (4, 20, 30, 3))
     np.testing.assert_array_equal(image.array, np.moveaxis(pixels[1], 1, -1))
     np.testing.assert_array_equal(
-        tiff.read(path, series="t=1", channel=2).plane(3), pixels[1, 3, 2]
+        tiff.read(path, series="t=1", channel=2).slice_at(3), pixels[1, 3, 2]
     )
     with pytest.raises(FormatError, match="no t=2"):
         tiff.read(path, series="t=2")
@@ -373,7 +373,7 @@ def test_imagej_stack_without_named_axes(tmp_path: Path, count: int, kind: str) 
     expected = pixels if kind == "volume" else np.moveaxis(pixels, 0, -1)
     np.testing.assert_array_equal(image.array, expected)
     if kind == "volume":
-        np.testing.assert_array_equal(tiff.read(path).plane(7), pixels[7])
+        np.testing.assert_array_equal(tiff.read(path).slice_at(7), pixels[7])
 
 
 def test_tiff_whose_pages_run_in_a_circle(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_frames_in_any_order(
     assert image.shape == (NUM_FRAMES, *SIZE) + (() if grey else (3,))
     assert image.dtype == expected[0].dtype
     for k in np.random.default_rng(3).permutation(NUM_FRAMES):
-        np.testing.assert_array_equal(image.plane(int(k)), expected[k])
+        np.testing.assert_array_equal(image.slice_at(int(k)), expected[k])
     assert not image.is_loaded
     np.testing.assert_array_equal(image.array, expected)
     if grey:
@@ -120,8 +120,8 @@ def test_frames_in_order_are_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(_clip, "open_container", counting)
     for k in range(NUM_FRAMES):
-        image.plane(k)
-        image.plane(k)
+        image.slice_at(k)
+        image.slice_at(k)
     assert len(opened) == 1
 
 
@@ -131,16 +131,16 @@ def test_variable_rate(tmp_path: Path) -> None:
     assert image.shape[0] == NUM_FRAMES
     assert not image.metadata["constant_rate"]
     assert video.frame_times(path)[:4] == pytest.approx([0.0, 0.02, 0.07, 0.18], abs=2e-3)
-    np.testing.assert_array_equal(image.plane(31), decoded(path, "rgb24")[31])
+    np.testing.assert_array_equal(image.slice_at(31), decoded(path, "rgb24")[31])
 
 
 def test_channel_and_bounds(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", "libx264", "yuv420p")
     image = video.read(path, channel=1)
     assert image.shape == (NUM_FRAMES, *SIZE)
-    np.testing.assert_array_equal(image.plane(20), decoded(path, "rgb24")[20][..., 1])
+    np.testing.assert_array_equal(image.slice_at(20), decoded(path, "rgb24")[20][..., 1])
     with pytest.raises(FormatError, match=r"Frame 40 is outside 0…39"):
-        image.plane(NUM_FRAMES)
+        image.slice_at(NUM_FRAMES)
     with pytest.raises(FormatError, match="no video stream '1'; the file has 1"):
         video.read(path, series="1")
 
@@ -165,7 +165,7 @@ def test_truncated_video_can_be_taken_as_it_is(tmp_path: Path) -> None:
         video.read(path)
     image = video.read(path, strict=False)
     assert 10 < image.shape[0] < NUM_FRAMES
-    np.testing.assert_array_equal(image.plane(5), frame_pixels(5, grey=np.uint8))
+    np.testing.assert_array_equal(image.slice_at(5), frame_pixels(5, grey=np.uint8))
 
 
 def test_damaged_frame_is_named(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_damaged_frame_is_named(tmp_path: Path) -> None:
     at = content.index(payload)
     path.write_bytes(content[:at] + b"\xff" * len(payload) + content[at + len(payload) :])
     image = video.read(path)
-    np.testing.assert_array_equal(image.plane(16), expected[16])
+    np.testing.assert_array_equal(image.slice_at(16), expected[16])
     for _ in range(2):  # the failure does not confuse what comes after
         with pytest.raises(FormatError, match=r"frame 17 \(counted from 0\) cannot be decoded"):
-            image.plane(17)
-        np.testing.assert_array_equal(image.plane(30), expected[30])  # after the next key frame
-        np.testing.assert_array_equal(image.plane(3), expected[3])
+            image.slice_at(17)
+        np.testing.assert_array_equal(image.slice_at(30), expected[30])  # after the next key frame
+        np.testing.assert_array_equal(image.slice_at(3), expected[3])
     with pytest.raises(FormatError, match="frame 17"):
         image.array  # noqa: B018
 
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     frame_bytes = SIZE[0] * SIZE[1] * 3
     tracemalloc.start()
     try:
-        for plane in image.planes():
+        for plane in image.slices():
             assert plane.shape == (*SIZE, 3)
         assert tracemalloc.get_traced_memory()[1] < 10 * frame_bytes
     finally:
@@ -245,7 +245,7 @@ def test_folder_of_deep_frames_in_natural_order(tmp_path: Path, suffix: str) -> 
     assert video.sniff(tmp_path, b"")
     image = video.read(tmp_path)
     assert (image.kind, image.shape, image.dtype) == ("video", (12, 20, 30), np.dtype(np.uint16))
-    np.testing.assert_array_equal(image.plane(10), frames[10])
+    np.testing.assert_array_equal(image.slice_at(10), frames[10])
     np.testing.assert_array_equal(image.array, frames)
 
 
@@ -295,9 +295,9 @@ def test_truncated_frame_is_named(tmp_path: Path) -> None:
     path = tmp_path / "1.png"
     path.write_bytes(path.read_bytes()[:-100])
     image = video.read(tmp_path)
-    assert image.plane(2).shape == (20, 30)
+    assert image.slice_at(2).shape == (20, 30)
     with pytest.raises(FormatError, match=r"1\.png"):
-        image.plane(1)
+        image.slice_at(1)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
@@ -319,7 +319,7 @@ def test_animations(tmp_path: Path, suffix: str, grey: bool) -> None:
         expected = np.repeat(expected[..., None], 3, axis=-1)
     assert image.num_channels == (None if grey and suffix == "gif" else 3)
     for k in (6, 0, 3):
-        np.testing.assert_array_equal(image.plane(k), expected[k])
+        np.testing.assert_array_equal(image.slice_at(k), expected[k])
     np.testing.assert_array_equal(image.array, expected)
 
 
@@ -356,7 +356,7 @@ def test_every_shared_clip_opens(shared_data: Path) -> None:
         assert image.kind == "video"
         assert image.shape[0] == len(names)
         with Picture.open(names[-1]) as picture:
-            np.testing.assert_array_equal(image.plane(len(names) - 1), np.asarray(picture))
+            np.testing.assert_array_equal(image.slice_at(len(names) - 1), np.asarray(picture))
         assert video.read(clip / "frames").shape == image.shape
 
 
@@ -372,5 +372,5 @@ def test_avi_with_frames_stored_out_of_order(tmp_path: Path) -> None:
     image = video.read(path)
     assert image.geometry.shape[0] == len(expected) == 12
     for k in (11, 0, 5, 3, 4):
-        np.testing.assert_array_equal(image.plane(k), expected[k])
+        np.testing.assert_array_equal(image.slice_at(k), expected[k])
     assert (np.diff(video.frame_times(path)) > 0).all()

@@ -29,7 +29,7 @@ def readable(image: limner.Image) -> list[int]:
     found = []
     for k in range(image.shape[0]):
         try:
-            image.plane(k)
+            image.slice_at(k)
             found.append(k)
         except FormatError:
             continue
@@ -50,15 +50,17 @@ def test_a_damaged_frame_is_an_error_or_passed_over(
     assert set(bad) <= set(range(7, 12)), "the frames of one group, and nothing after it"
     assert not strict.damaged
     with pytest.raises(FormatError, match=rf"^[^\n]*frame {bad[0]} \(counted from 0\)[^\n]*$"):
-        strict.plane(bad[0])
+        strict.slice_at(bad[0])
     lenient = limner.read(path, strict=False)
     for k in (20, 9, 3, *range(24), *range(23, -1, -1)):
-        assert lenient.plane(k).shape == whole.shape[1:]
+        assert lenient.slice_at(k).shape == whole.shape[1:]
     lost = sorted(lenient.damaged)
     assert lost
     assert set(lost) <= set(bad)
     assert str(lost[0]) in lenient.damaged[lost[0]]
-    assert np.array_equal(lenient.plane(lost[0]), lenient.plane(lost[0] - 1)), "the last good one"
+    assert np.array_equal(lenient.slice_at(lost[0]), lenient.slice_at(lost[0] - 1)), (
+        "the last good one"
+    )
     good = [k for k in range(24) if k not in bad]
     assert np.array_equal(lenient.array[good], whole[good])
     assert strict.pixel_hash() == limner.read(path).pixel_hash(), "it has a hash all the same"
@@ -88,9 +90,9 @@ def test_going_back_decodes_a_group_of_frames_once(
         opened = _count_openings(monkeypatch)
         image = video.read(path)
         for k in range(29, -1, -1):
-            assert np.array_equal(image.plane(k), whole[k])
+            assert np.array_equal(image.slice_at(k), whole[k])
         assert len(opened) <= 4
-        assert image.plane(17)[0, 0].tolist() == whole[17, 0, 0].tolist()
+        assert image.slice_at(17)[0, 0].tolist() == whole[17, 0, 0].tolist()
 
 
 def _count_openings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -114,10 +116,10 @@ def test_a_video_whose_size_changes(tmp_path: Path) -> None:
     image = limner.read(path)
     assert image.shape[:3] == (26, *SIZE)
     with pytest.raises(FormatError, match=r"frame 10 .*48×96 pixels, the first frame 64×96"):
-        image.plane(10)
-    assert np.array_equal(image.plane(16), image.plane(0)), "it goes on after that"
+        image.slice_at(10)
+    assert np.array_equal(image.slice_at(16), image.slice_at(0)), "it goes on after that"
     lenient = limner.read(path, strict=False)
-    assert np.array_equal(lenient.plane(12), lenient.plane(9))
+    assert np.array_equal(lenient.slice_at(12), lenient.slice_at(9))
     assert sorted(lenient.damaged) == [10, 11, 12]
 
 
@@ -211,9 +213,9 @@ def test_a_folder_with_bad_frames(tmp_path: Path) -> None:
     image = limner.read(folder, strict=False)
     assert image.shape == pixels.shape
     for k in range(12):
-        image.plane(k)
+        image.slice_at(k)
     assert sorted(image.damaged) == [0, 4, 7, 9]
-    assert np.array_equal(image.plane(0), pixels[1]), "nothing before it: the first one after it"
+    assert np.array_equal(image.slice_at(0), pixels[1]), "nothing before it: the first one after it"
     assert np.array_equal(image.array[[3, 4, 5, 7, 9]], pixels[[3, 3, 5, 6, 8]])
     for path in folder.iterdir():
         path.write_bytes(b"nothing")
@@ -232,13 +234,13 @@ def test_a_cut_animation(tmp_path: Path, suffix: str) -> None:
     whole = limner.read(path).array
     image = limner.read(path)
     for k in range(11, -1, -1):
-        assert np.array_equal(image.plane(k), whole[k])
+        assert np.array_equal(image.slice_at(k), whole[k])
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(FormatError, match=r"--lenient"):
         limner.read(path)
     lenient = limner.read(path, strict=False)
     for k in range(lenient.shape[0]):
-        lenient.plane(k)
-    assert np.array_equal(lenient.plane(4), whole[4])
+        lenient.slice_at(k)
+    assert np.array_equal(lenient.slice_at(4), whole[4])
     assert len(lenient.damaged) + 5 < lenient.shape[0]

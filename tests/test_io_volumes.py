@@ -184,7 +184,7 @@ def test_planes_are_read_alone(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(pixels), tmp_path / "d.nrrd")
     for path in sorted(tmp_path.iterdir()):
         image = limner.read(path)
-        plane = image.plane(4)
+        plane = image.slice_at(4)
         assert not image.is_loaded
         assert plane.dtype == np.int16
         np.testing.assert_array_equal(plane, pixels[4])
@@ -254,7 +254,7 @@ def test_rescale_is_applied_only_where_there_is_one(tmp_path: Path) -> None:
     scaled = limner.read(nifti(tmp_path / "scaled.nii", pixels, scl_slope=0.5, scl_inter=-3))
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled.array, pixels.T * 0.5 - 3)
-    np.testing.assert_allclose(scaled.plane(1), scaled.array[1])
+    np.testing.assert_allclose(scaled.slice_at(1), scaled.array[1])
     np.testing.assert_allclose(scaled.array, nibabel.load(tmp_path / "scaled.nii").get_fdata().T)
     wide = nifti(tmp_path / "wide.nii", pixels.astype(np.int32), scl_slope=2, scl_inter=0)
     assert limner.read(wide).dtype == np.float64
@@ -281,10 +281,10 @@ def test_time_points_are_channels(tmp_path: Path, suffix: str) -> None:
     image = limner.read(path)
     assert image.shape == (3, 4, 5, 6)
     np.testing.assert_array_equal(image.array, pixels.transpose(2, 1, 0, 3))
-    np.testing.assert_array_equal(image.plane(2), pixels[:, :, 2].transpose(1, 0, 2))
+    np.testing.assert_array_equal(image.slice_at(2), pixels[:, :, 2].transpose(1, 0, 2))
     one = limner.read(path, channel=4)
     assert one.shape == (3, 4, 5)
-    np.testing.assert_array_equal(one.plane(1), pixels[:, :, 1, 4].T)
+    np.testing.assert_array_equal(one.slice_at(1), pixels[:, :, 1, 4].T)
     np.testing.assert_array_equal(one.array, pixels[..., 4].T)
     limner.write(tmp_path / "mask.nii.gz", one.array > 9, like=one)
     assert nibabel.load(tmp_path / "mask.nii.gz").shape == (5, 4, 3)
@@ -504,9 +504,9 @@ def test_nrrd_channels_wherever_they_are(tmp_path: Path) -> None:
         image = limner.read(path)
         assert image.shape == expected.shape
         np.testing.assert_array_equal(image.array, expected)
-        np.testing.assert_array_equal(image.plane(1), expected[1])
+        np.testing.assert_array_equal(image.slice_at(1), expected[1])
         one = limner.read(path, channel=1)
-        np.testing.assert_array_equal(one.plane(1), expected[1, ..., 1])
+        np.testing.assert_array_equal(one.slice_at(1), expected[1, ..., 1])
         np.testing.assert_array_equal(one.array, expected[..., 1])
 
 
@@ -515,7 +515,7 @@ def test_nrrd_detached_header_beside_its_pixels(tmp_path: Path) -> None:
     path = nrrd_file(tmp_path / "a.nhdr", *GRID, "encoding: raw", "data file: a b.raw")
     image = limner.read(path)
     assert image.path == path
-    np.testing.assert_array_equal(image.plane(1), PIXELS[1])
+    np.testing.assert_array_equal(image.slice_at(1), PIXELS[1])
     np.testing.assert_array_equal(image.array, PIXELS)
 
 

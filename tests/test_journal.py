@@ -81,7 +81,7 @@ def picture(tmp_path: Path) -> Path:
     from PIL import Image
 
     Image.fromarray(
-        (np.asarray(phantoms.picture(2, (48, 48)).image.array) >> 3).astype(np.uint8)
+        (np.asarray(phantoms.image(2, (48, 48)).image.array) >> 3).astype(np.uint8)
     ).save(path)
     return path
 

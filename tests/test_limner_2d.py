@@ -195,7 +195,7 @@ def test_it_finds_what_a_box_and_clicks_mean_on_phantoms() -> None:
     """Bars are what was measured, minus a margin: they catch a broken adapter, not a weak model."""
     boxed, clicked = [], []
     for seed, colour in ((1, False), (2, True), (3, False)):
-        phantom = phantoms.picture(seed, (160, 160), color=colour)
+        phantom = phantoms.image(seed, (160, 160), color=colour)
         for label in phantom.names:
             target = phantom.truth == label
             for first, values in (("box", boxed), ("click", clicked)):

@@ -390,7 +390,7 @@ def test_a_video_is_never_in_memory() -> None:
         raise AssertionError("the whole video was asked for")
 
     geometry = limner.Geometry.from_spacing((400, 32, 48))
-    image = limner.Image(everything, geometry, kind="video", dtype=np.uint8, plane=plane)
+    image = limner.Image(everything, geometry, kind="video", dtype=np.uint8, read_slice=plane)
     limits = {"most_frames": 4, "least_frames": 2, "prototypes": 8, "most_elements": 64}
     with limner.open_session(image, Colours(**limits)) as session:
         session.add(MaskPrompt(plane(0) == 120), frame=0)

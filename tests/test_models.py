@@ -307,7 +307,7 @@ BARS = {
 def test_box_quality_on_phantoms(name: str, ndim: int) -> None:
     model = create_model(name)
     cases = (
-        [phantoms.picture(1, (160, 160)), phantoms.picture(2, (160, 160), color=True)]
+        [phantoms.image(1, (160, 160)), phantoms.image(2, (160, 160), color=True)]
         if ndim == 2
         else [phantoms.volume(3, (32, 56, 56))]
     )

@@ -10,8 +10,8 @@ from limner import phantoms
 from limner.phantoms import Phantom
 
 MAKERS = {
-    "grey": lambda seed: phantoms.picture(seed, (96, 120)),
-    "color": lambda seed: phantoms.picture(seed, (96, 120), color=True),
+    "grey": lambda seed: phantoms.image(seed, (96, 120)),
+    "color": lambda seed: phantoms.image(seed, (96, 120), color=True),
     "ct": lambda seed: phantoms.volume(seed, (24, 40, 44)),
     "mr": lambda seed: phantoms.volume(seed, (24, 40, 44), hounsfield=False),
     "sequence": lambda seed: phantoms.sequence(seed, (9, 64, 72)),
@@ -51,7 +51,7 @@ def test_objects_differ_from_their_surroundings(maker) -> None:
 
 def test_a_generator_is_advanced() -> None:
     rng = np.random.default_rng(0)
-    first, second = (phantoms.picture(rng, (32, 32)) for _ in range(2))
+    first, second = (phantoms.image(rng, (32, 32)) for _ in range(2))
     assert not np.array_equal(first.image.array, second.image.array)
 
 
@@ -65,7 +65,7 @@ def test_kinds_types_and_ranges() -> None:
     liver = ct.image.array[ct.truth == 1].astype(float)
     assert 60 < np.median(liver) < 160
     assert phantoms.volume(1, (24, 40, 44), hounsfield=False).image.dtype == np.uint16
-    picture = phantoms.picture(1, (40, 50), color=True)
+    picture = phantoms.image(1, (40, 50), color=True)
     assert picture.image.shape == (40, 50, 3)
     assert picture.image.dtype == np.uint8
     assert not picture.image.geometry.has_spacing
@@ -107,8 +107,8 @@ def test_the_sequence_moves_and_deforms() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: phantoms.picture(0, (4, 40)),
-        lambda: phantoms.picture(0, (40, 40, 40)),
+        lambda: phantoms.image(0, (4, 40)),
+        lambda: phantoms.image(0, (40, 40, 40)),
         lambda: phantoms.volume(0, (40, 40)),
         lambda: phantoms.sequence(0, (0, 40, 40)),
     ],

@@ -459,7 +459,7 @@ def test_what_cannot_be_propagated_is_one_line(
 
 def test_a_picture_has_nowhere_to_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "photo.png"
-    write_image(path, phantoms.picture(1, (40, 40)).image)
+    write_image(path, phantoms.image(1, (40, 40)).image)
     said = ["propagate", str(path), "--box", "4,4,20,20", "-o", str(tmp_path / "seg.png")]
     assert run(said) == 2
     assert "limner segment" in capsys.readouterr().err

@@ -32,7 +32,7 @@ class Case:
 
 
 def _image_case() -> Case:
-    phantom = phantoms.picture(3, (96, 80))
+    phantom = phantoms.image(3, (96, 80))
     return Case(
         phantom.image,
         phantom.truth,
@@ -457,7 +457,7 @@ def test_3d_only_models_get_slice_prompts_lifted() -> None:
         session.add(limner.Click((20, 20)), frame=5)
         assert session.predict(frame=5).mask.shape == (12, 48, 40)
         assert session.prompts == (limner.Click((5, 20, 20)),)
-    picture = phantoms.picture(1, (32, 32)).image
+    picture = phantoms.image(1, (32, 32)).image
     with pytest.raises(SessionError, match="works on volumes"):
         limner.open_session(picture, Solid())
 
@@ -555,7 +555,7 @@ def test_video_frames_are_read_when_needed_only() -> None:
         limner.Geometry.from_spacing(array.shape),
         kind="video",
         dtype=array.dtype,
-        plane=plane,
+        read_slice=plane,
     )
     with limner.open_session(image, "toy", window=(0, 255)) as session:
         session.add(limner.Box((8, 8), (24, 24)), frame=20)
@@ -784,7 +784,7 @@ def test_replaying_the_rounds_brings_the_memory_back(case: Case) -> None:
 
 
 def test_a_memory_of_one_view_is_not_shown_on_another() -> None:
-    picture = phantoms.picture(3, (400, 380)).image  # larger than the toy's window
+    picture = phantoms.image(3, (400, 380)).image  # larger than the toy's window
     model = Recalling()
     with limner.open_session(picture, model, zoom=True) as session:
         session.add(limner.Box((30, 20), (60, 60)))

@@ -8,6 +8,7 @@ patient millimetres in LPS (DICOM PS3.3 C.7.6.2.1.1, ITK). Foreign conventions a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -167,7 +168,7 @@ class Geometry:
         affine[:3, 3 - self.ndim : 3] *= ratio
         return Geometry(tuple(int(n) for n in shape), affine, self.has_spacing)
 
-    def plane(self, index: int, axis: int = 0) -> Geometry:
+    def slice_at(self, index: int, axis: int = 0) -> Geometry:
         """The 2D grid of slice or frame `index` of a 3D grid, across an axis."""
         if self.ndim != 3:
             raise GeometryError(f"Only a 3D grid has slices; this one has shape {self.shape}.")
@@ -175,6 +176,12 @@ class Geometry:
         affine = self._moved_to([index if k == axis else 0 for k in range(3)])
         shape = tuple(self.shape[k] for k in rest)
         return Geometry(shape, affine[:, [axis, *rest, 3]], self.has_spacing)
+
+    def plane(self, index: int, axis: int = 0) -> Geometry:
+        """Deprecated name of `slice_at`."""
+        message = "Geometry.plane is now Geometry.slice_at"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return self.slice_at(index, axis)
 
     def is_close(self, other: Geometry, *, tolerance: float = 1e-3) -> bool:
         """Same shape, and every corner within `tolerance` times the smallest spacing."""

@@ -67,7 +67,7 @@ class Phantom:
         return Labels(self.image.geometry, array=self.truth, names=self.names)
 
 
-def picture(seed: Seed, shape: Sequence[int] = (256, 256), *, color: bool = False) -> Phantom:
+def image(seed: Seed, shape: Sequence[int] = (256, 256), *, color: bool = False) -> Phantom:
     """A cut through a body: MR-like in grey, photograph-like in colour.
 
     Args:
@@ -76,16 +76,16 @@ def picture(seed: Seed, shape: Sequence[int] = (256, 256), *, color: bool = Fals
         color: uint8 RGB instead of uint16 grey with Rician noise and a bias field.
     """
     rng = np.random.default_rng(seed)
-    size = _checked(shape, 2)
+    size = _check_shape(shape, 2)
     table = np.asarray(_COLORS if color else _MAGNITUDE, dtype=np.float32)
     table = table * rng.normal(1.0, 0.03, table.shape).astype(np.float32)
     shapes = _anatomy(rng, 2)
     clean, truth = _paint(shapes, _Warp.draw(rng, 2, 0.035), size, table, subsamples=3)
     clean = clean * _shading(rng, size, 0.18)[(..., None) if color else ...]
     if color:
-        pixels = _rounded(clean + rng.normal(0.0, 6.0, clean.shape), np.uint8)
+        pixels = _round_to_dtype(clean + rng.normal(0.0, 6.0, clean.shape), np.uint8)
     else:
-        pixels = _rounded(_rician(rng, clean, 22.0), np.uint16)
+        pixels = _round_to_dtype(_rician(rng, clean, 22.0), np.uint16)
     spacing = (float(rng.uniform(280.0, 380.0)) / max(size),) * 2
     image = Image(
         pixels,
@@ -116,16 +116,16 @@ def volume(
         oblique: turn the grid by up to about 15 degrees against the patient.
     """
     rng = np.random.default_rng(seed)
-    size = _checked(shape, 3)
+    size = _check_shape(shape, 3)
     table = np.asarray(_HOUNSFIELD if hounsfield else _MAGNITUDE, dtype=np.float32)
     table = table + rng.normal(0.0, 8.0, table.shape).astype(np.float32)
     shapes = _anatomy(rng, 3)
     clean, truth = _paint(shapes, _Warp.draw(rng, 3, 0.03), size, table, subsamples=2)
     if hounsfield:
         noise = rng.normal(0.0, 14.0, size) + 6.0 * _waves(rng, size, 5)
-        pixels = _rounded(np.maximum(clean + noise, -1024.0), np.int16)
+        pixels = _round_to_dtype(np.maximum(clean + noise, -1024.0), np.int16)
     else:
-        pixels = _rounded(_rician(rng, clean * _shading(rng, size, 0.15), 22.0), np.uint16)
+        pixels = _round_to_dtype(_rician(rng, clean * _shading(rng, size, 0.15), 22.0), np.uint16)
     natural = (200.0 / size[0], 360.0 / max(size[1:]), 360.0 / max(size[1:]))
     geometry = Geometry.from_spacing(
         size,
@@ -146,7 +146,7 @@ def sequence(seed: Seed, shape: Sequence[int] = (24, 128, 128)) -> Phantom:
     """
     rng = np.random.default_rng(seed)
     frames, *rest = (int(n) for n in shape)
-    size = _checked(rest, 2)
+    size = _check_shape(rest, 2)
     if frames < 1:
         raise ValueError(f"A sequence has at least one frame, not {frames}.")
     table = np.array((70.0, 150.0, 28.0, 52.0), dtype=np.float32)  # tissue, wall, chamber, vessel
@@ -162,7 +162,7 @@ def sequence(seed: Seed, shape: Sequence[int] = (24, 128, 128)) -> Phantom:
             _chamber(cycle, turn, k / max(frames - 1, 1)), warp, size, table, subsamples=2, named=2
         )
         speckle = rng.gamma(9.0, 1.0 / 9.0, size)  # multiplicative, mean 1
-        pixels[k] = _rounded(clean * speckle * (1 + 0.12 * tissue), np.uint8)
+        pixels[k] = _round_to_dtype(clean * speckle * (1 + 0.12 * tissue), np.uint8)
     spacing = (1.0, 0.5, 0.5)  # the first is the unit normal of the frames
     image = Image(
         pixels,
@@ -332,7 +332,7 @@ def _rician(rng: np.random.Generator, clean: Array, sigma: float) -> Array:
     return np.asarray(np.hypot(real, rng.normal(0.0, sigma, clean.shape)))
 
 
-def _rounded(values: Array, dtype: type[np.integer[Any]]) -> Array:
+def _round_to_dtype(values: Array, dtype: type[np.integer[Any]]) -> Array:
     limits = np.iinfo(dtype)
     return np.asarray(np.clip(np.rint(values), limits.min, limits.max).astype(dtype))
 
@@ -347,7 +347,7 @@ def _direction(rng: np.random.Generator, degrees: float) -> Array:
     return np.asarray(about_x @ about_y @ about_z @ upright)
 
 
-def _checked(shape: Sequence[int], axes: int) -> tuple[int, ...]:
+def _check_shape(shape: Sequence[int], axes: int) -> tuple[int, ...]:
     size = tuple(int(n) for n in shape)
     if len(size) != axes or min(size) < SMALLEST_AXIS:
         raise ValueError(

@@ -114,7 +114,7 @@ def _followed(row: Row, title: str, data_set: DataSet) -> Picture | None:
         return None
     frame = propagation_tables.worst_frame(row)
     answer = decode_answer(row.answer)[frame - row.answer["first"]]
-    plane = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
+    plane = Image(image.slice_at(frame), image.geometry.slice_at(frame), modality=image.modality)
     name = row.target_name or f"object {row.object_id}"
     what = "slice" if image.kind == "volume" else "frame"
     caption = (

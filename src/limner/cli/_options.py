@@ -232,7 +232,7 @@ def read_masks(
     if plane is not None and not 0 <= plane < geometry.shape[axis]:
         raise PromptError(f"There is no slice {plane}; they are 0…{geometry.shape[axis] - 1}.")
     if plane is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
-        labels = limner.read_labels(path, like=geometry.plane(plane, axis))
+        labels = limner.read_labels(path, like=geometry.slice_at(plane, axis))
         masks = {i: labels.mask(i) for i in labels.ids}
     else:
         labels = limner.read_labels(path, like=image)

@@ -119,7 +119,7 @@ class PropagationReport:
     def report(self, session: BaseSession) -> dict[str, Any]:
         """All frames and objects as JSON values, and the frames to look at first."""
         image = session.image
-        pixel = image.geometry.plane(0).voxel_volume if image.geometry.has_spacing else None
+        pixel = image.geometry.slice_at(0).voxel_volume if image.geometry.has_spacing else None
         return {
             "image": None if image.path is None else str(image.path),
             "kind": image.kind,

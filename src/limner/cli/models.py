@@ -169,7 +169,7 @@ def optimize(
     began = time.perf_counter()
     model = limner.create_model(name, weights=weights, device=device, exact=exact)
     built = time.perf_counter()
-    phantom = phantoms.picture(0) if 2 in model.card.ndim else phantoms.volume(0)
+    phantom = phantoms.image(0) if 2 in model.card.ndim else phantoms.volume(0)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()

@@ -109,7 +109,7 @@ def propagate(
     from limner.cli._finish import check_output, finish, read_through
     from limner.cli._propagation_report import PropagationReport, expected
     from limner.cli.segment import CommandPrompts, add_prompts, warn_of_differences
-    from limner.io.reoriented import Across
+    from limner.io.reoriented import Reoriented
     from limner.models import default_model
     from limner.sessions.history.events import Requested
 
@@ -120,7 +120,7 @@ def propagate(
     if finish_3d is not None and stored.kind != "volume":
         raise PromptError(f"--finish goes over the slices of a volume; {image} is a video.")
     across = options.parse_axis(axis, stored, 0 if slice_ is None else slice_)
-    picture = stored if across == 0 else Across(stored, across)
+    picture = stored if across == 0 else Reoriented(stored, across)
     _check_channels(picture)
     file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
     if weights is None and model is None and file.weights is not None:
@@ -222,7 +222,7 @@ def _check_readable(image: Image, entries: list[options.Placed]) -> None:
         return
     for frame in sorted({e.frame for e in entries if e.frame is not None}):
         if 0 <= frame < image.geometry.shape[0]:
-            image.plane(frame)
+            image.slice_at(frame)
         if frame in image.damaged:
             raise FormatError(f"{image.damaged[frame]} Annotate another frame.")
 

@@ -177,7 +177,7 @@ def _read_clip(data_set: DataSet, stem: str, image: Image) -> Known:
     frames = tuple(sorted(numbers[name] for name in files))
     planes: dict[int, NDArray[Any]] = {}
     for name, path in files.items():
-        plane = Image(image.plane(numbers[name]), image.geometry.plane(numbers[name]))
+        plane = Image(image.slice_at(numbers[name]), image.geometry.slice_at(numbers[name]))
         planes[numbers[name]] = np.asarray(read_labels(path, like=plane).to_array())
     stack = np.stack([planes[k] for k in frames])
     if data_set.unit == "whole":

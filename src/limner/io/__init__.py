@@ -31,7 +31,7 @@ from limner.io.formats import (
 )
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
-from limner.io.reoriented import Across, as_seen, as_stored
+from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
 
 __all__ = [
     "Image",
@@ -86,7 +86,7 @@ def read(
     with plain_errors(path):
         image: Image = module.read(path, channel=channel, series=series, strict=strict)
     image.read_options = {"series": series, "channel": channel, "strict": strict}
-    return Across(image, axis) if axis != 0 else image
+    return Reoriented(image, axis) if axis != 0 else image
 
 
 def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
@@ -103,8 +103,8 @@ def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
     """
     path = Path(path)
     image, geometry = _as_like(like)
-    if isinstance(image, Across):
-        return as_seen(read_labels(path, like=image.stored), image)
+    if isinstance(image, Reoriented):
+        return labels_as_reoriented(read_labels(path, like=image.stored), image)
     module = reader_of(path, LABEL_READERS)
     with plain_errors(path):
         if hasattr(module, "read_labels"):
@@ -152,8 +152,8 @@ def write(
     target = writer(path, dicom_type=dicom_type)
     image, geometry = _as_like(like)
     found = _as_labels(labels, geometry, names)
-    if isinstance(image, Across):
-        found, image = as_stored(found, image), image.stored
+    if isinstance(image, Reoriented):
+        found, image = labels_as_stored(found, image), image.stored
     if image is not None:
         _refuse_to_replace(path, image)
     if not target.keeps_overlaps:
@@ -292,13 +292,13 @@ def _check_grid(own: Geometry, wanted: Geometry, path: Path | None, *, placeless
         return
     if not own.is_close(wanted, tolerance=_SAME_GRID):
         raise GeometryError(
-            f"{name} lies elsewhere than the image: origin {_shown(own.origin)}, spacing "
-            f"{_shown(own.spacing)}, {own.orientation}; the image has {_shown(wanted.origin)}, "
-            f"{_shown(wanted.spacing)}, {wanted.orientation}. Resample it first."
+            f"{name} lies elsewhere than the image: origin {_join(own.origin)}, spacing "
+            f"{_join(own.spacing)}, {own.orientation}; the image has {_join(wanted.origin)}, "
+            f"{_join(wanted.spacing)}, {wanted.orientation}. Resample it first."
         )
 
 
-def _shown(numbers: tuple[float, ...]) -> str:
+def _join(numbers: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{x:.5g}" for x in numbers) + ")"
 
 

@@ -124,18 +124,18 @@ class Block:
         self._fill(buffer)
         return self._arrange(buffer.view(self.dtype).reshape(self.shape))
 
-    def read_plane(self, index: int) -> Array:
+    def read_slice(self, index: int) -> Array:
         """The values at `index` of the first spatial axis; only for raw blocks."""
         try:
             mapped = np.memmap(self.path, self.dtype, "r", self.start, self.shape)
         except ValueError as error:  # the file has shrunk
             raise FormatError(f"{self.path} cannot be read: {error}.") from error
         where: tuple[Any, ...] = (slice(None), index) if self.channel_axis == 0 else (index,)
-        plane = np.asarray(mapped[where])
+        values = np.asarray(mapped[where])
         if self.channel_axis is not None:
-            plane = np.moveaxis(plane, max(self.channel_axis - 1, 0), -1)
-            plane = plane if self.channel is None else plane[..., self.channel]
-        return plane.astype(self.dtype.newbyteorder("="), order="C")
+            values = np.moveaxis(values, max(self.channel_axis - 1, 0), -1)
+            values = values if self.channel is None else values[..., self.channel]
+        return values.astype(self.dtype.newbyteorder("="), order="C")
 
     def _fill(self, buffer: NDArray[np.uint8]) -> None:
         if self.codec == "raw":
@@ -214,8 +214,8 @@ def block_image(
         check_finite(values, block.path)
         return values
 
-    def load_plane(index: int) -> Array:
-        values = block.read_plane(index)
+    def load_slice(index: int) -> Array:
+        values = block.read_slice(index)
         return values if convert is None else convert(values)
 
     return Image(
@@ -223,7 +223,7 @@ def block_image(
         geometry,
         dtype=dtype or block.dtype.newbyteorder("="),
         num_channels=block.num_channels,
-        plane=load_plane if block.codec == "raw" and geometry.ndim == 3 else None,
+        read_slice=load_slice if block.codec == "raw" and geometry.ndim == 3 else None,
         path=path,
         format=format,
         modality=modality,
@@ -242,7 +242,7 @@ def check_finite(values: Array, path: Path) -> None:
     if values.dtype.kind != "f" or values.size == 0:
         return
     # One plane at a time: a mask of the whole volume would be a quarter of its size again.
-    broken = sum(int(plane.size - np.isfinite(plane).sum()) for plane in values)
+    broken = sum(int(part.size - np.isfinite(part).sum()) for part in values)
     if broken == values.size:
         raise FormatError(f"{path}: every pixel is NaN or infinite; there is no image in it.")
     if broken:

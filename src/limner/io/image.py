@@ -5,6 +5,7 @@ from.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,8 @@ class Image:
         modality: DICOM's term where known: ``"CT"``, ``"MR"``, ``"US"``, …
         dtype: needed with a function: the pixel type.
         num_channels: needed with a function: None for grey, else the size of the last axis.
-        plane: optional function that reads one slice or frame without reading the rest.
+        read_slice: optional function that reads one slice or frame without reading the rest.
+        plane: deprecated name of `read_slice`.
         path: the file or folder.
         format: the reader that understood it, such as ``"nifti"``.
         metadata: facts for `limner info` and the writers.
@@ -56,6 +58,7 @@ class Image:
         modality: str | None = None,
         dtype: DTypeLike | None = None,
         num_channels: int | None = None,
+        read_slice: Callable[[int], Array] | None = None,
         plane: Callable[[int], Array] | None = None,
         path: Path | None = None,
         format: str = "array",
@@ -70,7 +73,9 @@ class Image:
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
         self.damaged: Mapping[int, str] = MappingProxyType({} if damaged is None else damaged)
         self.read_options: dict[str, Any] = {}  # with which `limner.read` reads it again
-        self._plane = plane
+        if plane is not None:
+            _warn_of_old_name("plane=", "read_slice=")
+        self._read_slice = read_slice or plane
         self._load: Callable[[], Array] | None = None
         self._array: Array | None = None
         self._hash: str | None = None
@@ -84,7 +89,7 @@ class Image:
             pixels = np.asarray(array)
             self.dtype = pixels.dtype
             self.num_channels = pixels.shape[-1] if pixels.ndim == geometry.ndim + 1 else None
-            self._array = self._checked(pixels)
+            self._array = self._check_shape(pixels)
 
     @property
     def array(self) -> Array:
@@ -96,7 +101,7 @@ class Image:
         if self._array is None:
             assert self._load is not None
             with plain_errors(self.path):
-                self._array = self._checked(self._load())
+                self._array = self._check_shape(self._load())
         return self._array
 
     @property
@@ -120,7 +125,7 @@ class Image:
         """``geometry.affine``: index to LPS millimetres."""
         return self.geometry.affine
 
-    def plane(self, index: int) -> Array:
+    def slice_at(self, index: int) -> Array:
         """Pixels of slice or frame `index`, ``(row, column[, channel])``, without reading the rest
         if possible.
         """
@@ -128,14 +133,24 @@ class Image:
             raise FormatError("A 2D image has no slices or frames.")
         if not 0 <= index < self.geometry.shape[0]:
             raise FormatError(f"Frame {index} is outside 0…{self.geometry.shape[0] - 1}.")
-        if self._array is not None or self._plane is None:
+        if self._array is not None or self._read_slice is None:
             return np.asarray(self.array[index])
         with plain_errors(self.path):
-            return self._plane(index)
+            return self._read_slice(index)
+
+    def slices(self) -> Iterator[Array]:
+        """All slices or frames in order, one at a time."""
+        return (self.slice_at(k) for k in range(self.geometry.shape[0]))
+
+    def plane(self, index: int) -> Array:
+        """Deprecated name of `slice_at`."""
+        _warn_of_old_name("Image.plane", "Image.slice_at")
+        return self.slice_at(index)
 
     def planes(self) -> Iterator[Array]:
-        """All slices or frames in order, one at a time."""
-        return (self.plane(k) for k in range(self.geometry.shape[0]))
+        """Deprecated name of `slices`."""
+        _warn_of_old_name("Image.planes", "Image.slices")
+        return self.slices()
 
     def is_made_of(self, path: Path) -> bool:
         """Whether a file is the image's own, or one of the files of its series."""
@@ -157,7 +172,7 @@ class Image:
         else:
             for k in range(self.geometry.shape[0]):
                 try:
-                    digest.update(np.ascontiguousarray(self.plane(k)).data)
+                    digest.update(np.ascontiguousarray(self.slice_at(k)).data)
                 except FormatError:
                     if self.kind != "video":
                         raise
@@ -189,10 +204,14 @@ class Image:
         ]
         return f"<Image {' '.join(p for p in parts if p)}>"
 
-    def _checked(self, pixels: Array) -> Array:
+    def _check_shape(self, pixels: Array) -> Array:
         expected = self.geometry.shape
         if pixels.shape[: len(expected)] != expected or pixels.ndim > len(expected) + 1:
             raise FormatError(f"Pixels of shape {pixels.shape} do not fill the grid {expected}.")
         view = pixels.view()
         view.flags.writeable = False
         return view
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)

@@ -69,7 +69,7 @@ class Labels:
             assert masks is not None
             for object_id, mask in masks.items():
                 dense = np.asarray(mask() if callable(mask) else mask)
-                self._masks[int(object_id)] = _cut(self._fitting(dense))
+                self._masks[int(object_id)] = _crop(self._fitting(dense))
             if any(i < 1 for i in self._masks):
                 raise ValueError(f"Object ids start at 1, not {min(self._masks)}.")
             self.ids = tuple(sorted(self._masks))
@@ -145,15 +145,15 @@ class Labels:
 def _ids(array: Array) -> tuple[int, ...]:
     """The labels above 0, ascending; plane by plane, since sorting a volume takes long."""
     found: set[int] = set()
-    for plane in array if array.ndim > 2 else [array]:
-        if plane.dtype == np.uint8:
-            found.update(np.flatnonzero(np.bincount(plane.ravel())).tolist())
+    for slice_ in array if array.ndim > 2 else [array]:
+        if slice_.dtype == np.uint8:
+            found.update(np.flatnonzero(np.bincount(slice_.ravel())).tolist())
         else:
-            found.update(np.unique(plane).tolist())
+            found.update(np.unique(slice_).tolist())
     return tuple(sorted(int(i) for i in found if i != 0))
 
 
-def _cut(mask: Array) -> tuple[tuple[slice, ...], Array]:
+def _crop(mask: Array) -> tuple[tuple[slice, ...], Array]:
     """The box around a mask, and a copy of the mask there."""
     place = []
     for axis in range(mask.ndim):

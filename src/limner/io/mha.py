@@ -274,9 +274,9 @@ def _write(
         "BinaryDataByteOrderMSB = False",
         "CompressedData = True",
         f"CompressedDataSize = {len(packed)}",
-        f"TransformMatrix = {_joined((vectors / steps[:, None]).ravel())}",
-        f"Offset = {_joined(origin)}",
-        f"ElementSpacing = {_joined(steps)}",
+        f"TransformMatrix = {_join((vectors / steps[:, None]).ravel())}",
+        f"Offset = {_join(origin)}",
+        f"ElementSpacing = {_join(steps)}",
         *([] if unit == "mm" else [f"DistanceUnits = {unit}"]),
         f"DimSize = {' '.join(str(n) for n in geometry.shape[::-1])}",
         *([] if num_channels is None else [f"ElementNumberOfChannels = {num_channels}"]),
@@ -291,5 +291,5 @@ def _write(
         file.write(packed)
 
 
-def _joined(numbers: Array) -> str:
+def _join(numbers: Array) -> str:
     return " ".join(repr(float(x)) for x in numbers)

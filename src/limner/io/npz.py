@@ -68,7 +68,7 @@ def sniff(path: Path, head: bytes) -> bool:
 
 def holds_labels(path: Path) -> bool:
     """Whether there is a label map and no image in the file."""
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         keys = set(_members_of(archive, path))
     return bool(keys & set(_LABEL_KEYS)) and not keys & set(_IMAGE_KEYS)
 
@@ -88,7 +88,7 @@ def read(
         FormatError: no image in it, damaged, or larger than this machine's memory.
         GeometryError: a spacing of 0 or NaN.
     """
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         members = _members_of(archive, path)
         member = _choose(members, _IMAGE_KEYS, path, "image")
         spacing = _small(archive, members.get("spacing"), path)
@@ -101,7 +101,7 @@ def read(
     geometry = _geometry_of(shape, spacing, path)
 
     def load() -> Array:
-        with _opened(path) as archive:
+        with _open_archive(path) as archive:
             pixels = _load(archive, member, path)
         check_finite(pixels, path)
         return pixels if channel is None or count is None else pixels[..., channel].copy()
@@ -134,7 +134,7 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         FormatError: no label map in it, or values that are no labels.
         GeometryError: the label map has not the shape of `like`.
     """
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         members = _members_of(archive, path)
         member = _choose(members, _LABEL_KEYS, path, "label map")
         spacing = _small(archive, members.get("spacing"), path)
@@ -158,7 +158,7 @@ def read_array(path: Path, key: str) -> Array | None:
     Raises:
         FormatError: damaged, or larger than this machine's memory.
     """
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         member = _members_of(archive, path).get(key)
         if member is None or member.dtype.hasobject or member.dtype.kind not in "buifU":
             return None
@@ -173,7 +173,7 @@ def read_pickle(path: Path, key: str) -> bytes | None:
     Raises:
         FormatError: damaged, or larger than `_MAX_PICKLE`.
     """
-    with _opened(path) as archive:
+    with _open_archive(path) as archive:
         member = _members_of(archive, path).get(key)
         if member is None or not member.dtype.hasobject:
             return None
@@ -216,7 +216,7 @@ class _Member:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

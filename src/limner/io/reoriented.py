@@ -14,7 +14,7 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 
 
-class Across(Image):
+class Reoriented(Image):
     """A volume with another axis first; its pixels are those of the volume, not copied.
 
     Args:
@@ -35,7 +35,7 @@ class Across(Image):
         self.stored, self.axis = stored, axis
         super().__init__(
             lambda: np.moveaxis(stored.array, axis, 0),
-            across(stored.geometry, axis),
+            reorient_geometry(stored.geometry, axis),
             kind="volume",
             modality=stored.modality,
             dtype=stored.dtype,
@@ -47,24 +47,24 @@ class Across(Image):
         self.read_options = {**stored.read_options, "axis": axis}
 
 
-def across(geometry: Geometry, axis: int) -> Geometry:
+def reorient_geometry(geometry: Geometry, axis: int) -> Geometry:
     """The same grid with another axis first."""
     order = [axis, *(k for k in range(3) if k != axis)]
     shape = tuple(geometry.shape[k] for k in order)
     return Geometry(shape, geometry.affine[:, [*order, 3]], geometry.has_spacing)
 
 
-def as_stored(labels: Labels, image: Across) -> Labels:
+def labels_as_stored(labels: Labels, image: Reoriented) -> Labels:
     """Labels drawn on a volume seen along another axis, on the volume as stored."""
-    return _moved(labels, image.stored.geometry, 0, image.axis)
+    return _move_axis(labels, image.stored.geometry, 0, image.axis)
 
 
-def as_seen(labels: Labels, image: Across) -> Labels:
-    """Inverse of `as_stored`."""
-    return _moved(labels, image.geometry, image.axis, 0)
+def labels_as_reoriented(labels: Labels, image: Reoriented) -> Labels:
+    """Inverse of `labels_as_stored`."""
+    return _move_axis(labels, image.geometry, image.axis, 0)
 
 
-def _moved(labels: Labels, geometry: Geometry, source: int, target: int) -> Labels:
+def _move_axis(labels: Labels, geometry: Geometry, source: int, target: int) -> Labels:
     def mask(object_id: int) -> NDArray[Any]:
         return np.moveaxis(labels.mask(object_id), source, target)
 

@@ -13,7 +13,7 @@ Array = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
 
 
-def plane_of(
+def choose_slice(
     region: Mask, rng: np.random.Generator, axis: int | None
 ) -> tuple[Mask, int | None, int]:
     """The plane to draw on: in 3D a slice on which the region is large (at least three quarters of
@@ -35,7 +35,7 @@ def plane_of(
 
 
 def lift(points: Array, across: int | None, index: int) -> Array:
-    """Points ``(n, 2)`` of a plane from `plane_of` as float64 points of the image."""
+    """Points ``(n, 2)`` of a plane from `choose_slice` as float64 points of the image."""
     placed = points if across is None else np.insert(points, across, index, axis=1)
     return np.asarray(placed, dtype=np.float64)
 
@@ -103,7 +103,7 @@ def inner_contour(part: Mask, rng: np.random.Generator) -> Array:
     return np.asarray(np.roll(longest, rng.integers(len(longest)), axis=0))
 
 
-def outline(plane: Mask, distance: float, roughness: float, rng: np.random.Generator) -> Array:
+def outline(region: Mask, distance: float, roughness: float, rng: np.random.Generator) -> Array:
     """Corners ``(n, 2)`` of a closed line around all of a region, `distance` pixels away from it on
     average, within the plane. Around several parts it is their convex hull.
     """
@@ -113,9 +113,9 @@ def outline(plane: Mask, distance: float, roughness: float, rng: np.random.Gener
     hull: Any = morphology.convex_hull_image
     find: Any = measure.find_contours
     simplify: Any = measure.approximate_polygon
-    low, high = bounds(plane)
+    low, high = bounds(region)
     rim = int(np.ceil(2 * distance)) + 2
-    part = np.pad(plane[tuple(map(slice, low, high))], rim)
+    part = np.pad(region[tuple(map(slice, low, high))], rim)
     reach = distance * (1 + roughness * noise(part.shape, max(part.shape) / 6, rng))
     around = depth(~part, closed=False) <= reach
     if ndimage.label(around, np.ones((3, 3)))[1] > 1:
@@ -123,7 +123,7 @@ def outline(plane: Mask, distance: float, roughness: float, rng: np.random.Gener
     found = find(around.astype(np.float32), 0.5, fully_connected="high")
     # A contour passes 0.35 pixels from pixel centres, so no pixel is lost by this.
     line = simplify(max(found, key=len), 0.3)[:-1] + low - rim
-    return clip_polygon(line, np.array(plane.shape) - 1)
+    return clip_polygon(line, np.array(region.shape) - 1)
 
 
 def clip_polygon(corners: Array, high: Array) -> Array:

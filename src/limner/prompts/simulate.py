@@ -178,12 +178,12 @@ def scribble(
         axis: in 3D, across which axis the slice is taken; random if None.
     """
     region = _region(target)
-    plane, across, index = _strokes.plane_of(region, rng, axis)
+    region_2d, across, index = _strokes.choose_slice(region, rng, axis)
     name = STYLES[rng.integers(len(STYLES))] if style is None else style
     if name not in STYLES:
         raise ValueError(f"style={style!r} is unknown; use {', '.join(STYLES)}.")
-    low, high = bounds(plane)
-    part = np.pad(plane[tuple(map(slice, low, high))], 1)
+    low, high = bounds(region_2d)
+    part = np.pad(region_2d[tuple(map(slice, low, high))], 1)
     pixels = _strokes.stroke(name, part, rng)
     if not len(pixels):
         pixels = np.array([inmost(part, rng, None)])
@@ -219,9 +219,9 @@ def lasso(
     """
     if not (np.isfinite(margin) and margin >= 0 and 0 <= roughness <= 1):
         raise ValueError(f"margin={margin} must be 0 or more, roughness={roughness} from 0 to 1.")
-    plane, across, index = _strokes.plane_of(_region(target), rng, axis)
-    distance = max(1.0, margin * float(np.sqrt(plane.sum() / np.pi)))
-    line = _strokes.outline(plane, distance, roughness, rng)
+    region_2d, across, index = _strokes.choose_slice(_region(target), rng, axis)
+    distance = max(1.0, margin * float(np.sqrt(region_2d.sum() / np.pi)))
+    line = _strokes.outline(region_2d, distance, roughness, rng)
     return Lasso(tuple(map(tuple, _strokes.lift(line, across, index))))
 
 

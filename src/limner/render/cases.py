@@ -74,7 +74,9 @@ def draw_slice(
     Of 3D boxes and masks the part on that slice is shown, of other prompts those that lie there.
     """
     frame = largest_slice(target)
-    slice_image = Image(image.plane(frame), image.geometry.plane(frame), modality=image.modality)
+    slice_image = Image(
+        image.slice_at(frame), image.geometry.slice_at(frame), modality=image.modality
+    )
     on_slice = [[p for p in (_on_slice(prompt, frame) for prompt in ps) if p] for ps in rounds]
     return draw_case(slice_image, target[frame], answer[frame], on_slice)
 

@@ -16,7 +16,7 @@ from limner.adapters.intensity import robust_limits
 from limner.errors import FormatError
 from limner.io.image import Image
 from limner.io.labels import Labels
-from limner.io.reoriented import Across, as_stored
+from limner.io.reoriented import Reoriented, labels_as_stored
 from limner.io.video.encode import MOST_GIF_FRAMES, write_film
 from limner.prompts.types import MaskPrompt, Prompt, num_axes
 from limner.render.panel import (
@@ -134,9 +134,11 @@ class _FrameRenderer:
         self._finest = min(image.spacing[1:])  # millimetres; as large as a pixel of the rendering
         size = np.multiply(image.geometry.shape[1:], image.spacing[1:]) / self._finest
         if image.kind == "volume":
-            stored, axis = (image.stored, image.axis) if isinstance(image, Across) else (image, 0)
-            if isinstance(image, Across):
-                self._labels = as_stored(labels, image).to_array()
+            stored, axis = (
+                (image.stored, image.axis) if isinstance(image, Reoriented) else (image, 0)
+            )
+            if isinstance(image, Reoriented):
+                self._labels = labels_as_stored(labels, image).to_array()
             self._reformat = Reformat(stored, axis)
             size = np.asarray(self._reformat.size_mm) / self._finest
         longest = float(size.max())
@@ -177,7 +179,7 @@ class _FrameRenderer:
         mm = self._finest / self._scale if image.geometry.has_spacing else None
         if reformat is None:
             return Panel(self._pixels(index), self._labels[index], self._size, mm, title)
-        pixels = to_rgb(reformat.to_display(image.plane(index)), 2, self._limits)
+        pixels = to_rgb(reformat.to_display(image.slice_at(index)), 2, self._limits)
         flat = np.ascontiguousarray(
             reformat.to_display(self._labels.take(index, axis=reformat.axis))
         )
@@ -185,7 +187,7 @@ class _FrameRenderer:
 
     def _pixels(self, index: int) -> Pixels:
         try:
-            return to_rgb(self._image.plane(index), 2, self._limits)
+            return to_rgb(self._image.slice_at(index), 2, self._limits)
         except FormatError:  # its place stays, black
             return np.zeros((*self._image.geometry.shape[1:], 3), dtype=np.uint8)
 
@@ -255,7 +257,7 @@ def _limits(image: Image, window: tuple[float, float] | None) -> tuple[float, fl
     seen = []
     for k in sorted(set(np.linspace(0, image.geometry.shape[0] - 1, _SAMPLED).astype(int))):
         try:
-            seen.append(image.plane(int(k)))
+            seen.append(image.slice_at(int(k)))
         except FormatError:
             continue
     return robust_limits(np.stack(seen)) if seen else (0.0, 255.0)

@@ -196,7 +196,7 @@ def _draw_frame(
 ) -> Pillow.Image:
     title = f"{'frame' if image.kind == 'video' else 'slice'} {frame}"
     flat = [f for p in prompts if (f := prompt_on_slice(p, 0, frame, labels.shape)) is not None]
-    return _draw_stored(image, image.plane(frame), labels[frame], flat, limits, title, largest)
+    return _draw_stored(image, image.slice_at(frame), labels[frame], flat, limits, title, largest)
 
 
 def _draw_contact_sheet(

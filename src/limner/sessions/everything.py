@@ -211,7 +211,7 @@ def to_coco(
         image: that they were found in.
         frame: slice or frame of it.
     """
-    geometry = image.geometry if frame is None else image.geometry.plane(frame)
+    geometry = image.geometry if frame is None else image.geometry.slice_at(frame)
     rows, columns = geometry.shape
     name = "picture" if image.path is None else image.path.name
     picture: dict[str, Any] = {"id": 1, "width": columns, "height": rows, "file_name": name}

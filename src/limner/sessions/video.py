@@ -56,5 +56,5 @@ class VideoSession(StackSession):
         seen = []
         for k in sorted(set(sampled.tolist())):
             with suppress(FormatError):  # a damaged frame is an error where it is looked at
-                seen.append(self.image.plane(k))
-        return robust_limits(np.stack(seen or [self.image.plane(0)]))
+                seen.append(self.image.slice_at(k))
+        return robust_limits(np.stack(seen or [self.image.slice_at(0)]))

@@ -62,7 +62,7 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
     number = {category: k for k, category in enumerate(categories, start=1)}
     images: list[Record] = []
     annotations: list[Record] = []
-    for frame, objects in enumerate(_objects_by_plane(labels)):
+    for frame, objects in enumerate(_objects_by_slice(labels)):
         image = {"id": frame + 1, "width": columns, "height": rows, "file_name": name}
         if labels.geometry.ndim == 3:
             image["frame_index"] = frame
@@ -110,9 +110,9 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         FormatError: not a COCO file, malformed, or several pictures and no `like`.
         GeometryError: the labels have not the shape of `like`.
     """
-    content = _parsed(path)
+    content = _parse(path)
     try:
-        images, annotations = _selected(content, like, path)
+        images, annotations = _select_images(content, like, path)
         geometry = _geometry(content, images, path)
         # The block names the objects of the whole file: it holds where the whole file was selected.
         block = content.get("limner") if geometry.shape == _stated_shape(content) else None
@@ -127,24 +127,24 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         raise FormatError(f"{path}: malformed COCO file ({text}).") from error
 
 
-def _objects_by_plane(labels: Labels) -> Iterator[list[tuple[int, masks.Runs]]]:
+def _objects_by_slice(labels: Labels) -> Iterator[list[tuple[int, masks.Runs]]]:
     """Per slice (one for a 2D image) the ids of the objects in it with their runs."""
     geometry = labels.geometry
-    num_planes = geometry.shape[0] if geometry.ndim == 3 else 1
+    num_slices = geometry.shape[0] if geometry.ndim == 3 else 1
     if labels.num_overlapping() == 0:
-        flat = np.asarray(labels.to_array()).reshape(num_planes, *geometry.shape[-2:])
-        for plane in flat:
-            yield masks.runs_of_labels(plane)
+        flat = np.asarray(labels.to_array()).reshape(num_slices, *geometry.shape[-2:])
+        for mask in flat:
+            yield masks.runs_of_labels(mask)
         return
-    for k in range(num_planes):
+    for k in range(num_slices):
         found = []
         for object_id in labels.ids:
-            mask = labels.mask(object_id).reshape(num_planes, *geometry.shape[-2:])[k]
+            mask = labels.mask(object_id).reshape(num_slices, *geometry.shape[-2:])[k]
             found += [(object_id, r) for _, r in masks.runs_of_labels(mask.astype(np.uint8))]
         yield found
 
 
-def _parsed(path: Path) -> Record:
+def _parse(path: Path) -> Record:
     check_not_empty(path)
     size = path.stat().st_size
     if size * _JSON_GROWTH > physical_memory():
@@ -163,7 +163,9 @@ def _parsed(path: Path) -> Record:
     return content
 
 
-def _selected(content: Record, like: Image | None, path: Path) -> tuple[list[Record], list[Record]]:
+def _select_images(
+    content: Record, like: Image | None, path: Path
+) -> tuple[list[Record], list[Record]]:
     """The pictures that make up one image, in order, and their annotations."""
     annotations: list[Record] = content["annotations"]
     images: list[Record] = content.get("images") or _images_of_results(annotations)
@@ -230,10 +232,10 @@ def _labels(
     block: Record | None,
 ) -> Labels:
     ids = _object_ids(annotations)
-    flat, separate = _painted(path, geometry.shape[-2:], images, annotations, ids)
+    flat, separate = _paint_all(path, geometry.shape[-2:], images, annotations, ids)
 
-    def upright(planes: Array) -> Array:
-        turned = planes.reshape(len(images), geometry.shape[-1], geometry.shape[-2])
+    def upright(slices: Array) -> Array:
+        turned = slices.reshape(len(images), geometry.shape[-1], geometry.shape[-2])
         return np.ascontiguousarray(turned.swapaxes(1, 2)).reshape(geometry.shape)
 
     if block is None:
@@ -255,7 +257,7 @@ def _labels(
     return Labels(geometry, masks=every, names=names)
 
 
-def _painted(
+def _paint_all(
     path: Path,
     grid: tuple[int, ...],
     images: list[Record],

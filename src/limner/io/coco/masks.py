@@ -60,10 +60,10 @@ class Runs:
         }
 
 
-def runs_of_labels(plane: Array) -> list[tuple[int, Runs]]:
+def runs_of_labels(labels: Array) -> list[tuple[int, Runs]]:
     """The runs of every object of a label map ``(row, column)``, by id; one pass for all."""
-    rows, columns = plane.shape
-    flat = plane.ravel(order="F")
+    rows, columns = labels.shape
+    flat = labels.ravel(order="F")
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     lengths = np.diff(starts, append=flat.size)
     values = flat[starts]

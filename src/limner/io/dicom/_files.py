@@ -127,7 +127,7 @@ def _one_line(value: object) -> str:
 
 
 @contextmanager
-def guarded(path: Path, problem: str = "damaged or unsupported DICOM file") -> Iterator[None]:
+def format_errors(path: Path, problem: str = "damaged or unsupported DICOM file") -> Iterator[None]:
     """Turn whatever a damaged file provokes into one `FormatError` that begins with `problem`.
 
     pydicom and the codecs raise dozens of types on damaged input (struct.error, KeyError,
@@ -147,7 +147,7 @@ def guarded(path: Path, problem: str = "damaged or unsupported DICOM file") -> I
 
 @contextmanager
 def reading(path: Path, problem: str = "damaged or unsupported DICOM file") -> Iterator[None]:
-    """`guarded`, with warnings as debug messages; not for threads, as filters are global."""
+    """`format_errors` with warnings as debug messages; not for threads: filters are global."""
     from pydicom import config
 
     # What pydicom finds against a value is not worth a line each: what matters is checked here.
@@ -157,7 +157,7 @@ def reading(path: Path, problem: str = "damaged or unsupported DICOM file") -> I
         muted("pydicom"),
     ):
         warnings.simplefilter("always")
-        with guarded(path, problem):
+        with format_errors(path, problem):
             yield
     for text in sorted({str(w.message) for w in caught}):
         logger.debug("%s: %s", path, text)

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 _OFF_PLACE = 0.2  # of a step
 
 
-class PlaneMasks:
+class SliceMasks:
     """Masks of objects on a stack of planes, one bit per pixel until they are made into labels.
 
     Args:
@@ -31,49 +31,49 @@ class PlaneMasks:
     def __init__(self, shape: tuple[int, ...], path: Path) -> None:
         self._shape = shape
         self._path = path
-        self._planes: dict[int, dict[int, Array]] = {}
+        self._slices: dict[int, dict[int, Array]] = {}
 
     def add(self, object_id: int, index: int, mask: Array) -> None:
         """Unite an object's mask on plane `index` with `mask`, ``(row, column)``."""
         if not mask.any():
             return
         packed = np.packbits(mask)
-        planes = self._planes.setdefault(object_id, {})
-        planes[index] = planes[index] | packed if index in planes else packed
+        slices = self._slices.setdefault(object_id, {})
+        slices[index] = slices[index] | packed if index in slices else packed
 
     @property
-    def num_planes(self) -> int:
+    def num_slices(self) -> int:
         """How many masks are held."""
-        return sum(len(planes) for planes in self._planes.values())
+        return sum(len(slices) for slices in self._slices.values())
 
     def to_labels(self, geometry: Geometry, names: Mapping[int, str]) -> Labels:
         """The objects as labels on a grid of the same shape (2D if there is one slice).
 
         One label map where no objects overlap, else one mask per object.
         """
-        top = max(self._planes, default=0)
+        top = max(self._slices, default=0)
         dtype = np.min_scalar_type(top)
         check_allocation(self._shape, dtype.itemsize, self._path)
         array = np.zeros(self._shape, dtype=dtype)
-        for object_id, planes in self._planes.items():
-            for index, packed in planes.items():
-                mask = self._unpacked(packed)
+        for object_id, slices in self._slices.items():
+            for index, packed in slices.items():
+                mask = self._unpack(packed)
                 if array[index][mask].any():
                     return Labels(geometry, masks=self._masks(geometry), names=names)
                 array[index][mask] = object_id
         return Labels(geometry, array=array.reshape(geometry.shape), names=names)
 
     def _masks(self, geometry: Geometry) -> dict[int, Array]:
-        check_allocation((len(self._planes), *self._shape), 1, self._path)
+        check_allocation((len(self._slices), *self._shape), 1, self._path)
         masks = {}
-        for object_id, planes in self._planes.items():
+        for object_id, slices in self._slices.items():
             mask = np.zeros(self._shape, dtype=bool)
-            for index, packed in planes.items():
-                mask[index] = self._unpacked(packed)
+            for index, packed in slices.items():
+                mask[index] = self._unpack(packed)
             masks[object_id] = mask.reshape(geometry.shape)
         return masks
 
-    def _unpacked(self, packed: Array) -> Array:
+    def _unpack(self, packed: Array) -> Array:
         rows, columns = self._shape[1:]
         bits = np.unpackbits(packed, count=rows * columns)
         return bits.reshape(rows, columns).astype(bool)
@@ -106,11 +106,11 @@ def move_labels(labels: Labels, target: Geometry) -> Labels:
             for i in labels.ids
         }
         return Labels(target, masks=masks, names=labels.names)
-    masks = {i: _shifted(labels.mask(i), whole, target.shape) for i in labels.ids}
+    masks = {i: _move_voxels(labels.mask(i), whole, target.shape) for i in labels.ids}
     return Labels(target, masks=masks, names=labels.names)
 
 
-def _shifted(mask: Array, mapping: Array, shape: tuple[int, ...]) -> Array:
+def _move_voxels(mask: Array, mapping: Array, shape: tuple[int, ...]) -> Array:
     """Put the set voxels where the whole-number `mapping` sends them."""
     moved = np.zeros(shape, dtype=bool)
     index = np.argwhere(mask) @ mapping[:3, :3].T.astype(np.int64) + mapping[:3, 3].astype(np.int64)
@@ -121,7 +121,7 @@ def _shifted(mask: Array, mapping: Array, shape: tuple[int, ...]) -> Array:
     return moved
 
 
-def plane_index(
+def slice_index(
     grid: Geometry, position: Array, axes: Array, spacing: tuple[float, float]
 ) -> int | None:
     """Which slice of a volume grid a frame is, None if its pixels are not the slice's pixels.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.io.dicom import _codecs
-from limner.io.dicom._files import EXPLICIT_BIG, Header, guarded
+from limner.io.dicom._files import EXPLICIT_BIG, Header, format_errors
 from limner.io.dicom._stream import StreamFrames
 
 Array = NDArray[Any]
@@ -185,9 +185,9 @@ class FrameReader:
             ``(rows, columns, samples)`` of `PixelFormat.dtype`, sign and spare bits put right, and
             the photometric interpretation they are in.
         """
-        with guarded(self.header.path), self.header.open() as file:
+        with format_errors(self.header.path), self.header.open() as file:
             if self._pixels.encapsulated:
-                samples, photometric = self._compressed(file, index)
+                samples, photometric = self._decode_compressed(file, index)
             else:
                 samples, photometric = self._native(file, index), self.format.photometric
                 if self.format.is_subsampled:
@@ -197,7 +197,7 @@ class FrameReader:
     def read_into(self, index: int, target: Array) -> None:
         """Read a frame for which `is_plain` holds straight into contiguous `target`."""
         size = self.format.frame_bits // 8
-        with guarded(self.header.path), self.header.open() as file:
+        with format_errors(self.header.path), self.header.open() as file:
             file.seek(self._pixels.offset + index * size)
             content: Any = target.reshape(-1).view(np.uint8)
             if file.readinto(content) != size:  # type: ignore[attr-defined]
@@ -217,7 +217,7 @@ class FrameReader:
         else:
             flat = self._in_order(content, first)
         if f.is_subsampled:
-            return _upsampled(flat, f.rows, f.columns)
+            return _upsample_chroma(flat, f.rows, f.columns)
         if f.planar:
             return np.moveaxis(flat.reshape(f.samples, f.rows, f.columns), 0, -1)
         return flat.reshape(f.rows, f.columns, f.samples)
@@ -248,7 +248,7 @@ class FrameReader:
             self._stream = StreamFrames(content, size, self.header.path)
         return self._stream.frame(index)
 
-    def _compressed(self, file: BinaryIO, index: int) -> tuple[Array, str]:
+    def _decode_compressed(self, file: BinaryIO, index: int) -> tuple[Array, str]:
         f = self.format
         if self.is_stream:
             return self._from_stream(file, index), "RGB"
@@ -286,7 +286,7 @@ class FrameReader:
         return np.asarray(np.right_shift(shifted, f.dtype.type(f.allocated - f.stored)))
 
 
-def _upsampled(flat: Array, rows: int, columns: int) -> Array:
+def _upsample_chroma(flat: Array, rows: int, columns: int) -> Array:
     """YBR_FULL_422 as stored, Y Y Cb Cr per two pixels of a row, to one triple per pixel."""
     quads = flat.reshape(-1, 4)
     pixels = np.empty((quads.shape[0] * 2, 3), dtype=flat.dtype)

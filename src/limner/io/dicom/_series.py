@@ -141,7 +141,7 @@ def _stacks_of_group(frames: list[Frame]) -> list[Stack]:
     if len(frames) == 1:
         return [Stack((first,), "image")]
     if first.position is None or first.orientation is None:
-        return _unplaced(frames)
+        return _stacks_without_positions(frames)
     where = positions_along_normal(frames)
     ranks = _ranks(where)
     num_positions = int(ranks.max()) + 1
@@ -150,10 +150,10 @@ def _stacks_of_group(frames: list[Frame]) -> list[Stack]:
         return [Stack(tuple(frames[k] for k in order), "volume")]
     if num_positions == 1:
         return [_in_time(frames)]
-    return _split(frames, ranks)
+    return _split_by_elements(frames, ranks)
 
 
-def _unplaced(frames: list[Frame]) -> list[Stack]:
+def _stacks_without_positions(frames: list[Frame]) -> list[Stack]:
     """Frames without position: a multi-frame file is in order, loose slices are ambiguous."""
     first = frames[0]
     is_sliced = first.header.text("Modality") in _SLICED
@@ -199,7 +199,7 @@ def _ranks(where: Array) -> Array:
     return ranks
 
 
-def _split(frames: list[Frame], ranks: Array) -> list[Stack]:
+def _split_by_elements(frames: list[Frame], ranks: Array) -> list[Stack]:
     """Tell several frames per position apart by the elements that differ between them."""
     facts = [f.facts() for f in frames]
     varying = [k for k in DISTINGUISHING if len({f.get(k) for f in facts}) > 1]
@@ -207,9 +207,9 @@ def _split(frames: list[Frame], ranks: Array) -> list[Stack]:
     options: list[tuple[str, ...]] = [*((k,) for k in varying), *pairs]
     num_positions = int(ranks.max()) + 1
     for keywords in options:
-        stacks = _grouped(frames, ranks, facts, keywords)
+        stacks = _group_by_elements(frames, ranks, facts, keywords)
         if stacks and all(len(s) == num_positions for s in stacks.values()):
-            return _named(stacks, keywords)
+            return _name_stacks(stacks, keywords)
     repeats = _repeats(frames, ranks)
     if repeats is not None:
         count = len(repeats)
@@ -218,9 +218,9 @@ def _split(frames: list[Frame], ranks: Array) -> list[Stack]:
             for k, s in enumerate(repeats)
         ]
     for keyword in varying:  # stacks that cover different parts of the positions
-        stacks = _grouped(frames, ranks, facts, (keyword,))
+        stacks = _group_by_elements(frames, ranks, facts, (keyword,))
         if stacks:
-            return _named(stacks, (keyword,))
+            return _name_stacks(stacks, (keyword,))
     reason = (
         f"its {len(frames)} frames lie at {num_positions} positions, some more than once, and no "
         f"element splits them into complete stacks (differing: {', '.join(varying) or 'none'})"
@@ -228,7 +228,7 @@ def _split(frames: list[Frame], ranks: Array) -> list[Stack]:
     return [Stack(tuple(frames[k] for k in np.argsort(ranks, kind="stable")), "volume", "", reason)]
 
 
-def _grouped(
+def _group_by_elements(
     frames: list[Frame], ranks: Array, facts: list[dict[str, str]], keywords: tuple[str, ...]
 ) -> dict[tuple[str, ...], tuple[Frame, ...]] | None:
     """One stack per value of the elements; None if one has two frames at a position or just one."""
@@ -246,7 +246,7 @@ def _grouped(
     }
 
 
-def _named(
+def _name_stacks(
     stacks: dict[tuple[str, ...], tuple[Frame, ...]], keywords: tuple[str, ...]
 ) -> list[Stack]:
     ordered = sorted(stacks.items(), key=lambda item: _natural(item[0]))
@@ -297,7 +297,7 @@ def geometry_of(stack: Stack, *, strict: bool) -> Geometry:
     size = (first.format.rows, first.format.columns)
     shape = size if stack.kind == "image" else (count, *size)
     if stack.ambiguous:
-        _complain(stack, f"cannot be stacked: {stack.ambiguous}", strict=strict)
+        _raise_or_warn(stack, f"cannot be stacked: {stack.ambiguous}", strict=strict)
     placed = [f for f in stack.frames if f.position is not None and f.orientation is not None]
     row, column = first.spacing or (1.0, 1.0)
     axes = _default_axes() if first.orientation is None else first.orientation
@@ -333,11 +333,11 @@ def _step(stack: Stack, normal: Array, *, strict: bool) -> Array:
     tolerance = min(max(GAP_TOLERANCE_MM, GAP_TOLERANCE * median), 0.25 * abs(median))
     if median <= 0 or steps.min() <= _LEAST_STEP_MM:
         if not stack.ambiguous:
-            _complain(stack, "has several slices at one position", strict=strict)
+            _raise_or_warn(stack, "has several slices at one position", strict=strict)
         return mean if np.linalg.norm(mean) > 0 else normal
     wrong = np.flatnonzero(np.abs(steps - median) > tolerance)
     if wrong.size:
-        _complain(stack, _gap_text(steps, along, median, wrong), strict=strict)
+        _raise_or_warn(stack, _gap_text(steps, along, median, wrong), strict=strict)
     sideways = points - points[0] - np.outer(np.arange(len(points)), mean)
     sideways -= np.outer(sideways @ normal, normal)
     drift = np.linalg.norm(sideways, axis=1)
@@ -345,7 +345,7 @@ def _step(stack: Stack, normal: Array, *, strict: bool) -> Array:
     if drift.max() > limit and not wrong.size:
         k = int(drift.argmax())
         text = f"is out of line: slice {k} lies {drift[k]:.3g} mm beside the line of the others"
-        _complain(stack, text, strict=strict)
+        _raise_or_warn(stack, text, strict=strict)
     return mean
 
 
@@ -374,7 +374,7 @@ def is_even(stack: Stack, geometry: Geometry) -> bool:
     return bool(gap.max() < 0.1 * geometry.spacing[0])
 
 
-def _complain(stack: Stack, text: str, *, strict: bool) -> None:
+def _raise_or_warn(stack: Stack, text: str, *, strict: bool) -> None:
     header = stack.first.header
     name = f"The series {header.text('SeriesDescription') or header.text('SeriesInstanceUID')!s}"
     message = f"{name} in {header.path.parent} {text}."

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError, require
-from limner.io.video.frame_cache import Recent
+from limner.io.video.frame_cache import FrameCache
 
 Array = NDArray[Any]
 
@@ -38,7 +38,7 @@ class StreamFrames:
         self._frames: Iterator[Array] = iter(())
         self._current: Array | None = None
         self._index = -1
-        self._kept = Recent(3 * size[0] * size[1])
+        self._kept = FrameCache(3 * size[0] * size[1])
 
     def frame(self, index: int) -> Array:
         """Frame `index` as 8-bit RGB ``(row, column, 3)``.
@@ -53,7 +53,7 @@ class StreamFrames:
             back = self._current is not None and index < self._index
             if self._current is None or back:
                 self._kept.clear()
-                self._frames, self._index = self._decoded(), -1
+                self._frames, self._index = self._decode(), -1
             while self._index < index:
                 self._current = next(self._frames, None)
                 self._index += 1
@@ -64,7 +64,7 @@ class StreamFrames:
             assert self._current is not None
             return self._current
 
-    def _decoded(self) -> Iterator[Array]:
+    def _decode(self) -> Iterator[Array]:
         av = require("av", extra="video", purpose="decode the video stream in a DICOM file")
         options = {"protocol_whitelist": "", "format_whitelist": _FORMATS}
         with av.open(io.BytesIO(self._content), container_options=options) as container:

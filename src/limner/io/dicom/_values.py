@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io.dicom._files import Header, guarded
+from limner.io.dicom._files import Header, format_errors
 from limner.io.dicom._pixels import PALETTE, FrameReader, PixelFormat
 
 Array = NDArray[Any]
@@ -105,7 +105,7 @@ class ValuePlan:
             index = np.clip(grey.astype(np.int64) - first, 0, table.size - 1)
             values = table[index]
             return np.asarray(table.max() - values if self.inverted else values)
-        return _rescaled(grey, rescale, self.dtype)
+        return _rescale(grey, rescale, self.dtype)
 
 
 class FrameValues:
@@ -136,7 +136,7 @@ class FrameValues:
             return
         samples, photometric = self._reader.frame(index)
         bits = self._reader.format.stored
-        with guarded(self._reader.header.path):
+        with format_errors(self._reader.header.path):
             target[...] = self._plan.present(samples, photometric, rescale, bits)
 
 
@@ -150,7 +150,7 @@ def _rescale_in_place(target: Array, rescale: Rescale) -> None:
     unsigned += unsigned.dtype.type(int(rescale.intercept) % modulus)
 
 
-def _rescaled(grey: Array, rescale: Rescale, dtype: np.dtype[Any]) -> Array:
+def _rescale(grey: Array, rescale: Rescale, dtype: np.dtype[Any]) -> Array:
     if rescale == Rescale():
         return grey.astype(dtype, copy=False)
     if dtype.kind in "ui":

@@ -42,7 +42,7 @@ from limner.io.dicom._series import Stack, geometry_of, is_even, stacks_of
 from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
 from limner.io.limits import check_allocation
-from limner.io.video.lenient import Forgiving, stacked
+from limner.io.video.lenient import LenientReader, stack_frames
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -254,26 +254,26 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
     plan = ValuePlan.for_frames(header, scales, modality)
     channels = () if plan.num_channels is None else (plan.num_channels,)
     check_allocation(geometry.shape + channels, plan.dtype.itemsize, path)
-    load_plane = _plane_loader(stack, plan)
+    load_slice = _slice_loader(stack, plan)
     frame_shape = geometry.shape[-2:] + channels
 
     def one(index: int) -> Array:
         target = np.empty(frame_shape, dtype=plan.dtype)
-        load_plane(index, target)
+        load_slice(index, target)
         return target
 
     forgives = stack.kind == "video" and not strict
-    plane = Forgiving(one, geometry.shape[0]) if forgives else one
+    read_slice = LenientReader(one, geometry.shape[0]) if forgives else one
 
     def load() -> Array:
         if geometry.ndim == 2:
-            return plane(0)
+            return read_slice(0)
         if forgives:
-            return stacked(plane, geometry.shape + channels, plan.dtype)
+            return stack_frames(read_slice, geometry.shape + channels, plan.dtype)
         target = np.empty(geometry.shape + channels, dtype=plan.dtype)
         workers = 1 if is_video_stream(header.syntax) else min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(load_plane, range(geometry.shape[0]), target))
+            list(pool.map(load_slice, range(geometry.shape[0]), target))
         return target
 
     return Image(
@@ -283,15 +283,15 @@ def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
         modality=modality or None,
         dtype=plan.dtype,
         num_channels=plan.num_channels,
-        plane=plane if geometry.ndim == 3 else None,
+        read_slice=read_slice if geometry.ndim == 3 else None,
         path=path,
         format=NAME,
         metadata=_metadata(stack, plan, geometry),
-        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
+        damaged=read_slice.damaged if isinstance(read_slice, LenientReader) else None,
     )
 
 
-def _plane_loader(stack: Stack, plan: ValuePlan) -> Callable[[int, Array], None]:
+def _slice_loader(stack: Stack, plan: ValuePlan) -> Callable[[int, Array], None]:
     """A function that reads the k-th frame of a stack into an array."""
     values: dict[Path, FrameValues] = {}
     for frame in stack.frames:
@@ -299,11 +299,11 @@ def _plane_loader(stack: Stack, plan: ValuePlan) -> Callable[[int, Array], None]
             reader = FrameReader(frame.header, frame.format)
             values[frame.header.path] = FrameValues(reader, plan)
 
-    def load_plane(index: int, target: Array) -> None:
+    def load_slice(index: int, target: Array) -> None:
         frame = stack.frames[index]
         values[frame.header.path].read_into(frame.index, frame.rescale, target)
 
-    return load_plane
+    return load_slice
 
 
 def _slide_of(path: Path, stack: Stack) -> Image:
@@ -319,12 +319,12 @@ def _slide_of(path: Path, stack: Stack) -> Image:
     channels = () if plan.num_channels is None else (plan.num_channels,)
 
     def load() -> Array:
-        picture = np.zeros(geometry.shape + channels, dtype=plan.dtype)
+        pixels = np.zeros(geometry.shape + channels, dtype=plan.dtype)
         buffer = np.empty(tile + channels, dtype=plan.dtype)
         for k, corner in enumerate(corners):
             values.read_into(k, rescale, buffer)
-            _tiles.paste(picture, buffer, corner)
-        return picture
+            _tiles.paste(pixels, buffer, corner)
+        return pixels
 
     return Image(
         load,
@@ -354,7 +354,7 @@ def _one_channel(image: Image, channel: int | None) -> Image:
         kind=image.kind,
         modality=image.modality,
         dtype=image.dtype,
-        plane=(lambda k: image.plane(k)[..., channel]) if is_stack else None,
+        read_slice=(lambda k: image.slice_at(k)[..., channel]) if is_stack else None,
         path=image.path,
         format=image.format,
         metadata=image.metadata,

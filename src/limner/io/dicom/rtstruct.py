@@ -23,7 +23,7 @@ from limner.geometry import Geometry
 from limner.io.dicom import _contours
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
-from limner.io.dicom._labels import PlaneMasks, as_volume
+from limner.io.dicom._labels import SliceMasks, as_volume
 from limner.io.dicom._sources import check_same_grid, source_datasets
 from limner.io.dicom.images import find_series
 from limner.io.image import Image
@@ -84,7 +84,7 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
         if image.kind == "video":
             raise FormatError(f"{path}: contours need an image in patient space, not a video.")
         names, ids = _structures(header)
-        return _rasterised(header, image.geometry, names, ids)
+        return _rasterise(header, image.geometry, names, ids)
 
 
 def _referenced_image(header: Header) -> Image:
@@ -130,12 +130,12 @@ def _structures(header: Header) -> tuple[dict[int, str], dict[int, int]]:
     return names, ids
 
 
-def _rasterised(
+def _rasterise(
     header: Header, geometry: Geometry, names: dict[int, str], ids: dict[int, int]
 ) -> Labels:
     grid = as_volume(geometry)
     rows, columns = grid.shape[1:]
-    planes = PlaneMasks(grid.shape, header.path)
+    slices = SliceMasks(grid.shape, header.path)
     num_contours = num_points = 0
     for roi in header.dataset.get("ROIContourSequence") or ():
         number = int(roi.get("ReferencedROINumber") or 0)
@@ -146,13 +146,13 @@ def _rasterised(
             raise FormatError(f"{header.path}: more than {_MAX_POINTS} contour points; refused.")
         name = names.get(ids.get(number, number), str(number))
         for index, contours in _by_slice(closed, grid, f"{header.path}: {name}").items():
-            planes.add(ids.get(number, number), index, _contours.fill(contours, (rows, columns)))
-    if num_contours and not planes.num_planes:
+            slices.add(ids.get(number, number), index, _contours.fill(contours, (rows, columns)))
+    if num_contours and not slices.num_slices:
         raise FormatError(
             f"{header.path}: none of its {num_contours} contours encloses a pixel of this image; "
             "it belongs to another one."
         )
-    return planes.to_labels(geometry, names)
+    return slices.to_labels(geometry, names)
 
 
 def _closed_contours(header: Header, roi: Dataset) -> Iterator[Array]:
@@ -188,7 +188,7 @@ def _by_slice(contours: list[Array], grid: Geometry, name: str) -> dict[int, lis
     Where contours of several planes are nearest to one slice, those of the nearest plane count:
     even-odd filling is for contours of one plane.
     """
-    planes: dict[int, dict[float, list[Array]]] = defaultdict(lambda: defaultdict(list))
+    slices: dict[int, dict[float, list[Array]]] = defaultdict(lambda: defaultdict(list))
     oblique = outside = 0
     for contour in contours:
         index = grid.world_to_index(contour)
@@ -201,14 +201,14 @@ def _by_slice(contours: list[Array], grid: Geometry, name: str) -> dict[int, lis
         else:
             distance = round(abs(depth - nearest) / _SAME_PLANE) * _SAME_PLANE
             signed = distance if depth >= nearest else -distance
-            planes[nearest][signed].append(index[:, 1:])
+            slices[nearest][signed].append(index[:, 1:])
     for count, what in ((oblique, "not parallel to the slices"), (outside, "outside the image")):
         if count:
             logger.warning("%s: passed over %d contours %s", name, count, what)
-    chosen = {k: min(depths, key=abs) for k, depths in planes.items()}
+    chosen = {k: min(depths, key=abs) for k, depths in slices.items()}
     if any(abs(depth) > 0.1 for depth in chosen.values()):
         logger.warning("%s: contours between the slices were put on the nearest slice", name)
-    return {k: planes[k][depth] for k, depth in chosen.items()}
+    return {k: slices[k][depth] for k, depth in chosen.items()}
 
 
 def write(path: Path | str, labels: Labels, *, like: Image | None = None) -> None:

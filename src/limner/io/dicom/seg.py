@@ -24,7 +24,7 @@ from limner.io.dicom import _tiles
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
 from limner.io.dicom._frames import Frame, frames_of
-from limner.io.dicom._labels import PlaneMasks, as_volume, move_labels, plane_index
+from limner.io.dicom._labels import SliceMasks, as_volume, move_labels, slice_index
 from limner.io.dicom._pixels import FrameReader
 from limner.io.dicom._series import positions_along_normal
 from limner.io.dicom._sources import check_same_grid, source_datasets
@@ -222,19 +222,19 @@ def _read_onto(
     indices = [_index_on(frame, like, grid) for frame in frames]
     if any(index is None for index in indices):
         return None
-    planes = PlaneMasks(grid.shape, header.path)
+    slices = SliceMasks(grid.shape, header.path)
     for k, object_id, mask in _masks(header, frames, ids):
         index = indices[k]
         assert index is not None
-        planes.add(object_id, index, mask)
-    return planes.to_labels(like.geometry, names)
+        slices.add(object_id, index, mask)
+    return slices.to_labels(like.geometry, names)
 
 
 def _index_on(frame: Frame, like: Image, grid: Geometry) -> int | None:
     """The slice or frame of `like` that a segmentation frame lies on: by place, else by name."""
     place = frame.place()
     if place is not None and like.kind != "video":
-        index = plane_index(grid, *place)
+        index = slice_index(grid, *place)
         if index is not None:
             return index
     uid, number = _source_of(frame)
@@ -267,10 +267,10 @@ def _read_alone(
     geometry, indices = _own_grid(header, frames)
     volume = as_volume(geometry)
     check_allocation(volume.shape, 1, header.path)
-    planes = PlaneMasks(volume.shape, header.path)
+    slices = SliceMasks(volume.shape, header.path)
     for k, object_id, mask in _masks(header, frames, ids):
-        planes.add(object_id, indices[k], mask)
-    return planes.to_labels(geometry, names)
+        slices.add(object_id, indices[k], mask)
+    return slices.to_labels(geometry, names)
 
 
 def _own_grid(header: Header, frames: list[Frame]) -> tuple[Geometry, list[int]]:
@@ -295,13 +295,13 @@ def _own_grid(header: Header, frames: list[Frame]) -> tuple[Geometry, list[int]]
     unique = np.unique(np.round(where, 4))
     if len(unique) == 1:
         return Geometry(size, affine), [0] * len(frames)
-    step = _plane_step(header, unique, first.thickness)
+    step = _slice_step(header, unique, first.thickness)
     indices = [round(float(w - unique[0]) / step) for w in where]
     affine[:3, 0] = (high - low) / max(indices)
     return Geometry((max(indices) + 1, *size), affine), indices
 
 
-def _plane_step(header: Header, unique: Array, stated: float | None) -> float:
+def _slice_step(header: Header, unique: Array, stated: float | None) -> float:
     """Millimetres between planes of an even grid that holds all of `unique` (sorted)."""
     offsets = unique - unique[0]
     for step in (float(np.diff(unique).min()), stated):

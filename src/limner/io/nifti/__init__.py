@@ -28,12 +28,12 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.nifti.header import (
     COLOURS,
-    Facts,
-    facts_of,
+    NiftiHeader,
     geometry_of,
     is_header,
     metadata_of,
     new_header,
+    parse_header,
     read_header,
     scaling_of,
 )
@@ -74,7 +74,7 @@ def read(
     """
     header_path = _partner(path, ".img", ".hdr") if _is_named(path, ".img") else path
     header = read_header(header_path)
-    facts = facts_of(header, header_path)
+    facts = parse_header(header, header_path)
     pixel_path = _partner(header_path, ".hdr", ".img") if facts.paired else header_path
     block = _block_of(facts, pixel_path, strict)
     block.check_size()
@@ -134,7 +134,7 @@ def _partner(path: Path, mine: str, other: str) -> Path:
     )
 
 
-def _block_of(facts: Facts, path: Path, strict: bool) -> Block:
+def _block_of(facts: NiftiHeader, path: Path, strict: bool) -> Block:
     space = facts.dims[:3][::-1]
     channels = prod(facts.dims[3:])
     axis: int | None = None
@@ -187,5 +187,5 @@ def _write(
             gzip_writer(temporary) if packed else temporary.open("wb")
         )
         file.write(header.binaryblock + b"\0\0\0\0")  # no extensions
-        for plane in pixels:  # one at a time: no second copy of the volume
-            file.write(np.ascontiguousarray(plane).data)
+        for slice_ in pixels:  # one at a time: no second copy of the volume
+            file.write(np.ascontiguousarray(slice_).data)

@@ -72,7 +72,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Facts:
+class NiftiHeader:
     """What the header says about the pixels.
 
     Attributes:
@@ -142,7 +142,7 @@ def _header_class(version: int) -> Any:
     return nifti1.Nifti1Header if version == 1 else nifti2.Nifti2Header
 
 
-def facts_of(header: Any, path: Path) -> Facts:
+def parse_header(header: Any, path: Path) -> NiftiHeader:
     """What a raw header says about the pixels.
 
     Raises:
@@ -167,7 +167,7 @@ def facts_of(header: Any, path: Path) -> Facts:
     least = 0 if paired else int(header["sizeof_hdr"])
     if not np.isfinite(offset) or offset != int(offset) or 0 != offset < least or offset < 0:
         raise FormatError(f"{path}: its pixels cannot begin at byte {offset:g}; it is damaged.")
-    return Facts(
+    return NiftiHeader(
         dims=dims,
         dtype=np.dtype(_DTYPES[code]).newbyteorder(header.endianness),
         colours=COLOURS.get(code, 0),
@@ -177,7 +177,7 @@ def facts_of(header: Any, path: Path) -> Facts:
     )
 
 
-def geometry_of(header: Any, facts: Facts, path: Path, strict: bool) -> Geometry:
+def geometry_of(header: Any, facts: NiftiHeader, path: Path, strict: bool) -> Geometry:
     """The grid, in LPS millimetres.
 
     ``pixdim`` has to be sound even where the sform overrules it: other programs measure with it.
@@ -259,7 +259,7 @@ def scaling_of(header: Any, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def metadata_of(header: Any, facts: Facts) -> dict[str, Any]:
+def metadata_of(header: Any, facts: NiftiHeader) -> dict[str, Any]:
     """Facts as JSON values. Those of `_GRID_FIELDS` are what a mask repeats."""
     grid = {name: header[name].tolist() for name in _GRID_FIELDS}
     return {

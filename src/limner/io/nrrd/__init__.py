@@ -77,7 +77,7 @@ def read(
     """
     header = read_header(path)
     fields = header.fields
-    sizes = _required(fields, "sizes", path)
+    sizes = _require_field(fields, "sizes", path)
     axes = _axes_of(fields, sizes, path)
     block = _block_of(fields, path, header.end, sizes, axes, strict)
     block.check_size()
@@ -153,7 +153,7 @@ class _Axes:
     channel: int | None
 
 
-def _required(fields: Mapping[str, Any], name: str, path: Path) -> Any:
+def _require_field(fields: Mapping[str, Any], name: str, path: Path) -> Any:
     if name not in fields:
         raise FormatError(f"{path}: its NRRD header lacks the field {name!r}.")
     return fields[name]
@@ -161,7 +161,7 @@ def _required(fields: Mapping[str, Any], name: str, path: Path) -> Any:
 
 def _axes_of(fields: Mapping[str, Any], sizes: Sequence[int], path: Path) -> _Axes:
     count = len(sizes)
-    if _required(fields, "dimension", path) != count or not sizes or min(sizes) < 1:
+    if _require_field(fields, "dimension", path) != count or not sizes or min(sizes) < 1:
         raise FormatError(f"{path}: sizes {sizes} do not fit dimension {fields['dimension']}.")
     for name in ("kinds", "space directions", "spacings", "axis mins", "centerings"):
         if name in fields and len(fields[name]) != count:
@@ -194,21 +194,21 @@ def _block_of(
     axes: _Axes,
     strict: bool,
 ) -> Block:
-    named = " ".join(str(_required(fields, "type", path)).split()).lower()
+    named = " ".join(str(_require_field(fields, "type", path)).split()).lower()
     code = next((c for c, names in TYPES.items() if named in names), None)
     if code is None:
         raise FormatError(
             f"{path} holds values of type {named!r}; images are integers or floats of 32 or 64 "
             "bits. Convert it first."
         )
-    encoding = str(_required(fields, "encoding", path)).lower()
+    encoding = str(_require_field(fields, "encoding", path)).lower()
     if encoding not in CODECS:
         known = "raw, gzip, bzip2 or ascii"
         raise FormatError(f"{path}: its encoding {encoding!r} is not read; {known} is.")
     codec = CODECS[encoding]
     dtype = np.dtype(code)
     if dtype.itemsize > 1 and codec != "text":
-        endian = str(_required(fields, "endian", path)).lower()
+        endian = str(_require_field(fields, "endian", path)).lower()
         if endian not in ("little", "big"):
             raise FormatError(f"{path}: its endian is {endian!r}; little or big is allowed.")
         dtype = dtype.newbyteorder("<" if endian == "little" else ">")
@@ -314,8 +314,8 @@ def _write(
     header += fields_of(segments or ())
     with atomic_path(path) as temporary:
         with gzip_writer(temporary) as packed:
-            for plane in pixels:  # one at a time: no second copy of the volume
-                packed.write(np.ascontiguousarray(plane).data)
+            for slice_ in pixels:  # one at a time: no second copy of the volume
+                packed.write(np.ascontiguousarray(slice_).data)
         compressed = temporary.read_bytes()
         with temporary.open("wb") as file:
             file.write("\n".join([*header, "", ""]).encode())

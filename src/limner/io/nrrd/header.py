@@ -97,7 +97,7 @@ def parse_lines(lines: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
         if line.startswith("#"):
             continue
         name, colon, value = line.partition(":")
-        known = _BY_NAME.get(_squeezed(name))
+        known = _BY_NAME.get(_field_key(name))
         if known is not None and not value.startswith("="):
             if known in fields:
                 raise ValueError(f"the field {known!r} is there twice")
@@ -106,7 +106,7 @@ def parse_lines(lines: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
                 break  # the other lines are names of files
         elif ":=" in line:
             name, _, value = line.partition(":=")
-            keys[_unescaped(name.strip())] = _unescaped(value.strip())
+            keys[_unescape(name.strip())] = _unescape(value.strip())
         elif colon:  # as older programs write their own keys
             keys[name.strip()] = value.strip()
         else:
@@ -122,12 +122,12 @@ def _value_of(name: str, text: str) -> Any:
         raise ValueError(f"{name!r} is {text[:_SHOWN]!r}; {meaning} expected") from error
 
 
-def _squeezed(name: str) -> str:
+def _field_key(name: str) -> str:
     """A field's name as it is looked up: ``line skip`` and ``lineskip`` are the same."""
     return name.replace(" ", "").lower()
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     return re.sub(r"\\([n\\])", lambda m: "\n" if m[1] == "n" else "\\", text)
 
 
@@ -171,7 +171,7 @@ def _vector(text: str) -> Array:
     return np.asarray(vectors[0])
 
 
-def _quoted(text: str) -> list[str]:
+def _split_quoted(text: str) -> list[str]:
     """Words in quotation marks; without them, as some programs write units, also."""
     found = _scan(_QUOTED, text)
     return [m[2] or re.sub(r'\\(["\\])', r"\1", m[1] or "") for m in found]
@@ -195,7 +195,7 @@ _REAL: tuple[Callable[[str], Any], str] = (_number, "a number")
 _REALS: tuple[Callable[[str], Any], str] = (_numbers, "numbers")
 _TEXT: tuple[Callable[[str], Any], str] = (str, "text")
 _WORDS: tuple[Callable[[str], Any], str] = (str.split, "words")
-_QUOTES: tuple[Callable[[str], Any], str] = (_quoted, 'words in "quotation marks"')
+_QUOTES: tuple[Callable[[str], Any], str] = (_split_quoted, 'words in "quotation marks"')
 _ROWS: tuple[Callable[[str], Any], str] = (_vectors, "vectors such as (1,0,0) of equal length")
 
 _FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -211,4 +211,4 @@ _FIELDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "space origin": (_vector, "a vector such as (1,2,3)"),
     **dict.fromkeys(("space directions", "measurement frame"), _ROWS),
 }
-_BY_NAME = {_squeezed(name): name for name in _FIELDS} | {"centers": "centerings"}
+_BY_NAME = {_field_key(name): name for name in _FIELDS} | {"centers": "centerings"}

@@ -35,9 +35,9 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.raster.pixels import (
     check_channel,
+    check_image_size,
     check_not_empty,
     check_packed,
-    check_picture,
     choose_channel,
     fitted_geometry,
     labels_from_pixels,
@@ -232,14 +232,14 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             prefix = file.read(33)
             file.seek(0)
-            with open_picture(file, path) as picture:
+            with open_image(file, path) as picture:
                 header = _header_of(picture, prefix)
             size = file.seek(0, io.SEEK_END)
     except (FormatError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(f"{path}: not a readable picture ({one_line(error)}).") from error
-    check_picture(header.shape, header.dtype.itemsize, path)
+    check_image_size(header.shape, header.dtype.itemsize, path)
     if header.format in _LEAST_BITS:
         check_packed(header.rows * header.columns, size, _LEAST_BITS[header.format], path)
     return header
@@ -266,7 +266,7 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
         if header.bits == 16 and header.mode not in _GREY:
             pixels = decode_deep(content, path)
         else:
-            with open_picture(io.BytesIO(content), path) as picture:
+            with open_image(io.BytesIO(content), path) as picture:
                 picture.load()
                 pixels = _pixels_of(picture, header, path, palette_indices)
     except MemoryError:
@@ -280,12 +280,12 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
     return pixels
 
 
-def open_picture(file: Any, path: Path) -> ImageFile:
+def open_image(file: Any, path: Path) -> ImageFile:
     """Open with the one Pillow plugin that the first bytes ask for.
 
     Not with ``PIL.Image.open``: it would try every installed plugin, some of which start other
     programs, and its size check is a process-wide setting that refuses honest large pictures. Sizes
-    are checked by `check_picture` instead.
+    are checked by `check_image_size` instead.
     """
     from PIL import (
         BmpImagePlugin,

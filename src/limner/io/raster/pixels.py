@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 # A compressed picture of a few kilobytes can claim any size. A pathology slide at full resolution
 # has some 10⁹ pixels and comes tiled, as TIFF; nothing in medicine is larger in one piece.
-MAX_PICTURE_PIXELS = 1 << 30
+MAX_IMAGE_PIXELS = 1 << 30
 
 # A mask that went through JPEG: everything within this of black or of its white (8 bit).
 _JPEG_RINGING = 40
@@ -30,7 +30,7 @@ _JPEG_CLEAN_SHARE = 0.98
 _LOG = logging.getLogger(__name__)
 
 
-def check_picture(shape: Sequence[int], itemsize: int, path: Path) -> None:
+def check_image_size(shape: Sequence[int], itemsize: int, path: Path) -> None:
     """Refuse a compressed picture by its header, before anything is decoded.
 
     Args:
@@ -39,16 +39,16 @@ def check_picture(shape: Sequence[int], itemsize: int, path: Path) -> None:
         path: for the message.
 
     Raises:
-        FormatError: more than `MAX_PICTURE_PIXELS` pixels, none, or more than the memory.
+        FormatError: more than `MAX_IMAGE_PIXELS` pixels, none, or more than the memory.
     """
     pixels = prod(int(n) for n in shape[:2])
     if pixels < 1:
         raise FormatError(f"{path}: the header claims {shape[0]}×{shape[1]} pixels; the file is "
                           "damaged.")  # fmt: skip
-    if pixels > MAX_PICTURE_PIXELS:
+    if pixels > MAX_IMAGE_PIXELS:
         raise FormatError(
             f"{path}: the header claims {shape[0]}×{shape[1]} pixels; one picture may have "
-            f"{MAX_PICTURE_PIXELS:,}. The file is damaged, or save it as a tiled TIFF and crop it."
+            f"{MAX_IMAGE_PIXELS:,}. The file is damaged, or save it as a tiled TIFF and crop it."
         )
     check_allocation(shape, itemsize, path)
 

@@ -142,8 +142,8 @@ def _image(path: Path, stack: Stack, channel: int | None) -> Image:
         check_allocation(shape, stack.dtype.itemsize, path)
         return choose_channel(stack.read(), channel, stack.num_channels)
 
-    def plane(index: int) -> Array:
-        return choose_channel(stack.read_plane(index), channel, stack.num_channels)
+    def read_slice(index: int) -> Array:
+        return choose_channel(stack.read_slice(index), channel, stack.num_channels)
 
     return Image(
         load,
@@ -151,7 +151,7 @@ def _image(path: Path, stack: Stack, channel: int | None) -> Image:
         kind=stack.kind,
         dtype=stack.dtype,
         num_channels=None if channel is not None else stack.num_channels,
-        plane=plane if len(stack.grid) == 3 and stack.has_planes else None,
+        read_slice=read_slice if len(stack.grid) == 3 and stack.has_slices else None,
         path=path,
         format=NAME,
         metadata=stack.metadata,

@@ -54,7 +54,7 @@ def spacing_mm(file: TiffFile, series: TiffPageSeries, number: int) -> Spacing:
         return _imagej_spacing(file)
     if file.is_lsm:
         facts = file.lsm_metadata or {}
-        return _checked([_number(facts.get(f"VoxelSize{a}")) for a in "ZYX"], 1e3)  # metres
+        return _check_spacing([_number(facts.get(f"VoxelSize{a}")) for a in "ZYX"], 1e3)  # metres
     if file.is_svs:
         return _aperio_spacing(file)
     return None, None, None
@@ -163,7 +163,7 @@ def _ome_spacing(file: TiffFile, number: int) -> Spacing:
         size = _number(element.get(f"PhysicalSize{axis}"))
         unit = _unit(element.get(f"PhysicalSize{axis}Unit", "µm"))
         values.append(None if size is None or unit is None else size * unit)
-    return _checked(values, 1.0)
+    return _check_spacing(values, 1.0)
 
 
 def _imagej_spacing(file: TiffFile) -> Spacing:
@@ -173,8 +173,8 @@ def _imagej_spacing(file: TiffFile) -> Spacing:
         return None, None, None
     tags = file.pages.first.tags
     steps = [_pixels_per_unit(tags.valueof(name)) for name in ("YResolution", "XResolution")]
-    in_plane = [None if s is None else 1.0 / s for s in steps]
-    return _checked([_number(facts.get("spacing")), *in_plane], unit)
+    in_slice = [None if s is None else 1.0 / s for s in steps]
+    return _check_spacing([_number(facts.get("spacing")), *in_slice], unit)
 
 
 def _aperio_spacing(file: TiffFile) -> Spacing:
@@ -182,7 +182,7 @@ def _aperio_spacing(file: TiffFile) -> Spacing:
         name, _, value = field.partition("=")
         if name.strip() == "MPP":  # micrometres per pixel
             size = _number(value)
-            return _checked([None, size, size], 1e-3)
+            return _check_spacing([None, size, size], 1e-3)
     return None, None, None
 
 
@@ -207,6 +207,6 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) and number > 0 else None
 
 
-def _checked(values: list[float | None], scale: float) -> Spacing:
+def _check_spacing(values: list[float | None], scale: float) -> Spacing:
     slices, rows, columns = (None if v is None else v * scale for v in values)
     return slices, rows, columns

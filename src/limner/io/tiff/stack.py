@@ -47,7 +47,7 @@ class Stack:
         spacing: millimetres per slice, row and column, each None where not stated.
         block: what limner wrote into the file.
         photometric: TIFF's term, such as ``"MINISBLACK"``.
-        has_planes: whether `read_plane` reads less than everything.
+        has_slices: whether `read_slice` reads less than everything.
         metadata: facts for `limner info`.
     """
 
@@ -70,26 +70,26 @@ class Stack:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def has_planes(self) -> bool:
+    def has_slices(self) -> bool:
         """Whether single planes can be read."""
         return self._is_paged or self.series.dataoffset is not None
 
     def read(self) -> Array:
         """All pixels, ``grid`` plus channels."""
-        if len(self.grid) == 3 and self.has_planes:
+        if len(self.grid) == 3 and self.has_slices:
             channels = () if self.num_channels is None else (self.num_channels,)
             pixels = np.empty((*self.grid, *channels), dtype=self.dtype)
             for k in range(self.grid[0]):
-                pixels[k] = self.read_plane(k)
+                pixels[k] = self.read_slice(k)
             return pixels
-        pixels = self._guarded(None)
+        pixels = self._read(None)
         if len(self.grid) == 3 and self.stack_axis is None:  # a stack of one page
             pixels = pixels[None]
         return pixels
 
-    def read_plane(self, index: int) -> Array:
+    def read_slice(self, index: int) -> Array:
         """Pixels of one page, ``(row, column)`` plus channels."""
-        return self._guarded(index if self.stack_axis is not None else None)
+        return self._read(index if self.stack_axis is not None else None)
 
     @property
     def _page_axes(self) -> str:
@@ -106,7 +106,7 @@ class Stack:
             and len(self.series.pages) == int(np.prod(lead, dtype=np.int64))
         )
 
-    def _guarded(self, index: int | None) -> Array:
+    def _read(self, index: int | None) -> Array:
         try:
             with self._lock, muted("tifffile"):
                 self.file.filehandle.open()
@@ -121,7 +121,7 @@ class Stack:
             raise FormatError(
                 f"{self.path}: the file is damaged or incomplete{where} ({one_line(error)})."
             ) from error
-        return self._finished(pixels, axes)
+        return self._finish(pixels, axes)
 
     def _raw(self, index: int | None) -> tuple[Array, str]:
         """Stored pixels of a plane (or everything) and the letters of their axes."""
@@ -166,7 +166,7 @@ class Stack:
     def _check(self, page: Any) -> None:
         check_extent(page, self.file.filehandle.size)
 
-    def _finished(self, pixels: Array, axes: str) -> Array:
+    def _finish(self, pixels: Array, axes: str) -> Array:
         """Index order, channels last, palette and alpha resolved, native byte order."""
         order = sorted(range(len(axes)), key=lambda k: _rank(axes[k]))
         pixels = pixels.transpose(order)
@@ -301,9 +301,9 @@ def _stack(
     is_video = (stack_axis is not None and axes[stack_axis] == "T") or block.get("kind") == "video"
     spacing = spacing_mm(file, base, number)
     if level:  # coarser by the same factor in rows and columns, apart from rounding
-        slices, *in_plane = spacing
+        slices, *in_slice = spacing
         ratio = base.shape[base.axes.index("X")] / grid[-1]
-        rows, columns = (None if s is None else s * ratio for s in in_plane)
+        rows, columns = (None if s is None else s * ratio for s in in_slice)
         spacing = (slices, rows, columns)
     return Stack(
         path=path,

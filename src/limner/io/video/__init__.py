@@ -35,7 +35,7 @@ from limner.io.raster.pixels import (
 from limner.io.video.animation import is_animation, read_animation
 from limner.io.video.clip import Clip, open_clip
 from limner.io.video.frames import is_frame_folder, read_folder, read_label_folder
-from limner.io.video.lenient import Forgiving, stacked
+from limner.io.video.lenient import LenientReader, stack_frames
 
 Array = NDArray[Any]
 
@@ -142,11 +142,13 @@ def _image(clip: Clip, channel: int | None) -> Image:
     def chosen(index: int) -> Array:
         return choose_channel(clip.frame(index), channel, clip.num_channels)
 
-    plane = chosen if clip.strict else Forgiving(chosen, clip.shape[0])
+    read_frame = chosen if clip.strict else LenientReader(chosen, clip.shape[0])
 
     def load() -> Array:
         check_allocation(clip.shape, clip.dtype.itemsize, clip.path)
-        return stacked(plane, clip.shape if channel is None else clip.shape[:3], clip.dtype)
+        return stack_frames(
+            read_frame, clip.shape if channel is None else clip.shape[:3], clip.dtype
+        )
 
     return Image(
         load,
@@ -154,9 +156,9 @@ def _image(clip: Clip, channel: int | None) -> Image:
         kind="video",
         dtype=clip.dtype,
         num_channels=None if channel is not None else clip.num_channels,
-        plane=plane,
+        read_slice=read_frame,
         path=clip.path,
         format=NAME,
         metadata=clip.metadata,
-        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
+        damaged=read_frame.damaged if isinstance(read_frame, LenientReader) else None,
     )

@@ -19,8 +19,8 @@ from limner.io.image import Image
 from limner.io.limits import check_allocation
 from limner.io.raster import png
 from limner.io.raster.pixels import check_channel, choose_channel
-from limner.io.video.frame_cache import Recent
-from limner.io.video.lenient import LENIENT, Forgiving, stacked
+from limner.io.video.frame_cache import FrameCache
+from limner.io.video.lenient import LENIENT, LenientReader, stack_frames
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ class _Player:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._kept = Recent(self.size[0] * self.size[1] * (1 if self.grey else 3))
+        self._kept = FrameCache(self.size[0] * self.size[1] * (1 if self.grey else 3))
 
     def frame(self, index: int) -> Array:
         with self._lock:
@@ -53,9 +53,7 @@ class _Player:
                     return np.asarray(self._kept[index])
                 back = self._picture is not None and index < self._at
                 if self._picture is None or back:  # Pillow's own way back has gaps
-                    self._picture = raster.open_picture(
-                        io.BytesIO(self.path.read_bytes()), self.path
-                    )
+                    self._picture = raster.open_image(io.BytesIO(self.path.read_bytes()), self.path)
                     self._kept.clear()
                 if back:
                     self._keep_before(index)
@@ -109,11 +107,11 @@ def read_animation(path: Path, *, channel: int | None, name: str, strict: bool =
     def chosen(index: int) -> Array:
         return choose_channel(player.frame(index), channel, num_channels)
 
-    plane = chosen if strict else Forgiving(chosen, count)
+    read_frame = chosen if strict else LenientReader(chosen, count)
 
     def load() -> Array:
         check_allocation(full, 1, path)
-        return stacked(plane, full, np.dtype(np.uint8))
+        return stack_frames(read_frame, full, np.dtype(np.uint8))
 
     return Image(
         load,
@@ -121,11 +119,11 @@ def read_animation(path: Path, *, channel: int | None, name: str, strict: bool =
         kind="video",
         dtype=np.uint8,
         num_channels=None if channel is not None else num_channels,
-        plane=plane,
+        read_slice=read_frame,
         path=path,
         format=name,
         metadata={"container": header.format.lower()},
-        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
+        damaged=read_frame.damaged if isinstance(read_frame, LenientReader) else None,
     )
 
 
@@ -137,7 +135,7 @@ def _survey(path: Path, header: raster.Header, strict: bool) -> tuple[int, bool]
             return _survey_gif(content, strict)
         if header.format == "PNG" and strict:
             png.check_chunks(content)
-        with raster.open_picture(io.BytesIO(content), path) as picture:
+        with raster.open_image(io.BytesIO(content), path) as picture:
             return int(getattr(picture, "n_frames", 1)), False
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.io._errors import one_line
-from limner.io.raster.pixels import check_picture
+from limner.io.raster.pixels import check_image_size
 from limner.io.video.container import open_container, video_stream
 from limner.io.video.duration import check_complete
-from limner.io.video.frame_cache import Recent
+from limner.io.video.frame_cache import FrameCache
 from limner.io.video.lenient import LENIENT
 
 Array = NDArray[Any]
@@ -73,7 +73,7 @@ class Clip:
     _last: Any = None
     _next: Any = None  # decoded in the search of a frame before it, not yet asked for
     _failures: int = 0  # packets that could not be decoded since the decoder began
-    _kept: Recent | None = None  # decoded frames, on the way back
+    _kept: FrameCache | None = None  # decoded frames, on the way back
     _broken: dict[int, tuple[int, str]] = field(default_factory=dict)  # by key frame: the first bad
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -121,7 +121,7 @@ class Clip:
     def _found(self, index: int) -> Any:
         if 0 <= index < self._at:
             with suppress(Exception):  # what is damaged before it does not concern it
-                kept = Recent(3 * self.shape[1] * self.shape[2])
+                kept = FrameCache(3 * self.shape[1] * self.shape[2])
                 self._seek(max(0, index - kept.room + 1))
                 self._kept = kept
                 return self._advance(index)
@@ -300,7 +300,7 @@ def _clip(path: Path, stream: Any, packets: list[_Packet], strict: bool) -> Clip
     grey = pixel_format in _GREY
     dtype = np.dtype(np.uint8 if pixel_format in ("gray", "gray8") or not grey else np.uint16)
     grid = (context.height, context.width)
-    check_picture(grid if grey else (*grid, 3), dtype.itemsize, path)
+    check_image_size(grid if grey else (*grid, 3), dtype.itemsize, path)
     stamps: list[int] | None = sorted(p.pts for p in packets if p.pts is not None)
     assert stamps is not None
     count = len(packets)
@@ -308,7 +308,7 @@ def _clip(path: Path, stream: Any, packets: list[_Packet], strict: bool) -> Clip
     # are wrong where frames are stored in another order than shown.
     made_up = stream.container.format.name == "avi" and context.has_b_frames
     if made_up or len(set(stamps)) < count:
-        stamps, count, times = None, *_counted(path, stream.index, strict)
+        stamps, count, times = None, *_count_frames(path, stream.index, strict)
     else:
         times = [s * base for s in stamps]
     keys = sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
@@ -335,7 +335,7 @@ def _clip(path: Path, stream: Any, packets: list[_Packet], strict: bool) -> Clip
     )
 
 
-def _counted(path: Path, stream: int, strict: bool) -> tuple[int, list[float]]:
+def _count_frames(path: Path, stream: int, strict: bool) -> tuple[int, list[float]]:
     """Number of frames and their times by decoding them all, for files without time stamps."""
     container = open_container(path)
     times: list[float] = []

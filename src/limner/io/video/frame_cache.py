@@ -8,7 +8,7 @@ from typing import Any
 _MOST, _MOST_BYTES = 48, 1 << 26  # two frames at least
 
 
-class Recent:
+class FrameCache:
     """A few frames by number; the oldest go first.
 
     Args:

@@ -18,7 +18,7 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
 from limner.io.raster.pixels import fitted_geometry
-from limner.io.video.lenient import LENIENT, Forgiving, stacked
+from limner.io.video.lenient import LENIENT, LenientReader, stack_frames
 
 Array = NDArray[Any]
 
@@ -29,7 +29,7 @@ _SUBFOLDER = "frames"
 
 def is_frame_folder(folder: Path) -> bool:
     """Whether a folder holds pictures, or a folder ``frames`` that does, by their names."""
-    return _has_pictures(folder) or _has_pictures(folder / _SUBFOLDER)
+    return _has_images(folder) or _has_images(folder / _SUBFOLDER)
 
 
 def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = True) -> Image:
@@ -59,12 +59,12 @@ def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = 
         except FormatError as error:
             raise FormatError(f"{error} {LENIENT}" if strict else str(error)) from error
 
-    plane = one if strict else Forgiving(one, len(files))
+    read_frame = one if strict else LenientReader(one, len(files))
 
     def load() -> Array:
         shape = (len(files), *opened.shape)
         check_allocation(shape, first.dtype.itemsize, folder)
-        return stacked(plane, shape, first.dtype)
+        return stack_frames(read_frame, shape, first.dtype)
 
     opened = module.read(first.path, channel=channel)
     spacing = first.spacing if first.geometry.has_spacing else None
@@ -76,11 +76,11 @@ def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = 
         kind="video",
         dtype=first.dtype,
         num_channels=opened.num_channels,
-        plane=plane,
+        read_slice=read_frame,
         path=folder,
         format=name,
         metadata={"container": "folder of frames", "frame_format": first.format},
-        damaged=plane.damaged if isinstance(plane, Forgiving) else None,
+        damaged=read_frame.damaged if isinstance(read_frame, LenientReader) else None,
     )
 
 
@@ -112,9 +112,9 @@ def frame_files(folder: Path) -> list[Path]:
     Raises:
         FormatError: there are none, or of several kinds.
     """
-    if not _has_pictures(folder) and _has_pictures(folder / _SUBFOLDER):
+    if not _has_images(folder) and _has_images(folder / _SUBFOLDER):
         folder = folder / _SUBFOLDER
-    files = [p for p in folder.iterdir() if _is_picture(p)]
+    files = [p for p in folder.iterdir() if _is_image_file(p)]
     if not files:
         raise FormatError(
             f"{folder} holds neither DICOM files nor pictures ({' '.join(_SUFFIXES)}) that could "
@@ -171,11 +171,11 @@ def _show(fact: tuple[tuple[int, ...], str]) -> str:
     return f"{'×'.join(str(n) for n in fact[0])} {fact[1]}"
 
 
-def _has_pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(_is_picture(p) for p in folder.iterdir())
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(_is_image_file(p) for p in folder.iterdir())
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image_file(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 

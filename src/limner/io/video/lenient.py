@@ -15,15 +15,17 @@ Array = NDArray[Any]
 LENIENT = "To take what can be read: strict=False, --lenient."
 
 
-def stacked(plane: Callable[[int], Array], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def stack_frames(
+    read_frame: Callable[[int], Array], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> Array:
     """All frames of a video in one array of `shape`."""
     pixels = np.empty(shape, dtype=dtype)
     for k in range(len(pixels)):
-        pixels[k] = plane(k)
+        pixels[k] = read_frame(k)
     return pixels
 
 
-class Forgiving:
+class LenientReader:
     """Reads frames, and in place of a damaged one the last before it that can be read.
 
     So whoever follows an object through the frames meets no gap; what is found on a damaged frame
@@ -37,8 +39,8 @@ class Forgiving:
         damaged: frames that could not be read so far, and why.
     """
 
-    def __init__(self, plane: Callable[[int], Array], count: int) -> None:
-        self._plane, self._count = plane, count
+    def __init__(self, read_frame: Callable[[int], Array], count: int) -> None:
+        self._read_frame, self._count = read_frame, count
         self._held: tuple[int, Array] | None = None  # what stood in last: damage comes in runs
         self.damaged: dict[int, str] = {}
 
@@ -54,7 +56,7 @@ class Forgiving:
             if self._held is not None and self._held[0] == k != index:
                 return self._held[1]
             try:
-                pixels = self._plane(k)
+                pixels = self._read_frame(k)
             except (FormatError, OSError) as error:
                 self.damaged[k] = str(error)
                 continue

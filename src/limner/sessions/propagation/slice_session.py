@@ -228,7 +228,7 @@ class PlanesSession(BaseSession):
         """A frame for one of the two models: what was encoded is of use to one of them only."""
         key = (frame, carries)
         if key not in self._scenes:
-            geometry = self.image.geometry.plane(frame)
+            geometry = self.image.geometry.slice_at(frame)
             self._scenes[key] = FrameView(
                 self._plane(frame),
                 geometry.spacing,
@@ -243,7 +243,7 @@ class PlanesSession(BaseSession):
 
     def _plane(self, frame: int) -> NDArray[Any]:
         """Pixels of one frame, finite."""
-        return finite(self.image.plane(frame), self.image)
+        return finite(self.image.slice_at(frame), self.image)
 
     def _intensity(self) -> tuple[float, float]:
         """Limits for black and white, the same for all frames."""
