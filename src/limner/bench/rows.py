@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-import limner
 from limner import rle
+from limner._version import __version__
 from limner.atomic import atomic_bytes
 from limner.bench.config import BenchConfig, config_from_json
 from limner.datasets.folders import read_json
@@ -175,7 +175,7 @@ class RowStore:
         elif (folder / ROWS).exists():
             raise FormatError(f"{folder} has {ROWS} but no {CONFIG}; name a new folder.")
         else:
-            text = json.dumps({**wanted, "version": limner.__version__}, indent=1)
+            text = json.dumps({**wanted, "version": __version__}, indent=1)
             atomic_bytes(folder / CONFIG, text.encode())
         for name in (ROWS, LEFT_OUT):
             _drop_torn_line(folder / name)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-import limner
+from limner._version import __version__
 from limner.bench._shared_embeddings import encoded_once
 from limner.bench.config import BenchConfig
 from limner.bench.conversation import hold
@@ -294,7 +294,7 @@ def _create_pairs(config: BenchConfig) -> list[Pair]:
 
 def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case | Track) -> dict[str, Any]:
     return {
-        "version": limner.__version__,
+        "version": __version__,
         "set_name": data_set.name,
         "standing": data_set.standing,
         "modality": data_set.modality,

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 import limner
+from limner._version import __version__
 from limner.cli._messages import Messages
 from limner.cli.bench import app as bench_app
 from limner.cli.convert import convert
@@ -47,7 +48,7 @@ app.add_typer(bench_app, name="bench")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(limner.__version__)
+        print(__version__)
         raise typer.Exit
 
 

@@ -10,6 +10,7 @@ from importlib import metadata, util
 
 import typer
 
+from limner._version import __version__
 from limner.cli import _options as options
 
 # What needs it: distribution, import name, extra that installs it (None: part of the core).
@@ -42,7 +43,7 @@ def doctor(as_json: options.AsJson = False) -> None:
     """Check the installation and say what to do about what is missing."""
     checks = [_part(*part) for part in _PARTS]
     facts = {
-        "limner": metadata.version("limner"),
+        "limner": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

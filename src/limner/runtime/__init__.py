@@ -15,12 +15,12 @@ import ctypes
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from limner.runtime._cache import cache_folder
+from limner.runtime._network import Network
 
 if TYPE_CHECKING:
     import torch
@@ -36,31 +36,6 @@ __all__ = [
 ]
 
 LEAST_AGREEMENT = 0.99  # mean Dice of masks against those of fp32, below which bf16 is not chosen
-
-
-class Network(Protocol):
-    """A network that is ready to run. May be called from several threads.
-
-    Attributes:
-        description: what computes, and in which precision, such as ``"OpenVINO 2026.4.1, bf16"``.
-    """
-
-    @property
-    def description(self) -> str:
-        """What computes, and in which precision."""
-
-    def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """Run once.
-
-        Args:
-            inputs: float32, batch first, in the network's order.
-
-        Returns:
-            Its outputs in order, float32; the caller's to keep.
-
-        Raises:
-            ValueError: the number, type or shape of the inputs is not what the network takes.
-        """
 
 
 def compile(  # `runtime.compile(...)` is how it is called

@@ -18,7 +18,7 @@ from limner.runtime import _modules
 from limner.runtime._cache import Shelf
 
 if TYPE_CHECKING:
-    from limner.runtime import Network
+    from limner.runtime._network import Network
 
 # 500 pictures of a ViT-B at 1024 pixels. In float32, though half of it would do nearly as well: so
 # an answer never depends on whether its picture was seen before.

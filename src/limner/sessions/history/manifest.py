@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import limner
+from limner._version import __version__
 from limner.io.image import Image
 from limner.models import ModelCard
 from limner.prompts.types import to_json
@@ -73,7 +73,7 @@ def header(
 ) -> dict[str, Any]:
     """What an answer depends on besides the prompts. `propagator`: None where the model carries."""
     return {
-        "limner": limner.__version__,
+        "limner": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "image": {
             "path": None if image.path is None else str(image.path.resolve()),
