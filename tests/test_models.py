@@ -19,7 +19,7 @@ from limner.models import PromptableModel, Segmentation, View, create_model
 from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.prompts.types import KINDS
 
-CARDS = {v.card.name: v.card for v in models.variants() if not v.weights}
+CARDS = {v.card.name: v.card for v in models.variants() if v.card.prompts and not v.weights}
 CASES = [(name, ndim) for name, card in CARDS.items() for ndim in card.ndim]
 SHAPES = {2: (40, 48), 3: (12, 20, 24)}
 ODD_SHAPES = {2: ((1, 1), (1, 9), (7, 3), (2, 2)), 3: ((1, 1, 1), (1, 9, 8), (5, 2, 3))}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,13 @@ class ModelCard:
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
             2026.3, bf16"``; None where it is plain NumPy.
+        labels: of a model that needs no prompts, the names of what it finds by label value, from 1,
+            in the order of its channels. Empty for promptable models, and where the weights say.
+        overlapping: whether its labels may overlap: each channel then decides for itself, and there
+            is none for the background.
+        channels: of the images that it takes; promptable models take any.
+        spacing: millimetres per step that it works at, in index order; images are resampled to it.
+            None: at whatever they have.
     """
 
     name: str
@@ -51,6 +58,10 @@ class ModelCard:
     exact_masks: bool = False
     weights_sha256: str | None = None
     runtime: str | None = None
+    labels: Mapping[int, str] = field(default_factory=dict)
+    overlapping: bool = False
+    channels: int | None = None
+    spacing: tuple[float, ...] | None = None
 
     def limits(self, ndim: int) -> tuple[int, ...] | None:
         """The most pixels per axis of a view with so many axes; None where there is no limit."""
@@ -70,6 +81,10 @@ class ModelCard:
             "window": {str(k): v if isinstance(v, int) else [*v] for k, v in self.window.items()},
             "weights_sha256": self.weights_sha256,
             "runtime": self.runtime,
+            "labels": {str(value): name for value, name in self.labels.items()},
+            "overlapping": self.overlapping,
+            "channels": self.channels,
+            "spacing": None if self.spacing is None else list(self.spacing),
         }
 
 
@@ -436,6 +451,65 @@ class FollowingModel(PromptableModel, Protocol):
         """
 
 
+@runtime_checkable
+class AutomaticModel(Protocol):
+    """A model that needs no prompts: it labels the whole of an image. Stateless.
+
+    Logits have one channel for the background and one for each of `ModelCard.labels`, in their
+    order, and the highest one wins; where labels may overlap (`ModelCard.overlapping`) there is no
+    background, and a channel counts where it is above 0.
+    """
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model, with the names of its labels."""
+
+    def predict(self, view: View) -> NDArray[np.float32]:
+        """Logits ``(channel, *view.shape)`` of a whole image at `ModelCard.spacing`."""
+
+
+@runtime_checkable
+class SlabModel(AutomaticModel, Protocol):
+    """An automatic model whose logits can be had slab by slab, so that not all are in memory."""
+
+    def predict_slabs(
+        self, view: View, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The logits of `predict` in parts along the first spatial axis, first to last.
+
+        Args:
+            view: the whole image.
+            progress: told how many windows of how many are done.
+        """
+
+
+@runtime_checkable
+class SamplingModel(Protocol):
+    """A model that draws segmentations from a distribution, of which mean and spread tell where it
+    is unsure.
+    """
+
+    @property
+    def card(self) -> ModelCard:
+        """Facts about the model, with the names of its labels."""
+
+    def sample(self, view: View, n: int, rng: np.random.Generator) -> Iterator[NDArray[np.float32]]:
+        """Draw segmentations one by one.
+
+        Args:
+            view: a whole image at `ModelCard.spacing`.
+            n: how many.
+            rng: the only source of randomness.
+
+        Yields:
+            Probabilities ``(channel, *view.shape)``, 0…1, or masks as 0 and 1; channels as of
+            `AutomaticModel`.
+        """
+
+
+AnyModel: TypeAlias = PromptableModel | AutomaticModel | SamplingModel
+
+
 @dataclass(frozen=True)
 class Variant:
     """One model of a family file.
@@ -451,6 +525,6 @@ class Variant:
     """
 
     card: ModelCard
-    build: Callable[..., PromptableModel]
+    build: Callable[..., AnyModel]
     weights: tuple[WeightsCard, ...] = ()
     keeps_embeddings: bool = False

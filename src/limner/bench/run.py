@@ -26,7 +26,7 @@ from limner.datasets.objects import Case, cases
 from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
-from limner.models import ModelCard, PromptableModel, create_model
+from limner.models import ModelCard, PromptableModel, create_promptable
 
 M = TypeVar("M", PromptableModel, Pair)
 
@@ -270,7 +270,7 @@ def _create(config: BenchConfig) -> list[PromptableModel]:
     weights = dict(config.weights)
     return [
         encoded_once(
-            create_model(name, weights=weights.get(name), device=config.device),
+            create_promptable(name, weights=weights.get(name), device=config.device),
             dimensions=config.dimensions,
             by_slices=config.by_slices,
         )
@@ -282,7 +282,7 @@ def _create_pairs(config: BenchConfig) -> list[Pair]:
     """Every model is made once, whomever it works with."""
     weights = dict(config.weights)
     made = {
-        name: create_model(name, weights=weights.get(name), device=config.device)
+        name: create_promptable(name, weights=weights.get(name), device=config.device)
         for name in config.names
     }
     found = []

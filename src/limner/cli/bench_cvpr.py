@@ -39,9 +39,9 @@ def cvpr(
     """
     from limner.bench.challenge import CaseScores, answer_all
     from limner.bench.protocol import check_dimensions
-    from limner.models import create_model
+    from limner.models import create_promptable
 
-    asked = create_model(model, weights=weights, device=device)
+    asked = create_promptable(model, weights=weights, device=device)
     check_dimensions(asked.card, 3)
     show_progress("limner.bench", "limner.datasets")
     found: list[CaseScores] = []

@@ -56,7 +56,11 @@ def models(
         axes = " ".join(f"{n}D" for n in card.ndim)
         _indented(card.summary)
         _indented(f"axes: {axes}; licence: {card.licence}")
-        _indented(f"prompts: {' '.join(sorted(card.prompts))}")
+        if card.prompts:
+            _indented(f"prompts: {' '.join(sorted(card.prompts))}")
+        else:
+            names = ", ".join(card.labels.values()) or "as its weights say"
+            _indented(f"no prompts (limner auto); labels: {names}")
         if variant.weights:
             _indented(_weights_line(variant))
 
@@ -165,9 +169,10 @@ def optimize(
     """Compile a model for this machine and keep the result, so that later starts are quick."""
     import limner
     from limner import phantoms
+    from limner.models import create_promptable
 
     began = time.perf_counter()
-    model = limner.create_model(name, weights=weights, device=device, exact=exact)
+    model = create_promptable(name, weights=weights, device=device, exact=exact)
     built = time.perf_counter()
     phantom = phantoms.image(0) if 2 in model.card.ndim else phantoms.volume(0)
     seconds = []

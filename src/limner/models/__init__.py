@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from limner.adapters.protocols import (
+    AnyModel,
+    AutomaticModel,
     BatchModel,
     Before,
     CarryingModel,
@@ -31,7 +33,9 @@ from limner.adapters.protocols import (
     PropagatingModel,
     ProposingModel,
     Question,
+    SamplingModel,
     Segmentation,
+    SlabModel,
     Variant,
     View,
 )
@@ -39,6 +43,8 @@ from limner.checkpoints import store
 from limner.errors import CheckpointError
 
 __all__ = [
+    "AnyModel",
+    "AutomaticModel",
     "BatchModel",
     "Before",
     "CarryingModel",
@@ -52,11 +58,14 @@ __all__ = [
     "PropagatingModel",
     "ProposingModel",
     "Question",
+    "SamplingModel",
     "Segmentation",
+    "SlabModel",
     "Variant",
     "View",
     "cards",
     "create_model",
+    "create_promptable",
     "default_model",
     "how_to_get",
     "kept_weights",
@@ -120,8 +129,9 @@ def create_model(
     device: str = "auto",
     exact: bool = False,
     keep_embeddings: bool = False,
-) -> PromptableModel:
-    """Build a model.
+) -> AnyModel:
+    """Build a model: one that answers prompts, or one that needs none (`AutomaticModel`,
+    `SamplingModel`).
 
     Args:
         name: ``"family/variant"``, or ``"family"`` where it has one variant; see ``limner models``.
@@ -156,7 +166,24 @@ def create_model(
     return model
 
 
-def _build_kept(chosen: Variant, options: Mapping[str, Any]) -> PromptableModel:
+def create_promptable(name: str, **options: Any) -> PromptableModel:
+    """Build a model that answers prompts; the options are those of `create_model`.
+
+    Raises:
+        ValueError: besides, if the model takes no prompts.
+        CheckpointError: as for `create_model`.
+    """
+    model = create_model(name, **options)
+    if isinstance(model, PromptableModel):
+        return model
+    raise ValueError(
+        f"{model.card.name} labels whole images and takes no prompts: use limner auto IMAGE "
+        "--model NAME (limner.segment_automatically); with --journal FILE its result can be "
+        "corrected by limner resume FILE."
+    )
+
+
+def _build_kept(chosen: Variant, options: Mapping[str, Any]) -> AnyModel:
     """With the weights that are kept here."""
     name, path = chosen.card.name, kept_weights(chosen)
     if path is None:

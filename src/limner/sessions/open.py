@@ -14,7 +14,7 @@ from limner.errors import CheckpointError, LimnerError, SessionError
 from limner.geometry import Geometry
 from limner.io import read
 from limner.io.image import Image
-from limner.models import PromptableModel, create_model, default_model
+from limner.models import PromptableModel, create_promptable, default_model
 from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal
@@ -59,7 +59,7 @@ def open_session(
         TypeError: neither an image nor an array of numbers, or no model.
     """
     picture = as_image(image)
-    made = partial(create_model, device=device, exact=exact, keep_embeddings=keep_embeddings)
+    made = partial(create_promptable, device=device, exact=exact, keep_embeddings=keep_embeddings)
     if model is None:
         model = default_model(picture.kind, flat=propagator is not None)
     asked = _model(model, weights, made, "weights")
@@ -236,7 +236,7 @@ def _same_model(
 ) -> PromptableModel:
     if given is None:
         try:
-            given = create_model(
+            given = create_promptable(
                 facts["name"],
                 weights=weights,
                 device=options.device,
