@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.adapters.shipped_tracker import EXACT, PARTS, Parts
+from limner.adapters.shipped_tracker import EXACT, PARTS, TrackerParts
 from limner.datasets.folders import spread
 from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
 from limner.io.image import Image
@@ -50,7 +50,7 @@ def built(folder: Path, precision: str) -> LimnerSeq:
         part: runtime.compile(path, precision="fp32" if part in EXACT else precision)
         for part, path in files.items()
     }
-    return LimnerSeq(CARD, Parts(**made))
+    return LimnerSeq(CARD, TrackerParts(**made))
 
 
 def main() -> None:

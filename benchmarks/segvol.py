@@ -96,7 +96,7 @@ def parts(model: Any) -> dict[str, float]:
     text = model._speak(["liver"])["liver"]
     found["word"] = time.perf_counter() - start
     none = np.zeros((0, 3), np.float32), np.zeros(0, np.float32)
-    asked = prompts.Asked(*none, np.array([6, 50, 60, 25, 190, 200], np.float32), text)
+    asked = prompts.WindowPrompts(*none, np.array([6, 50, 60, 25, 190, 200], np.float32), text)
     return found | {"decode": seconds(lambda: model._decode(features, [asked]), RUNS)}
 
 

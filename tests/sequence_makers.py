@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 import limner
-from limner.models import Before, EncodedFrame, MemoryLimits, Segmentation, View, create_model
+from limner.models import (
+    EncodedFrame,
+    MemoryLimits,
+    PreviousFrame,
+    Segmentation,
+    View,
+    create_model,
+)
 from limner.prompts import MaskPrompt, Prompt
 
 CELL = 4
@@ -124,7 +131,7 @@ class Follower(_Drawn):
         self,
         memory: Mapping[str, np.ndarray],
         looked: View,
-        before: Before | None,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:

@@ -475,13 +475,13 @@ def test_slices_are_encoded_once_and_volumes_by_the_model_itself() -> None:
             return [self.segment(embedding, q.prompts, q.previous) for q in questions]
 
     class Carrying(Batch):
-        def carry(self, view, before, prompts):  # type: ignore[no-untyped-def]
+        def next_prompts(self, view, before, prompts):  # type: ignore[no-untyped-def]
             return prompts
 
     assert isinstance(encoded_once(Batch(), dimensions=3), EncodedOnce)
     carrying = encoded_once(Carrying(), dimensions=3)
     assert isinstance(carrying, CarryingEncodedOnce)
-    assert carrying.carry(None, None, (1,)) == (1,)  # type: ignore[arg-type]
+    assert carrying.next_prompts(None, None, (1,)) == (1,)  # type: ignore[arg-type]
     assert type(encoded_once(Carrying())) is EncodedOnce
     solid = Batch()
     solid.card = replace(solid.card, ndim=(2, 3))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from limner import phantoms
-from limner.adapters.markers import gather_seeds, obey
+from limner.adapters.markers import enforce_marks, gather_markers
 from limner.models import View, create_model
 from limner.models.classical import MOST_PIXELS, SOLVERS
 from limner.models.classical.colour import ColourBins, features_of, noise_level
@@ -115,24 +115,24 @@ def test_noise_is_measured_and_edges_are_not_noise() -> None:
 
 def test_the_later_mark_counts() -> None:
     yes, no = Click((5, 5)), Click((5, 5), positive=False)
-    assert gather_seeds([yes, no], (40, 40), (1, 1)).marks[5, 5] == -1
-    seeds = gather_seeds([no, yes], (40, 40), (1, 1))
+    assert gather_markers([yes, no], (40, 40), (1, 1)).marks[5, 5] == -1
+    seeds = gather_markers([no, yes], (40, 40), (1, 1))
     assert seeds.marks[5, 5] == 1
     assert seeds.inside[5, 5]
     assert not (seeds.inside & seeds.outside).any()
 
 
 def test_a_click_never_covers_its_neighbour() -> None:
-    seeds = gather_seeds([Click((5, 5), positive=False), Click((5, 6))], (40, 40), (1, 1))
+    seeds = gather_markers([Click((5, 5), positive=False), Click((5, 6))], (40, 40), (1, 1))
     assert seeds.outside[5, 5]
     assert seeds.inside[5, 6]
 
 
 def test_a_box_bounds_the_object_and_a_flat_one_leaves_its_axis_open() -> None:
-    seeds = gather_seeds([Box((4, 10, 10), (9, 30, 30))], (16, 40, 40), (1, 1, 1))
+    seeds = gather_markers([Box((4, 10, 10), (9, 30, 30))], (16, 40, 40), (1, 1, 1))
     assert seeds.outside[0].all()
     assert not seeds.outside[6, 20, 20]
-    flat = gather_seeds([Box((6, 10, 10), (7, 30, 30))], (16, 40, 40), (1, 1, 1))
+    flat = gather_markers([Box((6, 10, 10), (7, 30, 30))], (16, 40, 40), (1, 1, 1))
     assert not flat.outside[9, 20, 20]
     assert flat.outside[:, 5, 5].all()
     assert flat.prior is not None
@@ -144,7 +144,7 @@ def test_a_lasso_on_any_axis_of_a_volume_is_understood() -> None:
         points = [list(p) for p in ((8, 8), (8, 22), (22, 22), (22, 8))]
         for p in points:
             p.insert(axis, 15)
-        seeds = gather_seeds([Lasso(points)], (30, 30, 30), (1, 1, 1))
+        seeds = gather_markers([Lasso(points)], (30, 30, 30), (1, 1, 1))
         assert seeds.prior is not None
         assert seeds.prior[15, 15, 15] > 0.9
         moved = [15, 15, 15]
@@ -154,20 +154,20 @@ def test_a_lasso_on_any_axis_of_a_volume_is_understood() -> None:
 
 def test_a_mask_is_certain_in_its_core_and_far_away_but_for_contradictions() -> None:
     mask = disk((80, 80), (40, 40), 20)
-    plain = gather_seeds([MaskPrompt(mask)], (80, 80), (1, 1))
+    plain = gather_markers([MaskPrompt(mask)], (80, 80), (1, 1))
     assert plain.inside[40, 40]
     assert plain.outside[2, 2]
-    wrong = gather_seeds([MaskPrompt(mask), Click((40, 40), positive=False)], (80, 80), (1, 1))
+    wrong = gather_markers([MaskPrompt(mask), Click((40, 40), positive=False)], (80, 80), (1, 1))
     assert wrong.outside[40, 40]
     assert not wrong.inside[40, 46]
-    missing = gather_seeds([MaskPrompt(mask), Click((40, 75))], (80, 80), (1, 1))
+    missing = gather_markers([MaskPrompt(mask), Click((40, 75))], (80, 80), (1, 1))
     assert missing.inside[40, 75]
     assert not missing.outside[40, 68]
 
 
 def test_marks_win_over_any_logits() -> None:
     marks = np.array([[1, -1, 0, 1]], np.int8)
-    result = obey(np.array([[np.nan, np.inf, -3.0, -np.inf]]), marks)
+    result = enforce_marks(np.array([[np.nan, np.inf, -3.0, -np.inf]]), marks)
     assert np.isfinite(result).all()
     assert (np.sign(result) == [[1, -1, -1, 1]]).all()
 
@@ -319,6 +319,6 @@ def test_a_new_box_drops_what_lies_beyond_it_unless_it_was_clicked() -> None:
     earlier = disk((60, 120), (30, 30), 10) | disk((60, 120), (30, 90), 10)
     previous = np.where(earlier, 4.0, -4.0).astype(np.float32)
     box = Box((18, 18), (43, 43))
-    assert gather_seeds([box], (60, 120), (1, 1), previous).outside[30, 90]
-    clicked = gather_seeds([box, Click((30, 90))], (60, 120), (1, 1), previous)
+    assert gather_markers([box], (60, 120), (1, 1), previous).outside[30, 90]
+    clicked = gather_markers([box, Click((30, 90))], (60, 120), (1, 1), previous)
     assert not clicked.outside[earlier].any()

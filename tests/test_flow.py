@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from limner import metrics
 from limner.errors import PromptError
-from limner.models import Before, FollowingModel, View, create_model
+from limner.models import PreviousFrame, TrackerModel, View, create_model
 from limner.models.classical.optical_flow import DRAWN, MOST_GIVEN, lucas_kanade
 from limner.prompts import Box, Lasso, MaskPrompt, Scribble
 
@@ -47,7 +47,7 @@ def drawn(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 def model_of(name: str) -> Any:
     model = create_model(name)
-    assert isinstance(model, FollowingModel)
+    assert isinstance(model, TrackerModel)
     return model
 
 
@@ -85,19 +85,19 @@ def test_a_moving_disk_is_followed_by_the_flow_and_lost_by_the_copy() -> None:
     for name in NAMES:
         model = model_of(name)
         view, mask = scene(0)
-        looked = model.look(view, (0.0, 0.0))
+        looked = model.encode_window(view, (0.0, 0.0))
         memory = model.remember(None, looked, drawn(mask), place=0, given=True)
-        before = Before(view, drawn(mask))
+        before = PreviousFrame(view, drawn(mask))
         for step in range(1, 13):
             view, mask = scene(step)
-            looked = model.look(view, (0.0, 0.0))
-            found = model.find(memory, looked, before)
+            looked = model.encode_window(view, (0.0, 0.0))
+            found = model.track_object(memory, looked, before)
             assert found.logits.dtype == np.float32
             assert 0 <= found.score <= 1
             kept = {key: value.copy() for key, value in memory.items()}
             after = model.remember(memory, looked, found.logits, place=step, given=False)
             assert_same(memory, kept)
-            memory, before = after, Before(view, found.logits)
+            memory, before = after, PreviousFrame(view, found.logits)
         scores[name] = metrics.dice(before.logits > 0, mask), found.score
     assert scores["classical/flow"][0] > 0.8
     assert scores["classical/copy"][0] < 0.3
@@ -114,12 +114,14 @@ def assert_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
 def test_another_window_of_the_same_frame(name: str) -> None:
     model = model_of(name)
     view, mask = scene(0)
-    memory = model.remember(None, model.look(view, (0.0, 0.0)), drawn(mask), place=0, given=True)
+    memory = model.remember(
+        None, model.encode_window(view, (0.0, 0.0)), drawn(mask), place=0, given=True
+    )
     window = slice(12, 60), slice(30, 90)
     part = View(view.array[window], view.spacing, view.intensity)
-    found = model.find(memory, model.look(part, (12.0, 30.0)), None)
+    found = model.track_object(memory, model.encode_window(part, (12.0, 30.0)), None)
     np.testing.assert_array_equal(found.logits > 0, mask[window])
-    beyond = model.find(memory, model.look(part, (500.0, 500.0)), None)
+    beyond = model.track_object(memory, model.encode_window(part, (500.0, 500.0)), None)
     assert not (beyond.logits > 0).any()
     assert beyond.score == 0
 
@@ -132,11 +134,13 @@ def test_of_several_annotated_frames_the_one_like_the_frame_before_is_gone_on_fr
     memory = None
     for step in (0, 12):  # the second lies ahead
         view, mask = scene(step)
-        looked = model.look(view, (0.0, 0.0))
+        looked = model.encode_window(view, (0.0, 0.0))
         memory = model.remember(memory, looked, drawn(mask), place=step, given=True)
     view, mask = scene(1)
     assert memory is not None
-    found = model.find(memory, model.look(view, (0.0, 0.0)), Before(view, drawn(scene(0)[1])))
+    found = model.track_object(
+        memory, model.encode_window(view, (0.0, 0.0)), PreviousFrame(view, drawn(scene(0)[1]))
+    )
     assert metrics.dice(found.logits > 0, mask) > 0.85
 
 
@@ -144,7 +148,7 @@ def test_of_several_annotated_frames_the_one_like_the_frame_before_is_gone_on_fr
 def test_memory_is_bounded_and_a_lost_object_stays_lost(name: str) -> None:
     model = model_of(name)
     view, mask = scene(0)
-    looked = model.look(view, (0.0, 0.0))
+    looked = model.encode_window(view, (0.0, 0.0))
     memory = None
     sizes = set()
     for place in range(12):
@@ -152,7 +156,7 @@ def test_memory_is_bounded_and_a_lost_object_stays_lost(name: str) -> None:
         sizes.add(sum(value.nbytes for value in memory.values()))
     assert max(sizes) <= (MOST_GIVEN + 1) * (2 * 4 * SIDE**2 + 100)
     memory = model.remember(None, looked, drawn(mask & False), place=0, given=True)
-    found = model.find(memory, looked, None)
+    found = model.track_object(memory, looked, None)
     assert not (found.logits > 0).any()
     assert found.score == 0
 
@@ -161,7 +165,7 @@ def test_colour_and_holes_in_the_data_are_looked_at() -> None:
     model = model_of("classical/flow")
     pixels = np.full((20, 30, 3), 50.0)
     pixels[3, 4] = np.nan
-    looked = model.look(View(pixels, (1.0, 1.0), (0.0, 100.0)), (0.0, 0.0))
+    looked = model.encode_window(View(pixels, (1.0, 1.0), (0.0, 100.0)), (0.0, 0.0))
     assert looked.grey.shape == (20, 30)
     assert np.isfinite(looked.grey).all()
     assert looked.grey[0, 0] == pytest.approx(0.5)

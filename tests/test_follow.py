@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import limner
 from limner.geometry import Geometry
 from limner.io.image import Image
-from limner.models import Before, ModelCard, Segmentation, View
+from limner.models import ModelCard, PreviousFrame, Segmentation, View
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.image_view import ImageView
 from limner.sessions.propagation.object_tracker import TrackingOptions, track_objects
@@ -50,7 +50,7 @@ class Grey:
         (mask,) = (p.mask for p in prompts if isinstance(p, MaskPrompt))
         return Segmentation(np.where(mask, np.float32(9), np.float32(-9)), 1.0)
 
-    def look(self, view: View, origin: tuple[float, float]) -> View:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> View:
         self.views.append(view.shape)
         self.origins.append(origin)
         return view
@@ -73,11 +73,11 @@ class Grey:
             "given": np.append(memory["given"], given),
         }
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, NDArray[Any]],
         looked: View,
-        before: Before | None,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:
@@ -176,7 +176,9 @@ def test_objects_exclude_one_another_unless_they_were_drawn_overlapping() -> Non
     class Greedy(Grey):
         """Finds everything that is not black; surer of the first object."""
 
-        def find(self, memory: Any, looked: View, before: Any, *, place: Any) -> Segmentation:
+        def track_object(
+            self, memory: Any, looked: View, before: Any, *, place: Any
+        ) -> Segmentation:
             sure = np.float32(6 if memory["level"][0] < 150 else 3)
             return Segmentation(np.where(looked.array > 0, sure, -sure), 0.9)
 
@@ -203,7 +205,9 @@ def test_the_next_annotated_frame_is_remembered_and_no_other() -> None:
 
 def test_answers_of_another_shape_are_an_error() -> None:
     class Wrong(Grey):
-        def find(self, memory: Any, looked: View, before: Any, *, place: Any) -> Segmentation:
+        def track_object(
+            self, memory: Any, looked: View, before: Any, *, place: Any
+        ) -> Segmentation:
             return Segmentation(np.zeros((3, 3), np.float32), 1.0)
 
     mask = disc((60, 60), (30, 30), 8)

@@ -304,7 +304,7 @@ def box_of(mask: np.ndarray) -> limner.Box:
 
 def test_a_model_with_its_own_way_begins_its_leg_again() -> None:
     class Carrying(Walker):
-        def carry(self, view, before, prompts):  # type: ignore[no-untyped-def]
+        def next_prompts(self, view, before, prompts):  # type: ignore[no-untyped-def]
             return (MaskPrompt(before.logits > 0),) if (before.logits > 0).any() else ()
 
     image, labels = moving(12)

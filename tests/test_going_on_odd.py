@@ -112,7 +112,9 @@ def test_any_history_ends_in_the_masks_of_its_prompts(kind: str, seed: int, tmp_
 class Rivals(Follower):
     """Finds all that is bright; surer of an object the darker it is."""
 
-    def find(self, memory: Any, looked: View, before: Any, *, place: Any = None) -> Segmentation:
+    def track_object(
+        self, memory: Any, looked: View, before: Any, *, place: Any = None
+    ) -> Segmentation:
         sure = np.float32(6 if memory["value"][0] < 150 else 3)
         return Segmentation(np.where(looked.array > 60, sure, -sure), 0.8)
 
@@ -167,7 +169,7 @@ def test_an_object_drawn_onto_another_is_not_cut_by_it() -> None:
     array[3:, 15:25, 15:25] = 220
 
     class Near(Follower):
-        def find(
+        def track_object(
             self, memory: Any, looked: View, before: Any, *, place: Any = None
         ) -> Segmentation:
             organ = memory["value"][0] < 150

@@ -15,7 +15,7 @@ from PIL import Image as Picture
 
 import limner
 import parity
-from limner.adapters.sam import MASK_LOGIT, Frame
+from limner.adapters.sam import MASK_LOGIT, InputFrame
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, MissingDependency, PromptError
 from limner.models import Question, Segmentation, View, create_model, imis
@@ -138,13 +138,13 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
     """Tokens, all masks, their quality, and the vectors for the kind of object."""
     case, prompts = golden.case, said(golden.case, name)
     memory = golden.answers["click"].memory if name == "second_round" else None
-    asked = imis.ask(
+    asked = imis.encode_prompts(
         imis.CARD,
         prompts,
         golden.embedding.frame,
         imis.mask_input(Question(prompts, memory=memory), golden.embedding.frame, imis.LOW_RES),
     )
-    inputs = [torch.from_numpy(array) for array in imis.stack([asked], imis.LOW_RES)]
+    inputs = [torch.from_numpy(array) for array in imis.stack_prompts([asked], imis.LOW_RES)]
     word = labels.find(prompts[-1].text) if isinstance(prompts[-1], TextPrompt) else None
     text = torch.from_numpy(golden.model._text([word]))
     if word is not None:
@@ -296,7 +296,7 @@ class Spy:
         return logits, np.tile(np.array([[0.1, 0.9, 0.5]], np.float32), (len(value), 1))
 
 
-def make() -> tuple[imis.Imis, Spy, imis.Embedding]:
+def make() -> tuple[imis.Imis, Spy, imis.SamEmbedding]:
     spy = Spy()
     model = imis.Imis(imis.CARD, spy, spy, lambda: spy)
     embedding = model.embed(View(np.zeros((30, 40), np.uint8), (1.0, 1.0), (0.0, 255.0)))
@@ -327,7 +327,7 @@ def test_the_newest_word_counts() -> None:
 
 
 def test_the_mask_shown_is_the_newest() -> None:
-    frame = Frame.squashed((30, 40), imis.SIZE)
+    frame = InputFrame.squashed((30, 40), imis.SIZE)
     shown = partial(imis.mask_input, frame=frame, side=imis.LOW_RES)
     drawn = MaskPrompt(np.ones((30, 40), bool))
     memory = np.full((256, 256), 3.0, np.float32)
@@ -399,7 +399,7 @@ def test_a_word_may_be_a_name_or_a_label_of_the_training_sets() -> None:
         "thyroid": "thyroid gland",
     }.items():
         assert labels.find(word) == name
-        assert labels.find(labels.shown(name)) == name
+        assert labels.find(labels.display_name(name)) == name
 
 
 def test_token_numbers_are_clip_s() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import limner
 from limner import models, phantoms
-from limner.adapters.early_fusion import FusedModel
+from limner.adapters.early_fusion import EarlyFusionModel
 from limner.errors import CheckpointError, PromptError
 from limner.metrics import dice
 from limner.models import View, create_model, limner_2d
@@ -49,7 +49,7 @@ def shown(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network sees, (7, row, column), and the model's logits."""
     spy = Spy()
-    model = FusedModel(spy, limner_2d.CARD, limner_2d.HABITS)
+    model = EarlyFusionModel(spy, limner_2d.CARD, limner_2d.OPTIONS)
     result = model.segment(model.embed(picture), prompts, previous)
     return spy.seen[0][0], result.logits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from limner.adapters.early_fusion import FusedModel
+from limner.adapters.early_fusion import EarlyFusionModel
 from limner.models import View, limner_3d
 from limner.networks import fusion2d as fusion
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
@@ -38,7 +38,7 @@ def shown(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network sees, (7, slice, row, column), and the model's logits."""
     spy = Spy()
-    model = FusedModel(spy, limner_3d.CARD, limner_3d.HABITS)
+    model = EarlyFusionModel(spy, limner_3d.CARD, limner_3d.OPTIONS)
     result = model.segment(model.embed(volume), prompts, previous)
     return spy.seen[0][0], result.logits
 
@@ -113,7 +113,7 @@ def test_small_views_are_enlarged_and_answers_come_back_in_place(
     previous[at] = 8.0
     seen, logits = shown(view(shape), [Click(at)], previous)
     larger = np.multiply(shape, times)
-    assert (np.subtract(seen.shape[1:], larger) == -larger % limner_3d.HABITS.stride).all()
+    assert (np.subtract(seen.shape[1:], larger) == -larger % limner_3d.OPTIONS.stride).all()
     marked = np.argwhere(seen[fusion.POSITIVE]).mean(axis=0)
     assert np.allclose(marked, (np.array(at) + 0.5) * times - 0.5, atol=0.5)
     assert logits.shape == shape

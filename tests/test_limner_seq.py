@@ -14,7 +14,7 @@ from limner import models, phantoms
 from limner.adapters.shipped_tracker import PARTS
 from limner.errors import CheckpointError
 from limner.metrics import dice
-from limner.models import FollowingModel, create_model, limner_seq
+from limner.models import TrackerModel, create_model, limner_seq
 from limner.prompts import Box, Click, MaskPrompt
 
 WEIGHTS = Path(limner_seq.__file__).parents[1] / "weights"
@@ -28,7 +28,7 @@ def test_files_are_those_that_are_listed() -> None:
         assert hashlib.sha256((WEIGHTS / name).read_bytes()).hexdigest() == digest
     assert sum((WEIGHTS / name).stat().st_size for name in names) < 40e6
     model = create_model("limner-seq")
-    assert isinstance(model, FollowingModel)
+    assert isinstance(model, TrackerModel)
     assert model.card.weights_sha256 == FACTS["sha256"]["limner-seq.safetensors"]
 
 

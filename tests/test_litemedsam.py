@@ -12,7 +12,7 @@ from PIL import Image as Picture
 import limner
 import parity
 from limner.adapters.resize_area import resize_area
-from limner.adapters.sam import Frame, decode
+from limner.adapters.sam import InputFrame, decode_prompts
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.models import Segmentation, View, create_model
@@ -21,9 +21,9 @@ from limner.models.medsam.lite import (
     SIZE,
     Embedding,
     LiteMedSam,
-    carried_box,
-    corners,
+    encode_box,
     network_input,
+    next_box,
 )
 from limner.prompts import Box, Click
 
@@ -70,8 +70,8 @@ def embedding(model: LiteMedSam, picture: np.ndarray) -> Embedding:
 
 def low_res(model: LiteMedSam, embedding: Embedding, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """The decoder's own answer, (1, 1, SIZE, SIZE), and its quality."""
-    asked = [corners(CARD, [box], embedding.frame)]
-    ((logits, quality),) = decode(model._decoder, embedding.features, asked)
+    asked = [encode_box(CARD, [box], embedding.frame)]
+    ((logits, quality),) = decode_prompts(model._decoder, embedding.features, asked)
     return logits[None, :1], quality[None, :1]
 
 
@@ -144,7 +144,7 @@ def test_published_stages(system: parity.System, case: parity.Case, picture: np.
 
     from limner.models.medsam.lite import _Weights
 
-    pixels = network_input(view(picture), Frame.longest(picture.shape[:2], SIZE))
+    pixels = network_input(view(picture), InputFrame.longest(picture.shape[:2], SIZE))
     parity.check(pixels, case, "input", 1e-7)
     weights = _Weights(system.checkpoint())
     encoder = weights.encoder().eval()
@@ -154,7 +154,9 @@ def test_published_stages(system: parity.System, case: parity.Case, picture: np.
     with torch.inference_mode():
         stages["embedding"] = encoder(torch.from_numpy(pixels))
         for k, corners_xy in enumerate(case["boxes"]):
-            asked = corners(CARD, [box_of(corners_xy)], Frame.longest(picture.shape[:2], SIZE))
+            asked = encode_box(
+                CARD, [box_of(corners_xy)], InputFrame.longest(picture.shape[:2], SIZE)
+            )
             prompt_encoder = weights.decoder().prompt_encoder
             sparse = prompt_encoder.sparse(
                 torch.from_numpy(asked.coords[None]), torch.from_numpy(asked.labels[None])
@@ -243,7 +245,7 @@ def test_the_published_way_through_a_volume(
         prompts = given
         if z != middle:
             before = answers[z - 1 if z > middle else z + 1]
-            prompts = list(model.carry(shown, before, given))
+            prompts = list(model.next_prompts(shown, before, given))
         embedding = model.embed(shown)
         answers[z] = model.segment(embedding, prompts)
         logits, _ = low_res(model, embedding, prompts[0])
@@ -289,19 +291,19 @@ def hollow() -> LiteMedSam:
 def test_pictures_are_spread_before_they_are_padded() -> None:
     array = np.full((100, 300), 60, np.uint8)
     array[:, 150:] = 90
-    pixels = network_input(view(array), Frame.longest(array.shape, SIZE))
+    pixels = network_input(view(array), InputFrame.longest(array.shape, SIZE))
     assert pixels.shape == (1, 3, SIZE, SIZE)
     assert set(np.unique(pixels[0, :, :85])) == {0.0, 1.0}
     assert not pixels[0, :, 85:].any()
-    flat = network_input(view(np.full((9, 9), 7, np.uint8)), Frame.longest((9, 9), SIZE))
+    flat = network_input(view(np.full((9, 9), 7, np.uint8)), InputFrame.longest((9, 9), SIZE))
     assert not flat.any()
 
 
 def test_boxes_are_cut_to_whole_pixels() -> None:
-    frame = Frame.longest((300, 410), SIZE)
-    asked = corners(CARD, [Box((41, 59), (259, 330))], frame)
+    frame = InputFrame.longest((300, 410), SIZE)
+    asked = encode_box(CARD, [Box((41, 59), (259, 330))], frame)
     assert asked.coords.tolist() == [[36, 25], [206, 161]]
-    over = corners(CARD, [Box((-9, -9), (900, 900))], frame)
+    over = encode_box(CARD, [Box((-9, -9), (900, 900))], frame)
     assert over.coords.tolist() == [[0, 0], [SIZE, SIZE]]
 
 
@@ -313,11 +315,13 @@ def test_the_box_carried_on_is_cut_to_the_same_pixels(hollow: LiteMedSam) -> Non
         low = [int(rng.integers(0, n - 40)) for n in shape]
         high = [int(rng.integers(a + 20, n)) for a, n in zip(low, shape, strict=True)]
         mask[low[0] : high[0], low[1] : high[1]] = True
-        expected = carried_box(mask)
+        expected = next_box(mask)
         assert expected is not None
         before = Segmentation(np.where(mask, 1.0, -1.0).astype(np.float32), 1.0)
-        prompts = hollow.carry(view(np.zeros(shape, np.uint8)), before, [Box((0, 0), (9, 9))])
-        asked = corners(CARD, prompts, Frame.longest(shape, SIZE))
+        prompts = hollow.next_prompts(
+            view(np.zeros(shape, np.uint8)), before, [Box((0, 0), (9, 9))]
+        )
+        asked = encode_box(CARD, prompts, InputFrame.longest(shape, SIZE))
         assert asked.coords[:, ::-1].tolist() == [list(corner) for corner in expected]
 
 
@@ -328,13 +332,13 @@ def test_what_vanishes_falls_back_to_the_first_box(hollow: LiteMedSam) -> None:
     for single in (False, True):  # one pixel of 600 x 600 is less than half of one of 256 x 256
         mask[5, 5] = single
         before = Segmentation(np.where(mask, 1.0, -1.0).astype(np.float32), 1.0)
-        assert list(hollow.carry(picture, before, first)) == first
-    assert carried_box(mask, number=1) is None
-    assert carried_box(mask, number=9) == ((0, 0), (5, 5))  # 9 survives the rounding
+        assert list(hollow.next_prompts(picture, before, first)) == first
+    assert next_box(mask, number=1) is None
+    assert next_box(mask, number=9) == ((0, 0), (5, 5))  # 9 survives the rounding
     tiny = view(np.zeros((30, 30), np.uint8))
     before = Segmentation(np.full((30, 30), -1.0, np.float32), 1.0)
     before.logits[0, 0] = 1.0
-    (box,) = hollow.carry(tiny, before, first)
+    (box,) = hollow.next_prompts(tiny, before, first)
     assert isinstance(box, Box)
 
 

@@ -98,7 +98,7 @@ class Answered:
     logits: list[np.ndarray]
     masks: list[np.ndarray]
     stages: dict[str, np.ndarray]
-    embedding: medsam.Embedding
+    embedding: medsam.SamEmbedding
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +110,8 @@ def answered(model: medsam.MedSam, case: parity.Case, stages: Stages) -> Answere
             session.add(box_of(corners), object_id=number)
             predictions.append(session.predict(object_id=number))
     values = {**stages.values, "input": stages.inputs[-1]}
-    frame = sam.Frame.squashed(picture.shape[:2], medsam.SIZE)
-    embedding = medsam.Embedding(values["embedding"], frame)
+    frame = sam.InputFrame.squashed(picture.shape[:2], medsam.SIZE)
+    embedding = medsam.SamEmbedding(values["embedding"], frame)
     questions = [Question([box_of(corners)]) for corners in case["boxes"]]
     logits = [answer.logits for answer in model.segment_batch(embedding, questions)]
     return Answered(logits, [p.mask for p in predictions], values, embedding)
@@ -134,9 +134,9 @@ def test_embedding(answered: Answered, case: parity.Case) -> None:
 
 
 def test_boxes_as_the_network_takes_them(case: parity.Case) -> None:
-    frame = sam.Frame.squashed(case["image.hw"].tolist(), medsam.SIZE)
+    frame = sam.InputFrame.squashed(case["image.hw"].tolist(), medsam.SIZE)
     for corners, expected in zip(case["boxes"], case["boxes_1024"], strict=True):
-        asked = sam.ask(medsam.CARD, [box_of(corners)], frame)
+        asked = sam.encode_prompts(medsam.CARD, [box_of(corners)], frame)
         assert asked.labels.tolist() == [2.0, 3.0]
         assert np.abs(asked.coords.ravel() - expected).max() < 1e-4
 
@@ -154,10 +154,10 @@ def test_prompts_as_tokens_and_maps(weights: Path, case: parity.Case) -> None:
 
 def test_low_resolution_logits(model: medsam.MedSam, answered: Answered, case: parity.Case) -> None:
     asked = [
-        sam.ask(medsam.CARD, [box_of(corners)], answered.embedding.frame)
+        sam.encode_prompts(medsam.CARD, [box_of(corners)], answered.embedding.frame)
         for corners in case["boxes"]
     ]
-    decoded = sam.decode(model._decoder, answered.embedding.features, asked)
+    decoded = sam.decode_prompts(model._decoder, answered.embedding.features, asked)
     parity.check(np.stack([d[0][:1] for d in decoded]), case, "low_res_logits", LOGITS)
     assert np.abs(np.stack([d[1][:1] for d in decoded]) - case["iou"]).max() < 4e-6
 
@@ -175,11 +175,11 @@ def test_twenty_boxes_together_are_as_each_alone(model: medsam.MedSam, answered:
     rng = np.random.default_rng(4)
     low = rng.integers(0, 200, (20, 2))
     boxes = [Box(a, b) for a, b in zip(low, low + rng.integers(20, 170, (20, 2)), strict=True)]
-    asked = [sam.ask(medsam.CARD, [box], answered.embedding.frame) for box in boxes]
+    asked = [sam.encode_prompts(medsam.CARD, [box], answered.embedding.frame) for box in boxes]
     features = answered.embedding.features
-    together = sam.decode(model._decoder, features, asked)
+    together = sam.decode_prompts(model._decoder, features, asked)
     for question, (logits, quality) in zip(asked[::3], together[::3], strict=True):
-        ((alone, judged),) = sam.decode(model._decoder, features, [question])
+        ((alone, judged),) = sam.decode_prompts(model._decoder, features, [question])
         assert np.abs(alone - logits).max() < 1e-5 * alone.std()
         assert np.abs(judged - quality).max() < 1e-5
 
@@ -212,7 +212,7 @@ def predictor(model: medsam.MedSam) -> medsam.SamPredictor:
 @pytest.fixture(scope="module")
 def seen(
     predictor: medsam.SamPredictor, points_case: parity.Case, stages: Stages
-) -> medsam.Embedding:
+) -> medsam.SamEmbedding:
     embedding = predictor.embed(view_of(parity.picture(points_case)))
     parity.check(stages.inputs[-1], points_case, "input", 1e-6)
     assert embedding.frame.inside == tuple(points_case["input_size"])
@@ -235,7 +235,7 @@ def question_of(case: parity.Case, name: str, memory: np.ndarray | None) -> Ques
 
 @pytest.fixture(scope="module")
 def rounds(
-    predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
+    predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> dict[str, Any]:
     """The prompts of the case in order, each with the answer that it refers to."""
     answers: dict[str, Any] = {}
@@ -247,7 +247,7 @@ def rounds(
     return answers
 
 
-def test_embedding_of_the_predictor(seen: medsam.Embedding, points_case: parity.Case) -> None:
+def test_embedding_of_the_predictor(seen: medsam.SamEmbedding, points_case: parity.Case) -> None:
     parity.check(seen.features, points_case, "embedding", EMBEDDING)
 
 
@@ -274,24 +274,26 @@ def test_rounds_of_prompts(rounds: dict[str, Any], points_case: parity.Case, nam
 
 
 def test_all_masks_of_clicks(
-    predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
+    predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
     """Questions with different numbers of points, asked together."""
     names = ("one_click", "three_clicks", "moved_click")
     asked = [
-        sam.ask(medsam.POINTS_CARD, question_of(points_case, n, None).prompts, seen.frame)
+        sam.encode_prompts(
+            medsam.POINTS_CARD, question_of(points_case, n, None).prompts, seen.frame
+        )
         for n in names
     ]
     assert [q.labels.tolist() for q in asked] == [[1, -1], [1, 1, 0, -1], [1, -1]]
     for name, (logits, quality) in zip(
-        names, sam.decode(predictor._decoder, seen.features, asked), strict=True
+        names, sam.decode_prompts(predictor._decoder, seen.features, asked), strict=True
     ):
         parity.check(logits[1:], points_case, f"{name}.low_res_logits", LOGITS)
         assert np.abs(quality[1:] - points_case[f"{name}.iou"]).max() < 5e-6
 
 
 def test_three_masks_are_proposed_for_clicks_and_one_for_boxes(
-    predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
+    predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
     click = question_of(points_case, "one_click", None)
     box = Question([Box((60, 40), (220, 200))])
@@ -313,14 +315,14 @@ def test_three_masks_are_proposed_for_clicks_and_one_for_boxes(
 
 
 def test_a_session_shows_the_answer_before_again(
-    predictor: medsam.SamPredictor, seen: medsam.Embedding, points_case: parity.Case
+    predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
     first, second = Click((200, 120)), Click((100, 250), positive=False)
     once = predictor.segment_batch(seen, [Question([first])])[0]
     twice = predictor.segment_batch(seen, [Question([first, second], memory=once.memory)])[0]
 
     class Seen(medsam.SamPredictor):
-        def embed(self, view: View) -> medsam.Embedding:
+        def embed(self, view: View) -> medsam.SamEmbedding:
             return seen
 
     model = Seen(medsam.POINTS_CARD, predictor._encoder, predictor._decoder)
@@ -332,7 +334,7 @@ def test_a_session_shows_the_answer_before_again(
 
 
 def test_rough_masks_and_answers_on_other_views(
-    predictor: medsam.SamPredictor, seen: medsam.Embedding, rounds: dict[str, Any]
+    predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, rounds: dict[str, Any]
 ) -> None:
     before = rounds["click_prev"]
     again = predictor.segment_batch(seen, [Question([], memory=before.memory)])[0]
@@ -509,7 +511,7 @@ def test_bilinear_is_torchs(shape: tuple[int, int]) -> None:
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(planes)[None], shape, mode="bilinear", align_corners=False
     )[0].numpy()
-    assert np.allclose(sam.bilinear(planes, shape), expected, atol=1e-6)
+    assert np.allclose(sam.resize_bilinear(planes, shape), expected, atol=1e-6)
 
 
 def test_log_odds_keep_the_sign_and_are_finite() -> None:
@@ -523,24 +525,24 @@ def test_log_odds_keep_the_sign_and_are_finite() -> None:
 
 def test_eight_bits_are_those_of_the_file_unless_windowed() -> None:
     stored = np.array([[10, 20], [30, 250]], np.uint8)
-    grey = sam.eight_bit(View(stored, (1, 1), (0.0, 100.0)))
+    grey = sam.to_eight_bit(View(stored, (1, 1), (0.0, 100.0)))
     assert (grey == stored[..., None]).all()
     assert grey.shape == (2, 2, 3)
-    windowed = sam.eight_bit(View(stored, (1, 1), (10.0, 30.0), windowed=True))
+    windowed = sam.to_eight_bit(View(stored, (1, 1), (10.0, 30.0), windowed=True))
     assert windowed[..., 0].tolist() == [[0, 128], [255, 255]]
-    ct = sam.eight_bit(View(stored.astype(np.int16) - 20, (1, 1), (-10.0, 10.0)))
+    ct = sam.to_eight_bit(View(stored.astype(np.int16) - 20, (1, 1), (-10.0, 10.0)))
     assert ct[..., 2].tolist() == [[0, 128], [255, 255]]
     opaque = np.dstack([np.full((2, 2, 3), 7, np.uint8), stored])
-    assert (sam.eight_bit(View(opaque, (1, 1), (0.0, 255.0))) == 7).all()
-    two = sam.eight_bit(View(np.dstack([stored, stored]), (1, 1), (0.0, 255.0)))
+    assert (sam.to_eight_bit(View(opaque, (1, 1), (0.0, 255.0))) == 7).all()
+    two = sam.to_eight_bit(View(np.dstack([stored, stored]), (1, 1), (0.0, 255.0)))
     assert (two == stored[..., None]).all()
 
 
 def test_frames_map_there_and_back() -> None:
-    frame = sam.Frame.longest((420, 300), 1024)
+    frame = sam.InputFrame.longest((420, 300), 1024)
     assert frame.inside == (1024, 731)
     assert frame.to_xy((210.0, 150.0)) == pytest.approx((365.5, 512.0))
-    assert sam.Frame.longest((1, 3000), 1024).inside == (1, 1024)
+    assert sam.InputFrame.longest((1, 3000), 1024).inside == (1, 1024)
     smooth = np.add.outer(np.linspace(-5, 5, 420), np.linspace(-5, 5, 300)).astype(np.float32)
     low = frame.to_low_res(smooth, 256, outside=-10.0)
     assert (low[:, 184:] == -10).all()
@@ -549,8 +551,8 @@ def test_frames_map_there_and_back() -> None:
 
 
 def test_boxes_over_the_edge_are_cut() -> None:
-    frame = sam.Frame.squashed((100, 50), 1024)
-    asked = sam.ask(medsam.CARD, [Box((-20, 10), (50, 70))], frame)
+    frame = sam.InputFrame.squashed((100, 50), 1024)
+    asked = sam.encode_prompts(medsam.CARD, [Box((-20, 10), (50, 70))], frame)
     assert np.allclose(asked.coords, [[204.8, 0.0], [1024.0, 512.0]])
 
 

@@ -15,7 +15,7 @@ import pytest
 import limner
 import parity
 from limner.errors import CheckpointError, PromptError
-from limner.models import FollowingModel, Question, Segmentation, View, create_model, medsam2
+from limner.models import Question, Segmentation, TrackerModel, View, create_model, medsam2
 from limner.models.medsam2 import memory as _medsam2_memory
 from limner.prompts import Box, Click, MaskPrompt, Scribble
 
@@ -51,7 +51,7 @@ def case() -> parity.Case:
 
 
 @pytest.fixture(scope="module")
-def looked(sam2: medsam2.Sam2, case: parity.Case) -> medsam2.Looked:
+def looked(sam2: medsam2.Sam2, case: parity.Case) -> medsam2.EncodedView:
     return sam2.embed(View(parity.picture(case), (1.0, 1.0), (0.0, 255.0)))
 
 
@@ -69,7 +69,7 @@ def test_every_weight_has_its_place() -> None:
 
 
 def test_features_of_a_picture(
-    sam2: medsam2.Sam2, looked: medsam2.Looked, case: parity.Case
+    sam2: medsam2.Sam2, looked: medsam2.EncodedView, case: parity.Case
 ) -> None:
     view = View(parity.picture(case), (1.0, 1.0), (0.0, 255.0))
     parity.check(medsam2.network_input(view, 1024, smooth=True), case, "input", 1e-6)
@@ -103,7 +103,7 @@ def check(found: Segmentation, case: parity.Case, name: str) -> None:
 
 
 def test_prompts_on_a_picture(
-    sam2: medsam2.Sam2, looked: medsam2.Looked, case: parity.Case
+    sam2: medsam2.Sam2, looked: medsam2.EncodedView, case: parity.Case
 ) -> None:
     for name in ("click", "click_moved"):
         check(sam2.segment(looked, clicks(case, name)), case, name)
@@ -114,9 +114,9 @@ def test_prompts_on_a_picture(
 
 
 def test_all_masks_of_a_click(
-    sam2: medsam2.Sam2, looked: medsam2.Looked, case: parity.Case
+    sam2: medsam2.Sam2, looked: medsam2.EncodedView, case: parity.Case
 ) -> None:
-    places, labels = medsam2.points(sam2.card, clicks(case, "click"), looked.frame)
+    places, labels = medsam2.encode_points(sam2.card, clicks(case, "click"), looked.frame)
     coarse = looked.coarse + looked.alone[..., None, None]
     logits, quality, _, present = sam2._decoded(looked, coarse, places, labels, None)
     parity.check(logits[1:], case, "click.low_res_logits", STAGE)
@@ -153,7 +153,7 @@ def adapter(whole: Any) -> medsam2.Sam2:
         return _torch.load(made(whole), torch.device("cpu"), "fp32", as_it_is=True)
 
     made = (net.ImageEncoder, net.MaskDecoder, net.MemoryEncoder, net.MemoryAttention)
-    return medsam2.Sam2(medsam2.CARD, medsam2.Parts(*map(part, made)), SIZE)
+    return medsam2.Sam2(medsam2.CARD, medsam2.Sam2Parts(*map(part, made)), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -168,16 +168,16 @@ def model(whole: Any) -> medsam2.Sam2:
 
 def ours(
     model: medsam2.Sam2, given: Sequence[int], order: Sequence[int], *, label: int = OBJECT
-) -> Iterator[tuple[int, medsam2.Found, Segmentation]]:
+) -> Iterator[tuple[int, medsam2.TrackedMask, Segmentation]]:
     """Our loop: what is found on the frames that were not given."""
     memory = None
     for k in given:
-        seen = model.look(view(k), (0.0, 0.0))
+        seen = model.encode_window(view(k), (0.0, 0.0))
         memory = model.remember(memory, seen, drawn(k, label), place=k, given=True)
     for k in (k for k in order if k not in given):
         assert memory is not None
-        seen = model.look(view(k), (0.0, 0.0))
-        answer = model.find(memory, seen, None)
+        seen = model.encode_window(view(k), (0.0, 0.0))
+        answer = model.track_object(memory, seen, None)
         (found,) = seen.found.values()
         memory = model.remember(memory, seen, answer.logits, place=k, given=False)
         yield k, found, answer
@@ -224,7 +224,7 @@ def as_authors(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
 FORWARD, BACKWARD = range(18), range(17, -1, -1)
 
 
-def agree(found: medsam2.Found, golden: np.ndarray) -> bool:
+def agree(found: medsam2.TrackedMask, golden: np.ndarray) -> bool:
     wrong = (found.low_res > 0) != (golden > 0)
     near = np.abs(found.low_res - golden).max() < LOOP
     return bool(near and np.abs(golden[wrong]).max(initial=0) < LOOP)
@@ -279,23 +279,25 @@ def test_frames_without_the_object(as_authors: Callable[[Any], Any]) -> None:
 def test_the_place_of_a_frame_is_told_or_counted(model: medsam2.Sam2) -> None:
     memory = None
     for k in (0, 4):
-        memory = model.remember(memory, model.look(view(k), (0, 0)), drawn(k), place=k, given=True)
+        memory = model.remember(
+            memory, model.encode_window(view(k), (0, 0)), drawn(k), place=k, given=True
+        )
     assert memory is not None
-    seen = model.look(view(1), (0, 0))
+    seen = model.encode_window(view(1), (0, 0))
     counted, told = (
-        model.find(memory, seen, None),
-        model.find(memory, seen, None, place=1),
+        model.track_object(memory, seen, None),
+        model.track_object(memory, seen, None, place=1),
     )
-    later = model.find(memory, seen, None, place=9)
+    later = model.track_object(memory, seen, None, place=9)
     assert np.array_equal(counted.logits, told.logits)
     assert not np.array_equal(counted.logits, later.logits)
 
 
 def test_what_was_changed_is_remembered_as_a_mask(model: medsam2.Sam2) -> None:
-    seen = model.look(view(0), (0, 0))
+    seen = model.encode_window(view(0), (0, 0))
     memory = model.remember(None, seen, drawn(0), place=0, given=True)
-    seen = model.look(view(1), (0, 0))
-    found = model.find(memory, seen, None)
+    seen = model.encode_window(view(1), (0, 0))
+    found = model.track_object(memory, seen, None)
     own = model.remember(memory, seen, found.logits, place=1, given=False)
     changed = model.remember(memory, seen, drawn(1), place=1, given=False)
     as_given = model.remember(memory, seen, drawn(1), place=1, given=True)
@@ -307,14 +309,14 @@ def test_what_was_changed_is_remembered_as_a_mask(model: medsam2.Sam2) -> None:
 
 
 def test_an_empty_mask_points_to_nobody(model: medsam2.Sam2, whole: Any) -> None:
-    seen = model.look(view(0), (0, 0))
+    seen = model.encode_window(view(0), (0, 0))
     nothing = np.full(SHAPE, np.float32(-10))
     memory = model.remember(None, seen, nothing, place=0, given=True)
     assert np.array_equal(memory["given_pointers"], whole.no_object_pointer.detach().numpy())
 
 
 def test_prompts_as_in_the_published_predictor(model: medsam2.Sam2) -> None:
-    assert isinstance(model, FollowingModel)
+    assert isinstance(model, TrackerModel)
     seen = model.embed(view(0))
     truth = drawn(0) > 0
     own = model.segment(seen, [Click((5.0, 5.0)), MaskPrompt(truth)])
@@ -394,7 +396,7 @@ def remembered(places: Sequence[int], given: Sequence[int] = ()) -> dict[str, np
     memory = None
     for k in places:
         features, pointer = np.full((4, 64), k, np.float32), np.full(256, k, np.float32)
-        memory = _medsam2_memory.added(memory, k, features, pointer, given=k in given)
+        memory = _medsam2_memory.add_frame(memory, k, features, pointer, given=k in given)
     assert memory is not None
     return memory
 
@@ -418,12 +420,12 @@ def test_a_memory_is_bounded() -> None:
 
 
 def test_what_is_looked_at_of_a_memory() -> None:
-    found = _medsam2_memory.recalled(remembered((0, 30, *range(1, 20)), given=(0, 30)), None)
+    found = _medsam2_memory.read_memory(remembered((0, 30, *range(1, 20)), given=(0, 30)), None)
     assert [*found.features[:, 0, 0]] == [0, 30, 14, 15, 16, 17, 18, 19]
     assert [*found.slots] == [6, 6, 5, 4, 3, 2, 1, 0]
     assert [*found.pointers[:, 0]] == [0, *range(5, 20)]  # 30 lies ahead
     assert [*found.ago] == [20, *range(15, 0, -1)]
-    back = _medsam2_memory.recalled(remembered((9, 8, 6, 5), given=(9,)), 4)  # without 7
+    back = _medsam2_memory.read_memory(remembered((9, 8, 6, 5), given=(9,)), 4)  # without 7
     assert [*back.slots] == [6, 3, 1, 0]
     assert [*back.ago] == [5, 4, 2, 1]
 
@@ -433,7 +435,7 @@ def test_a_frame_that_comes_again_is_replaced() -> None:
     assert [*memory["found"]] == [2, 1]
     assert [*memory["found_features"][:, 0, 0]] == [*_medsam2_memory.narrowed(np.float32([2, 1]))]
     features, pointer = np.zeros((4, 64), np.float32), np.zeros(256, np.float32)
-    corrected = _medsam2_memory.added(memory, 2, features, pointer, given=True)
+    corrected = _medsam2_memory.add_frame(memory, 2, features, pointer, given=True)
     assert ([*corrected["given"]], [*corrected["found"]]) == ([0, 2], [1])
 
 
@@ -490,10 +492,10 @@ def test_unstable_masks_are_replaced() -> None:
     logits = np.full((4, 10, 10), np.float32(-1))
     quality = np.array([0.9, 0.1, 0.3, 0.2], np.float32)
     logits[0, :5] = 1
-    assert medsam2.clear(logits, quality) == 0
+    assert medsam2.most_stable(logits, quality) == 0
     logits[0, 5] = 0.01
-    assert medsam2.clear(logits, quality) == 2
-    assert medsam2.clear(np.full((4, 3, 3), np.float32(-9)), quality) == 0
+    assert medsam2.most_stable(logits, quality) == 2
+    assert medsam2.most_stable(np.full((4, 3, 3), np.float32(-9)), quality) == 0
 
 
 def test_others_weights_are_refused() -> None:

@@ -18,7 +18,7 @@ from limner.errors import SessionError
 from limner.models import (
     EncodedFrame,
     MemoryLimits,
-    PropagatingModel,
+    MemoryModel,
     Segmentation,
     View,
     create_model,
@@ -238,8 +238,8 @@ def test_limits_that_exclude_each_other_are_refused() -> None:
 
 
 def test_the_stand_in_is_a_propagating_model() -> None:
-    assert isinstance(Colours(), PropagatingModel)
-    assert not isinstance(create_model("toy"), PropagatingModel)
+    assert isinstance(Colours(), MemoryModel)
+    assert not isinstance(create_model("toy"), MemoryModel)
 
 
 @pytest.mark.parametrize("source", [0, 5, 11])

@@ -56,7 +56,7 @@ def test_more_filters_are_added_to_all_masks() -> None:
     tokens, features = torch.randn(2, 7, 64), torch.randn(2, 16 * GRID * GRID, 8)
     more = torch.randn(2, 8)
     apart, _ = folded.masks(decoder, tokens, features, GRID)
-    added = folded.planes(more[:, None], features, GRID)
+    added = folded.mask_maps(more[:, None], features, GRID)
     together, _ = folded.masks(decoder, tokens, features, GRID, more)
     assert torch.allclose(apart + added, together, atol=1e-4)
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from limner.networks import unet2d
-from limner.networks.unet3d import Across, InPlane, PromptableUNet3d, fuse, inflate
+from limner.networks.unet3d import CrossSliceConv, InPlaneConv, PromptableUNet3d, fuse, inflate
 
 SIZES = {"widths": (8, 16, 24), "depths": (1, 2, 1)}
 
@@ -51,7 +51,11 @@ def test_a_slice_hears_of_its_neighbours() -> None:
 def test_convolutions_are_those_of_volumes() -> None:
     torch.manual_seed(2)
     x = torch.randn(2, 8, 4, 6, 10)
-    for layer in (InPlane(8, 16, 3, stride=2), InPlane(8, 4, 1), _random(Across(8))):
+    for layer in (
+        InPlaneConv(8, 16, 3, stride=2),
+        InPlaneConv(8, 4, 1),
+        _random(CrossSliceConv(8)),
+    ):
         expected = functional.conv3d(x, layer.weight, layer.bias, layer.stride, layer.padding)
         assert torch.allclose(layer(x), expected, atol=1e-5)
 

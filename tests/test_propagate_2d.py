@@ -224,7 +224,7 @@ def test_a_model_may_know_its_own_way_to_the_next_slice() -> None:
     seen: list[tuple[View, Segmentation, Sequence[Prompt]]] = []
 
     class Carrying(BoxFiller):
-        def carry(
+        def next_prompts(
             self, view: View, before: Segmentation, prompts: Sequence[Prompt]
         ) -> Sequence[Prompt]:
             seen.append((view, before, prompts))

@@ -84,7 +84,7 @@ def test_a_carrying_propagator_is_told_of_the_mask_not_of_the_clicks() -> None:
     told = []
 
     class Carrying(Walker):
-        def carry(self, view, before, prompts):  # type: ignore[no-untyped-def]
+        def next_prompts(self, view, before, prompts):  # type: ignore[no-untyped-def]
             told.append((list(prompts), before.memory))
             return [limner.MaskPrompt(before.logits > 0)]
 

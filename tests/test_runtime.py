@@ -62,11 +62,11 @@ def _fused(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     return rng.standard_normal((batch, 7, rows, columns)).astype(np.float32)
 
 
-def _put(shelf: _cache.Shelf, key: str, content: bytes) -> None:
+def _put(shelf: _cache.DiskCache, key: str, content: bytes) -> None:
     assert shelf.write(key, lambda file: file.write(content))
 
 
-def _got(shelf: _cache.Shelf, key: str) -> bytes | None:
+def _got(shelf: _cache.DiskCache, key: str) -> bytes | None:
     found = shelf.read(key)
     return None if found is None else found.tobytes()
 
@@ -309,7 +309,7 @@ def test_a_damaged_entry_is_made_anew(path: Path, cache: Path, harm: str) -> Non
 def test_an_entry_of_something_else_is_made_anew(path: Path, cache: Path) -> None:
     right = runtime.compile(path)(_fused(1, 32, 32))[0]
     (entry,) = _entries(cache)
-    _openvino.SHELF.write(entry.stem, lambda file: file.write(b"whole, but no network"))
+    _openvino.DISK_CACHE.write(entry.stem, lambda file: file.write(b"whole, but no network"))
     assert np.array_equal(runtime.compile(path)(_fused(1, 32, 32))[0], right)
     assert entry.stat().st_size > 1000
 
@@ -348,13 +348,13 @@ def test_a_full_disk_leaves_no_rest(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    assert not _openvino.SHELF.write("a", lambda file: file.write(b"1234"))
+    assert not _openvino.DISK_CACHE.write("a", lambda file: file.write(b"1234"))
     assert list(cache.iterdir()) == []
     assert "No space left" in caplog.text
 
 
 def test_the_least_recently_used_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = replace(_openvino.SHELF, most_bytes=3700)
+    shelf = replace(_openvino.DISK_CACHE, most_bytes=3700)
     for age, key in ((300, "a"), (200, "b"), (100, "c")):
         _put(shelf, key, key.encode() * 1000)
         if key != "c":

@@ -389,7 +389,7 @@ def test_a_damaged_embedding_is_none(tmp_path: Path, harm: str) -> None:
         content[-1] ^= 1
         entry.write_bytes(content)
     else:
-        assert _embeddings.SHELF.write("key", lambda file: file.write(b"\x02whole, but other"))
+        assert _embeddings.DISK_CACHE.write("key", lambda file: file.write(b"\x02whole, but other"))
     assert _embeddings.load("key") is None
     assert not list(tmp_path.rglob("*.embedding"))
 
@@ -406,10 +406,10 @@ def test_a_remembering_encoder_encodes_once() -> None:
 
     x = np.arange(6, dtype=np.float32)[None]
     for _ in range(3):
-        encoder = _embeddings.Remembering(Encoder(), "weights")
+        encoder = _embeddings.CachedEncoder(Encoder(), "weights")
         assert np.array_equal(encoder(x)[0], x * 2)
     assert len(calls) == 1
-    _embeddings.Remembering(Encoder(), "other weights")(x)
+    _embeddings.CachedEncoder(Encoder(), "other weights")(x)
     encoder(x + 1)
     assert len(calls) == 3
 
@@ -425,7 +425,7 @@ def test_of_several_pictures_only_new_ones_are_encoded(monkeypatch: pytest.Monke
             sizes.append(len(inputs[0]))
             return inputs[0] * 2, inputs[0].sum(axis=1)
 
-    encoder = _embeddings.Remembering(Encoder(), "weights")
+    encoder = _embeddings.CachedEncoder(Encoder(), "weights")
     assert encoder.at_once == 4
     pictures = np.arange(15, dtype=np.float32).reshape(5, 3)
     encoder(pictures[1:2])
@@ -453,4 +453,4 @@ def test_what_is_remembered_needs_no_network(cache: Path) -> None:
         again(asked[0] + 1, *asked[1:])
     kept = runtime.facts()["kept"].split(", ")
     assert kept == ["0 of 6,442 MB networks", "0 of 2,147 MB embeddings"]
-    assert _embeddings.SHELF.size() > 256
+    assert _embeddings.DISK_CACHE.size() > 256

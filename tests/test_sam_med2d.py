@@ -14,7 +14,7 @@ from PIL import Image as Picture
 
 import limner
 import parity
-from limner.adapters.sam import Frame, ask, sigmoid, stack
+from limner.adapters.sam import InputFrame, encode_prompts, sigmoid, stack_prompts
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.models import Question, Segmentation, View, create_model, sam_med2d
@@ -122,9 +122,9 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
     """Tokens, all masks and their quality; with a single output it is the first mask."""
     prompts, case = said(golden.case, name), golden.case
     memory = golden.answers["box"].memory if name == "points_prev" else None
-    mask = sam_med2d.shown(Question(prompts, memory=memory), golden.embedding.frame)
-    asked = ask(sam_med2d.CARD, prompts, golden.embedding.frame, mask)
-    inputs = [torch.from_numpy(array) for array in stack([asked], sam_med2d.LOW_RES)]
+    mask = sam_med2d.mask_probabilities(Question(prompts, memory=memory), golden.embedding.frame)
+    asked = encode_prompts(sam_med2d.CARD, prompts, golden.embedding.frame, mask)
+    inputs = [torch.from_numpy(array) for array in stack_prompts([asked], sam_med2d.LOW_RES)]
     with torch.inference_mode():
         features = torch.from_numpy(golden.embedding.features)
         logits, quality = (out.numpy() for out in golden.decoder(features, *inputs))
@@ -214,7 +214,7 @@ class Spy:
         return logits, np.tile(np.array([[0.9, 0.1, 0.8, 0.5]], np.float32), (batch, 1))
 
 
-def make() -> tuple[sam_med2d.SamMed2d, Spy, sam_med2d.Embedding]:
+def make() -> tuple[sam_med2d.SamMed2d, Spy, sam_med2d.SamEmbedding]:
     spy = Spy()
     model = sam_med2d.SamMed2d(sam_med2d.CARD, spy, spy)
     embedding = model.embed(View(np.zeros((30, 40), np.uint8), (1.0, 1.0), (0.0, 255.0)))
@@ -230,8 +230,8 @@ def test_the_most_trusted_of_three_masks_counts_and_is_remembered() -> None:
 
 
 def test_masks_are_shown_as_probabilities() -> None:
-    frame = Frame.squashed((30, 40), sam_med2d.SIZE)
-    shown = partial(sam_med2d.shown, frame=frame)
+    frame = InputFrame.squashed((30, 40), sam_med2d.SIZE)
+    shown = partial(sam_med2d.mask_probabilities, frame=frame)
     drawn = MaskPrompt(np.ones((30, 40), bool))
     memory = np.full((64, 64), 3.0, np.float32)
     before = np.full((30, 40), -40.0, np.float32)

@@ -126,11 +126,11 @@ def test_published_stages(
 ) -> None:
     import torch
 
-    from limner.models.scribbleprompt import _filled
+    from limner.models.scribbleprompt import _load_network
 
     planes = shown(model, case, phantom, name)
     parity.check(planes[None], case, f"{name}.network_input", TOLERANCE)
-    network = _filled(system.checkpoint(".pt")).eval()
+    network = _load_network(system.checkpoint(".pt")).eval()
     stages: dict[str, torch.Tensor] = {}
     for stage, part in (("down0", network.downs[0]), ("bottleneck", network.bottleneck)):
         part.register_forward_hook(lambda _m, _i, out, stage=stage: stages.update({stage: out}))

@@ -19,7 +19,7 @@ import pytest
 import limner
 import parity
 from limner.adapters.axes import Axes
-from limner.adapters.sam import NOTHING, POSITIVE
+from limner.adapters.sam import PADDING, POSITIVE
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.geometry import Geometry
@@ -61,17 +61,17 @@ def in_index_order(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 1, 0))
 
 
-def asked_of(case: parity.Case, name: str) -> prompts.Asked:
+def asked_of(case: parity.Case, name: str) -> prompts.WindowPrompts:
     """The prompts of a golden call."""
     points, labels = np.zeros((0, 3), np.float32), np.zeros(0, np.float32)
     if f"{name}.points" in case:
         points = case[f"{name}.points"].reshape(-1, 3)
         labels = case[f"{name}.labels"].reshape(-1)
     box = case[f"{name}.box"].reshape(6) if f"{name}.box" in case else None
-    return prompts.Asked(points, labels, box)
+    return prompts.WindowPrompts(points, labels, box)
 
 
-def same_asked(asked: prompts.Asked, case: parity.Case, name: str) -> None:
+def same_asked(asked: prompts.WindowPrompts, case: parity.Case, name: str) -> None:
     golden = asked_of(case, name)
     assert np.array_equal(asked.points, golden.points)
     assert np.array_equal(asked.labels, golden.labels)
@@ -121,7 +121,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 # The pipeline with a rule in place of the network
 
 
-def rule(image: np.ndarray, asked: prompts.Asked) -> np.ndarray:
+def rule(image: np.ndarray, asked: prompts.WindowPrompts) -> np.ndarray:
     """What the goldens' stand-in for the network answers."""
     logits = np.float32(16) * image - np.float32(8)
     if asked.box is None and not len(asked.positive):
@@ -139,12 +139,12 @@ def rule(image: np.ndarray, asked: prompts.Asked) -> np.ndarray:
 @pytest.mark.parametrize("name", RULES)
 def test_the_authors_zoom_is_repeated_to_the_bit(name: str) -> None:
     case = parity.system("segvol").case(f"zoom_rule_{name}")
-    volume = volumes.prepared_as_published(in_index_order(stored(case)[0]))
+    volume = volumes.prepare_volume_as_published(in_index_order(stored(case)[0]))
     equal(volume.normalized(volume.kept)[None], case, "image")
     equal(volume.coarse().image()[None], case, "zoom_out_image")
     calls = 0
 
-    def look(picture: volumes.Picture, asked: prompts.Asked) -> np.ndarray:
+    def look(picture: volumes.Window, asked: prompts.WindowPrompts) -> np.ndarray:
         nonlocal calls
         image = picture.image()
         equal(image[None, None], case, f"call{calls}.image")
@@ -161,11 +161,11 @@ def test_the_authors_zoom_is_repeated_to_the_bit(name: str) -> None:
 
     asked = asked_of(case, "call0")
     coarse = look(volume.coarse(), asked)
-    zoomed = zoom.published(volume, asked, coarse, look, replayed)
+    zoomed = zoom.zoom_in_as_published(volume, asked, coarse, look, replayed)
     assert calls == case["calls"]
     check_bounds(zoomed.bounds, case, volume.shape)
     logits = np.empty(volume.shape, np.float32)
-    zoom.Zoomed(coarse).fill(logits)
+    zoom.ZoomedAnswer(coarse).fill(logits)
     equal(logits, case, "coarse_logits")
     parity.check_mask(logits, case, "coarse_mask", 0.0)
     zoomed.fill(logits)
@@ -188,20 +188,22 @@ def test_our_zoom_is_as_good_and_without_the_defect(
     """Against the target: what the rule can find. `box_small` is where the authors shift boxes."""
     case = parity.system("segvol").case(f"zoom_rule_{name}")
     array, target = map(in_index_order, stored(case))
-    volume = volumes.prepared(array)
+    volume = volumes.prepare_volume(array)
     none = np.zeros((0, 3)), np.zeros(0, np.float32)
-    meant = prompts.Meant(*none, volumes._bounds(p.any(axis=k) for p in target for k in (1, 0)))
+    meant = prompts.VolumePrompts(
+        *none, volumes._bounds(p.any(axis=k) for p in target for k in (1, 0))
+    )
     if name == "point":
         clicks = [p for p in said(case, volume.shape) if isinstance(p, Click)]
         labels = np.array([c.positive for c in clicks], np.float32)
-        meant = prompts.Meant(np.array([c.at for c in clicks]), labels)
+        meant = prompts.VolumePrompts(np.array([c.at for c in clicks]), labels)
     logits, pictures = np.empty(volume.shape, np.float32), []
 
-    def look(picture: volumes.Picture, asked: prompts.Asked) -> np.ndarray:
+    def look(picture: volumes.Window, asked: prompts.WindowPrompts) -> np.ndarray:
         pictures.append(picture.key)
         return rule(picture.image(), asked)
 
-    zoomed = zoom.closer(volume, meant, look(volume.coarse(), meant.shrunk(volume.shape)), look)
+    zoomed = zoom.zoom_in(volume, meant, look(volume.coarse(), meant.shrunk(volume.shape)), look)
     zoomed.fill(logits)
     golden = parity.filling().unpack_mask(case, "final_mask")
     assert dice(golden, target) == pytest.approx(published, abs=0.01)
@@ -237,16 +239,16 @@ def test_volumes_are_prepared_alike_in_both_ways() -> None:
     rng = np.random.default_rng(4)
     array = np.full((12, 40, 50), -1000, np.int16)
     array[3:9, 5:30, 7:45] = rng.normal(60, 200, (6, 25, 38))
-    one, other = volumes.prepared(array), volumes.prepared_as_published(array)
+    one, other = volumes.prepare_volume(array), volumes.prepare_volume_as_published(array)
     assert one.shape == other.shape
     assert one.low == other.low
     assert one.normalized(one.kept) == pytest.approx(other.normalized(other.kept), abs=1e-6)
     assert one.low >= (3, 5, 7)  # background is cut off
-    windowed = volumes.prepared(array, (0.0, 100.0))
+    windowed = volumes.prepare_volume(array, (0.0, 100.0))
     assert windowed.normalized(np.array([-5, 50, 200], np.int16)) == pytest.approx([0, 0.5, 1])
 
 
-@pytest.mark.parametrize("prepare", [volumes.prepared, volumes.prepared_as_published])
+@pytest.mark.parametrize("prepare", [volumes.prepare_volume, volumes.prepare_volume_as_published])
 def test_a_constant_volume_is_black(prepare: Callable[[np.ndarray], volumes.Volume]) -> None:
     volume = prepare(np.full((4, 5, 6), 7, np.int16))
     assert volume.shape == (4, 5, 6)
@@ -283,10 +285,10 @@ def test_boxes_and_clicks_on_the_shrunk_whole() -> None:
 def test_clicks_of_the_published_way_are_drawn_alike_each_time() -> None:
     points, labels = zoom.drawn(np.zeros((0, 3), np.int64))
     assert np.array_equal(points, [[-1, -1, -1]])
-    assert np.array_equal(labels, [NOTHING])
+    assert np.array_equal(labels, [PADDING])
     places = np.arange(6).reshape(2, 3)
     points, labels = zoom.drawn(places)
-    assert np.array_equal(labels, [POSITIVE] * 3 + [NOTHING] * 2)
+    assert np.array_equal(labels, [POSITIVE] * 3 + [PADDING] * 2)
     assert {*map(tuple, points[:3])} == {*map(tuple, places)}
     again = zoom.drawn(places)
     assert np.array_equal(points, again[0])
@@ -337,7 +339,7 @@ class Made:
             assert said_here.shape[0] in (0, 1)
             corners = at[kinds >= 2]
             box = corners.reshape(-1)[:6] if len(corners) else None
-            asked = prompts.Asked(at[kinds == 1], kinds[kinds == 1], box)
+            asked = prompts.WindowPrompts(at[kinds == 1], kinds[kinds == 1], box)
             whole = np.repeat(np.repeat(features[0, 0], 4, axis=1), 4, axis=2)
             answers.append(rule(whole, asked)[:, ::4, ::4][None])
         return np.stack(answers).astype(np.float32)
@@ -418,19 +420,19 @@ def test_encodings_of_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_the_whole_misses_is_looked_for_at_the_prompts() -> None:
     array, _ = balls()
     array[20, 150, 30:33] = 250  # nothing of it is left in the shrunk whole
-    volume = volumes.prepared(array)
+    volume = volumes.prepare_volume(array)
     keep = Box((20, 150, 30), (21, 151, 33))
-    meant = segvol.SegVol._meant
+    meant = segvol.SegVol._volume_prompts
     made = Made()
     embedding = made.model.embed(View(array, (1.0, 1.0, 1.0), (0.0, 255.0)))
     asked = meant(made.model, embedding, [keep], None)
     coarse = np.full(volumes.SIZE, -8, np.float32)
-    zoomed = zoom.closer(volume, asked, coarse, lambda p, a: rule(p.image(), a))
+    zoomed = zoom.zoom_in(volume, asked, coarse, lambda p, a: rule(p.image(), a))
     logits = np.empty(volume.shape, np.float32)
     zoomed.fill(logits)
     assert box_of(logits > 0) == keep
-    nothing = prompts.Meant(np.zeros((1, 3)), np.zeros(1, np.float32))
-    assert zoom.closer(volume, nothing, coarse, lambda p, a: p.image()).bounds is None
+    nothing = prompts.VolumePrompts(np.zeros((1, 3)), np.zeros(1, np.float32))
+    assert zoom.zoom_in(volume, nothing, coarse, lambda p, a: p.image()).bounds is None
 
 
 @pytest.mark.parametrize("flips", list(product((False, True), repeat=3)), ids=str)
@@ -467,7 +469,7 @@ def test_the_published_way_takes_volumes_as_they_are_stored() -> None:
     with limner.open_session(limner.Image(array, geometry), made.model) as session:
         session.add(box_of(labels == 1))
         session.predict()
-    golden = volumes.prepared_as_published(array).coarse().image()
+    golden = volumes.prepare_volume_as_published(array).coarse().image()
     assert np.array_equal(seen[0][0, 0], golden)
 
 
@@ -762,7 +764,7 @@ def test_everything_the_decoder_says_is_as_published(
         assert words.known_tokens(word) == tuple(case[f"{name}.token_ids"][0])
         text = golden.model._speak([word])[word]
         assert np.abs(text - case[f"{name}.text_embedding"][0]).max() < TEXT
-        asked = prompts.Asked(asked.points, asked.labels, asked.box, text)
+        asked = prompts.WindowPrompts(asked.points, asked.labels, asked.box, text)
     points, labels = asked.tokens()
     spoken = np.zeros((1, 0, 768), np.float32) if text is None else text[None, None]
     inputs = [torch.from_numpy(a) for a in (points[None], labels[None], spoken)]
@@ -784,7 +786,7 @@ def test_everything_the_decoder_says_is_as_published(
     parity.check(seen["upscaled"].numpy(), case, f"{name}.upscaled", MASKS)
     parity.check(low_res[None, None], case, f"{name}.low_res_logits", MASKS)
     assert abs(float(quality[0, 0]) - float(case[f"{name}.iou0"][0, 0])) < 2e-5
-    logits = segvol.enlarged(low_res)[None, None]
+    logits = segvol.upsample_logits(low_res)[None, None]
     parity.check(logits, case, f"{name}.logits", MASKS)
     if name == PROMPTS[-1]:
         parity.check_mask(logits, case, "last.mask", 1e-4)
@@ -794,7 +796,7 @@ def test_everything_the_decoder_says_is_as_published(
 class Watch:
     """What a model was asked about pictures, and its answers, in order."""
 
-    calls: list[tuple[np.ndarray, prompts.Asked, np.ndarray]] = field(default_factory=list)
+    calls: list[tuple[np.ndarray, prompts.WindowPrompts, np.ndarray]] = field(default_factory=list)
     logits: np.ndarray | None = None
     bounds: Any = None
 
@@ -901,7 +903,7 @@ def test_the_fast_runtime_says_the_same(
     vectors = model._speak(["liver", "left kidney"])
     assert np.abs(vectors["liver"] - case["text.text_embedding"][0]).max() < 1e-4
     asked = [asked_of(case, name) for name in ("points", "points_moved", "box")]
-    asked.append(prompts.Asked(*asked_of(case, "text").tokens(), None, vectors["liver"]))
+    asked.append(prompts.WindowPrompts(*asked_of(case, "text").tokens(), None, vectors["liver"]))
     for name, low_res in zip(
         ("points", "points_moved", "box", "text"), model._decode(features, asked), strict=True
     ):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from limner import runtime
-from limner.adapters.shipped_tracker import Parts
+from limner.adapters.shipped_tracker import TrackerParts
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
-from limner.models import Before, FollowingModel, View, limner_seq
+from limner.models import PreviousFrame, TrackerModel, View, limner_seq
 from limner.networks.blocks import memory
 
 torch = pytest.importorskip("torch")
@@ -21,8 +21,8 @@ torch = pytest.importorskip("torch")
 from limner.export.built_in import export  # noqa: E402
 from limner.networks.fusion2d import LOGIT_SCALE, MASK_LOGIT  # noqa: E402
 from limner.networks.tracker2d import (  # noqa: E402
-    FollowNetwork,
     MemoryReader,
+    TrackerNetwork,
     places,
     read,
 )
@@ -75,10 +75,10 @@ def _batch_rng(number: int, seed: int = 0) -> BatchRandom:
     return BatchRandom(number, torch.Generator().manual_seed(seed))
 
 
-def _network(seed: int = 0) -> FollowNetwork:
+def _network(seed: int = 0) -> TrackerNetwork:
     """Random weights, none of them the zeros that a new network has."""
     torch.manual_seed(seed)
-    network = FollowNetwork(WIDTHS, DEPTHS).eval()
+    network = TrackerNetwork(WIDTHS, DEPTHS).eval()
     for parameter in network.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
         parameter.data = parameter.data.half().float()  # as files keep them
@@ -94,7 +94,7 @@ def test_recipes_are_readable_and_fit_the_network(name: str, tmp_path: Path) -> 
     assert (config.name, config.dimensions, config.of_volumes) == ("limner-seq", 2, True)
     write_config(tmp_path / "saved.yaml", config)
     assert read_config(tmp_path / "saved.yaml") == config
-    network = FollowNetwork(config.widths, config.depths)
+    network = TrackerNetwork(config.widths, config.depths)
     assert not any(size % network.stride for size in config.sizes)
 
 
@@ -103,7 +103,7 @@ def test_two_frames_teach_nothing(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="has 3 or more"):
         read_config(tmp_path / "recipe.yaml")
     with pytest.raises(ValueError, match="3 levels; a network that follows has 4 or more"):
-        FollowNetwork((8, 16, 16), (1, 1, 1))
+        TrackerNetwork((8, 16, 16), (1, 1, 1))
 
 
 # Sequences.
@@ -238,12 +238,12 @@ def test_training_reads_memory_as_sessions_do() -> None:
     found = read(key, torch.from_numpy(shrinkage)[None], value, *asked)
     assert found.shape == (1, VALUE, 30)
     assert np.abs(found[0].numpy().T - wanted).max() < 1e-5 * np.abs(near).max()
-    product = memory.asked_terms(queries, selection) @ memory.remembered_terms(keys, shrinkage).T
+    product = memory.query_terms(queries, selection) @ memory.memory_terms(keys, shrinkage).T
     assert np.abs(product - near).max() < 1e-5 * np.abs(near).max()
     with torch.no_grad():
         said = MemoryReader()(
-            torch.from_numpy(memory.asked_terms(queries, selection)),
-            torch.from_numpy(memory.remembered_terms(keys, shrinkage).T.copy()),
+            torch.from_numpy(memory.query_terms(queries, selection)),
+            torch.from_numpy(memory.memory_terms(keys, shrinkage).T.copy()),
             torch.from_numpy(values),
         )
     assert np.abs(said.numpy() - wanted).max() < 1e-5 * np.abs(near).max()
@@ -273,7 +273,7 @@ def test_it_begins_as_the_network_for_pictures_shown_a_rough_mask() -> None:
     picture = PromptableUNet2d(WIDTHS, DEPTHS).eval()
     for parameter in picture.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    network = FollowNetwork(WIDTHS, DEPTHS).eval()
+    network = TrackerNetwork(WIDTHS, DEPTHS).eval()
     network.start_from(picture.state_dict())
     image = torch.rand(2, 3, 32, 32)
     before = torch.zeros(2, 1, 32, 32)
@@ -390,7 +390,7 @@ def test_it_begins_with_files_and_validates(folder: Path, trained: Path, tmp_pat
 def test_it_learns_to_follow(folder: Path) -> None:
     """One sequence by heart: better than copying the first mask, and as good frame by frame."""
     torch.manual_seed(0)
-    network = FollowNetwork(WIDTHS, DEPTHS)
+    network = TrackerNetwork(WIDTHS, DEPTHS)
     image = torch.full((1, 4, 3, 32, 32), 0.2)
     target = torch.zeros(1, 4, 1, 32, 32)
     for t in range(4):
@@ -420,7 +420,7 @@ def test_it_learns_to_follow(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[FollowNetwork, Path]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackerNetwork, Path]:
     """A network, and the folder of its exported files."""
     network, folder = _network(), tmp_path_factory.mktemp("export")
     config = _config().to_json()
@@ -436,7 +436,7 @@ def _graph(folder: Path, part: str) -> runtime.Network:
     return runtime.compile(folder / f"limner-seq-{part}.onnx", precision="fp32")
 
 
-def test_exported_parts_answer_as_pytorch(parts: tuple[FollowNetwork, Path]) -> None:
+def test_exported_parts_answer_as_pytorch(parts: tuple[TrackerNetwork, Path]) -> None:
     network, folder = parts
     rng = np.random.default_rng(0)
     image = np.float32(rng.uniform(-1, 1, (1, 3, 64, 32)))
@@ -445,8 +445,8 @@ def test_exported_parts_answer_as_pytorch(parts: tuple[FollowNetwork, Path]) -> 
     given = np.ones((1, 1, 1, 1), np.float32)
     readout = np.float32(rng.random((1, VALUE, 8, 4)))
     keys, shrinkage, queries, selection, values = _terms(40, 32)
-    asked = memory.asked_terms(queries, selection)
-    known = np.ascontiguousarray(memory.remembered_terms(keys, shrinkage).T)
+    asked = memory.query_terms(queries, selection)
+    known = np.ascontiguousarray(memory.memory_terms(keys, shrinkage).T)
     with torch.no_grad():
         seen = network.frame(torch.from_numpy(image))
         features = seen[3].numpy()
@@ -467,7 +467,7 @@ def test_exported_parts_answer_as_pytorch(parts: tuple[FollowNetwork, Path]) -> 
 
 
 def test_the_same_weights_give_the_same_files(
-    parts: tuple[FollowNetwork, Path], tmp_path: Path
+    parts: tuple[TrackerNetwork, Path], tmp_path: Path
 ) -> None:
     _, folder = parts
     written = export(folder / "run", tmp_path)
@@ -482,12 +482,12 @@ def test_the_same_weights_give_the_same_files(
 
 
 @pytest.fixture(scope="module")
-def model(parts: tuple[FollowNetwork, Path]) -> limner_seq.LimnerSeq:
+def model(parts: tuple[TrackerNetwork, Path]) -> limner_seq.LimnerSeq:
     network, _ = parts
     modules = (network.frame, network.memory, MemoryReader(), network.decoder)
     made = (runtime.compile(m, device="cpu", precision="fp32") for m in modules)
-    built = limner_seq.LimnerSeq(limner_seq.CARD, Parts(*made))
-    assert isinstance(built, FollowingModel)
+    built = limner_seq.LimnerSeq(limner_seq.CARD, TrackerParts(*made))
+    assert isinstance(built, TrackerModel)
     return built
 
 
@@ -503,28 +503,38 @@ def _drawn(shape: tuple[int, int] = (40, 56)) -> np.ndarray:
 
 
 def test_files_and_graphs_follow_alike(
-    parts: tuple[FollowNetwork, Path], model: limner_seq.LimnerSeq
+    parts: tuple[TrackerNetwork, Path], model: limner_seq.LimnerSeq
 ) -> None:
     _, folder = parts
     of_file = limner_seq.build(weights=folder / "limner-seq.safetensors", device="cpu")
     assert of_file.card.weights_sha256 is not None
-    graphs = Parts(*(_graph(folder, part) for part in ("frame", "memory", "reader", "decoder")))
+    graphs = TrackerParts(
+        *(_graph(folder, part) for part in ("frame", "memory", "reader", "decoder"))
+    )
     answers = []
     for one in (model, of_file, limner_seq.LimnerSeq(limner_seq.CARD, graphs)):
-        known = one.remember(None, one.look(_view(0), (0, 0)), _drawn(), place=0, given=True)
-        answers.append(one.find(known, one.look(_view(1), (0, 0)), Before(_view(0), _drawn())))
+        known = one.remember(
+            None, one.encode_window(_view(0), (0, 0)), _drawn(), place=0, given=True
+        )
+        answers.append(
+            one.track_object(
+                known, one.encode_window(_view(1), (0, 0)), PreviousFrame(_view(0), _drawn())
+            )
+        )
     for other in answers[1:]:
         assert other.logits.shape == (40, 56)
         assert np.abs(other.logits - answers[0].logits).max() < 1e-3
         assert other.score == pytest.approx(answers[0].score, abs=1e-3)
-    unlike = model.find(known, model.look(_view(1), (0, 0)), Before(_view(2), _drawn()))
+    unlike = model.track_object(
+        known, model.encode_window(_view(1), (0, 0)), PreviousFrame(_view(2), _drawn())
+    )
     assert np.abs(unlike.logits - answers[0].logits).max() > 1e-3
-    blind = model.find(known, model.look(_view(1), (0, 0)), None)
+    blind = model.track_object(known, model.encode_window(_view(1), (0, 0)), None)
     assert np.abs(blind.logits - answers[0].logits).max() > 1e-3
 
 
 def test_memory_is_bounded(model: limner_seq.LimnerSeq) -> None:
-    looked = model.look(_view(0), (0, 0))
+    looked = model.encode_window(_view(0), (0, 0))
     known = None
     for place in range(limner_seq.MOST_GIVEN + 3):
         known = model.remember(known, looked, _drawn(), place=place, given=True)
@@ -542,7 +552,7 @@ def test_memory_is_bounded(model: limner_seq.LimnerSeq) -> None:
 
 
 def test_a_frame_that_comes_again_is_replaced(model: limner_seq.LimnerSeq) -> None:
-    first, second = (model.look(_view(k), (0, 0)) for k in (0, 1))
+    first, second = (model.encode_window(_view(k), (0, 0)) for k in (0, 1))
     once = model.remember(None, first, _drawn(), place=4, given=False)
     both = model.remember(once, second, _drawn(), place=7, given=False)
     assert both["place"].tolist() == [4, 7]
@@ -556,7 +566,7 @@ def test_a_frame_that_comes_again_is_replaced(model: limner_seq.LimnerSeq) -> No
 
 
 def test_positions_are_those_of_the_frame_not_of_the_window(model: limner_seq.LimnerSeq) -> None:
-    here, there = (model.look(_view(0), origin) for origin in ((0.0, 0.0), (16.0, 24.0)))
+    here, there = (model.encode_window(_view(0), origin) for origin in ((0.0, 0.0), (16.0, 24.0)))
     times = here.times[0]
     assert times == 160 // 56
     moved = there.key[:, KEY:] - here.key[:, KEY:]
@@ -567,11 +577,11 @@ def test_positions_are_those_of_the_frame_not_of_the_window(model: limner_seq.Li
     assert here.key[0, KEY:].tolist() == [0, 0]
     assert here.key[-1, KEY:].tolist() == [rows - 1, columns - 1]
     # The same shift of memory and window changes nothing; of the window alone it does.
-    asked = [model.look(_view(1), origin) for origin in ((0.0, 0.0), (16.0, 24.0))]
+    asked = [model.encode_window(_view(1), origin) for origin in ((0.0, 0.0), (16.0, 24.0))]
     known = [
         model.remember(None, looked, _drawn(), place=0, given=True) for looked in (here, there)
     ]
-    found = [[model.find(k, a, None).logits for a in asked] for k in known]
+    found = [[model.track_object(k, a, None).logits for a in asked] for k in known]
     assert np.abs(found[0][0] - found[1][1]).max() < 2e-3
     assert np.abs(found[0][0] - found[0][1]).max() > 2e-3
 

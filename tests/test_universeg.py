@@ -22,9 +22,9 @@ from limner.models.universeg import (
     CARD,
     MOST_EXAMPLES,
     SIZE,
-    InParts,
+    SplitNetwork,
     UniverSegModel,
-    shown,
+    encode_example,
 )
 from limner.prompts import Click, Example, from_json, to_json
 
@@ -112,16 +112,16 @@ def test_published_stages(
 ) -> None:
     import torch
 
-    from limner.models.universeg import _filled
+    from limner.models.universeg import _load_network
 
-    network = _filled(weights, "whole").eval()
+    network = _load_network(weights, "whole").eval()
     stages: dict[str, torch.Tensor] = {}
     for number in (0, 3):
         for part in ("target", "support"):
             module = getattr(network.enc_blocks[number], part)
             name = f"enc{number}.{part}"
             module.register_forward_hook(lambda _m, _i, out, n=name: stages.update({n: out}))
-    pairs = torch.from_numpy(np.stack([shown(example, None) for example in examples]))
+    pairs = torch.from_numpy(np.stack([encode_example(example, None) for example in examples]))
     with torch.inference_mode():
         network(torch.from_numpy(target[None, None] / np.float32(255)), pairs)
     for name in ("enc0.target", "enc0.support", "enc3.target"):
@@ -258,10 +258,10 @@ def test_a_window_counts_for_examples_in_the_same_units_only() -> None:
     ct = np.linspace(-1000, 1000, 64 * 64).reshape(64, 64).astype(np.int16)
     asked = model.embed(replace(view(ct, (-160.0, 240.0)), windowed=True))
     assert asked.window == (-160.0, 240.0)
-    same = shown(Example(ct, ct > 0), asked.window)
+    same = encode_example(Example(ct, ct > 0), asked.window)
     assert np.array_equal(same[0], asked.image)
     rendered = Example(np.full((9, 9), 51, np.uint8), np.ones((9, 9)))
-    assert np.allclose(shown(rendered, asked.window)[0], 0.2)
+    assert np.allclose(encode_example(rendered, asked.window)[0], 0.2)
 
 
 def test_masks_stay_masks_and_answers_have_the_size_of_the_view() -> None:
@@ -311,7 +311,9 @@ def test_the_first_level_sees_few_pairs_at_a_time() -> None:
             return inputs
 
     pairs = np.random.default_rng(0).random((19, 2, 8, 8), dtype=np.float32)
-    _, own, seen, small = InParts(First(), Further())(np.zeros((1, 1, 8, 8), np.float32), pairs)
+    _, own, seen, small = SplitNetwork(First(), Further())(
+        np.zeros((1, 1, 8, 8), np.float32), pairs
+    )
     assert counts == [8, 8, 3]
     assert own.dtype == seen.dtype == np.float32
     assert np.allclose(own[0], pairs.mean(axis=0))

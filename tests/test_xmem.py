@@ -15,7 +15,7 @@ import limner
 import parity
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
-from limner.models import EncodedFrame, PropagatingModel, View, create_model, xmem
+from limner.models import EncodedFrame, MemoryModel, View, create_model, xmem
 from limner.networks.blocks import memory
 from limner.prompts import Box, MaskPrompt
 from limner.sessions.propagation.memory_propagator import MemoryPropagator
@@ -45,7 +45,7 @@ def weights() -> Path:
 def model(weights: Path) -> xmem.XMem:
     made = create_model("xmem/base", weights=weights, exact=True)
     assert isinstance(made, xmem.XMem)
-    assert isinstance(made, PropagatingModel)
+    assert isinstance(made, MemoryModel)
     assert made.card.weights_sha256 is not None
     return made.adjusted(side=None)
 
@@ -249,11 +249,11 @@ def test_a_session_gives_the_published_masks(model: xmem.XMem) -> None:
 
 
 def test_frames_are_scaled_and_padded_as_published() -> None:
-    assert xmem.scaled((1080, 1920), 480) == (480, 853)
-    assert xmem.scaled((300, 200), 480) == (720, 480)
-    assert xmem.scaled((480, 640), 480) == (480, 640)
-    assert xmem.scaled((99, 50), None) == (99, 50)
-    whole, before = xmem.padded(np.ones((3, 100, 141), np.float32))
+    assert xmem.scale_shape((1080, 1920), 480) == (480, 853)
+    assert xmem.scale_shape((300, 200), 480) == (720, 480)
+    assert xmem.scale_shape((480, 640), 480) == (480, 640)
+    assert xmem.scale_shape((99, 50), None) == (99, 50)
+    whole, before = xmem.pad_to_stride(np.ones((3, 100, 141), np.float32))
     assert whole.shape == (3, 112, 144)
     assert before == (6, 1)
     assert whole[:, 6:106, 1:142].all()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from limner.adapters.markers import Seeds
+from limner.adapters.markers import Markers
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -16,8 +16,8 @@ Mask = NDArray[np.bool_]
 _STRONGEST = 8.0  # logit of what is kept from the round before
 
 
-def corrected(
-    logits: NDArray[np.float32], previous: NDArray[np.float32], seeds: Seeds
+def keep_local_correction(
+    logits: NDArray[np.float32], previous: NDArray[np.float32], markers: Markers
 ) -> NDArray[np.float32]:
     """A new answer, but only where marks ask for one: elsewhere the answer before stays.
 
@@ -28,21 +28,21 @@ def corrected(
     Args:
         logits: the new answer.
         previous: the answer before, of the same shape.
-        seeds: of the same shape.
+        markers: of the same shape.
     """
     before, after = previous > 0, logits > 0
-    missed, spilled = (seeds.marks > 0) & ~before, (seeds.marks < 0) & before
+    missed, spilled = (markers.marks > 0) & ~before, (markers.marks < 0) & before
     if not before.any() or not (missed.any() or spilled.any()):
         return logits
-    mask = before | _reached(after & ~before, missed, seeds.marks < 0)
-    mask &= ~_reached(before & ~after, spilled, seeds.marks > 0)
-    mask = (mask | seeds.inside) & ~seeds.outside
+    mask = before | _reached(after & ~before, missed, markers.marks < 0)
+    mask &= ~_reached(before & ~after, spilled, markers.marks > 0)
+    mask = (mask | markers.inside) & ~markers.outside
     kept = np.clip(np.nan_to_num(previous), -_STRONGEST, _STRONGEST)
     kept = np.where(mask == before, kept, np.where(mask, 0.5, -0.5))
     return np.where(mask == after, logits, kept).astype(np.float32)
 
 
-def near_marks(
+def keep_change_near(
     logits: NDArray[np.float32], previous: NDArray[np.float32], marks: Mask
 ) -> NDArray[np.float32]:
     """A new answer, but changed only where the change hangs together with a mark; elsewhere the

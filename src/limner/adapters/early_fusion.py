@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.correction import near_marks
-from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.correction import keep_change_near
+from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, View
 from limner.networks import fusion2d as fusion
 from limner.prompts.convert import map_positions
@@ -27,69 +27,69 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
-Times = tuple[int, ...]
+Factors = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What a network is known to need.
+class FusionOptions:
+    """Inference options of an early-fusion network (stride, upsampling, logit bias).
 
     Attributes:
         stride: sizes of what it sees are multiples of it, per axis.
-        enlarged: how many times a view is enlarged along each axis before it is shown.
-        confidence: added to all logits.
-        trust: added inside the guess that a first box or lasso makes, taken away outside it.
-        reach: voxels of the view; a change so near to a mark belongs to it.
+        upsampling: of a view along each axis before the network sees it, whole factors.
+        logit_bias: added to all logits.
+        region_bias: added inside the guess that a first box or lasso makes, taken away outside it.
+        correction_radius: voxels of the view; a change so near to a mark belongs to it.
     """
 
     stride: tuple[int, ...]
-    enlarged: Callable[[View], Times]
-    confidence: float
-    trust: float
-    reach: float = 3.0
+    upsampling: Callable[[View], Factors]
+    logit_bias: float
+    region_bias: float
+    correction_radius: float = 3.0
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class FusionEmbedding:
     """A view as the network sees it, without prompts.
 
     Attributes:
         image: float32 ``(3, *axes)``, -1…1, enlarged and padded.
         shape: of the view.
-        enlarged: steps of `image` per step of the view, along each axis.
+        upsampling: steps of `image` per step of the view, along each axis.
     """
 
     image: Floats
     shape: tuple[int, ...]
-    enlarged: Times
+    upsampling: Factors
 
 
-class FusedModel:
+class EarlyFusionModel:
     """The network with everything around it.
 
     Args:
         network: answers ``(1, 7, *axes)`` with logits ``(1, 1, *axes)`` and the quality's ``(1,)``.
         card: its facts.
-        habits: what it needs.
+        options: what it needs.
     """
 
-    def __init__(self, network: Network, card: ModelCard, habits: Habits) -> None:
+    def __init__(self, network: Network, card: ModelCard, options: FusionOptions) -> None:
         self.card = replace(card, runtime=network.description)
         self._network = network
-        self._habits = habits
+        self._options = options
 
-    def on(self, network: Network) -> FusedModel:
+    def on(self, network: Network) -> EarlyFusionModel:
         """The same model on another network, or on the same one run in another way."""
-        return FusedModel(network, self.card, self._habits)
+        return EarlyFusionModel(network, self.card, self._options)
 
-    def embed(self, view: View) -> Embedding:
+    def embed(self, view: View) -> FusionEmbedding:
         """Pixels as three channels, enlarged if the view is small, padded with black."""
         check_understood(self.card, (), view.shape)
-        return embedded(view, self._habits.enlarged(view), self._habits.stride)
+        return embed_view(view, self._options.upsampling(view), self._options.stride)
 
     def segment(
         self,
-        embedding: Embedding,
+        embedding: FusionEmbedding,
         prompts: Sequence[Prompt],
         previous: Floats | None = None,
     ) -> Segmentation:
@@ -99,40 +99,46 @@ class FusedModel:
         there is no answer before.
         """
         check_understood(self.card, prompts, embedding.shape)
-        times = embedding.enlarged
-        shape = tuple(n * t for n, t in zip(embedding.shape, times, strict=True))
+        factors = embedding.upsampling
+        shape = tuple(n * t for n, t in zip(embedding.shape, factors, strict=True))
         inside = tuple(slice(n) for n in shape)
         fused = np.zeros((1, fusion.NUM_CHANNELS, *embedding.image.shape[1:]), np.float32)
         fused[0, : fusion.PREVIOUS] = embedding.image
         painted = fused[0, fusion.PREVIOUS :][(slice(None), *inside)]
-        drawn = [_larger(p, times) for p in prompts if p.kind != "mask"]
-        before = _before(prompts, previous)
-        guess = _guess(drawn, shape, times) if before is None else enlarge(before, times)
+        drawn = [_scale_prompt(p, factors) for p in prompts if p.kind != "mask"]
+        before = _initial_logits(prompts, previous)
+        guess = (
+            _guess_from_regions(drawn, shape, factors)
+            if before is None
+            else upsample(before, factors)
+        )
         if guess is not None:
             painted[0] = np.tanh(guess / fusion.LOGIT_SCALE)
-        _paint(painted, drawn)
+        _draw_prompts(painted, drawn)
         logits, quality = self._network(fused)
-        answer = reduce(logits[0, 0][inside], times) + np.float32(self._habits.confidence)
+        answer = downsample(logits[0, 0][inside], factors) + np.float32(self._options.logit_bias)
         if before is None and guess is not None:
-            answer += np.float32(self._habits.trust / fusion.MASK_LOGIT) * reduce(guess, times)
-        if not _points(prompts, previous):
+            answer += np.float32(self._options.region_bias / fusion.MASK_LOGIT) * downsample(
+                guess, factors
+            )
+        if not _has_positive(prompts, previous):
             answer = np.minimum(answer, np.float32(-fusion.MASK_LOGIT))
         elif previous is not None:
-            answer = _kept_near(answer, previous, prompts, self._habits.reach)
-        _obey(answer, prompts)
+            answer = _keep_local_change(answer, previous, prompts, self._options.correction_radius)
+        _enforce_marks(answer, prompts)
         return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality[0]))))
 
 
-def embedded(view: View, times: Times, stride: Sequence[int]) -> Embedding:
+def embed_view(view: View, factors: Factors, stride: Sequence[int]) -> FusionEmbedding:
     """A view as a network sees it."""
-    channels = three_channels(view.normalized(), len(view.shape))
-    shown = [enlarge(c, times) for c in channels]
-    image = np.stack(shown if len(shown) == 3 else shown * 3)
-    image = padded((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, stride)
-    return Embedding(image, view.shape, times)
+    channels = to_three_channels(view.normalized(), len(view.shape))
+    upsampled = [upsample(c, factors) for c in channels]
+    image = np.stack(upsampled if len(upsampled) == 3 else upsampled * 3)
+    image = pad_to_stride((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, stride)
+    return FusionEmbedding(image, view.shape, factors)
 
 
-def three_channels(pixels: Floats, num_axes: int) -> Floats:
+def to_three_channels(pixels: Floats, num_axes: int) -> Floats:
     """Channels first: ``(1, *axes)`` for grey, else ``(3, *axes)``: a third channel mixed from two,
     the first three of more.
     """
@@ -144,31 +150,31 @@ def three_channels(pixels: Floats, num_axes: int) -> Floats:
     return np.moveaxis(pixels[..., :count], -1, 0)
 
 
-def enlarge(pixels: Floats, times: Times) -> Floats:
+def upsample(pixels: Floats, factors: Factors) -> Floats:
     """Whole times as large along each axis, interpolated linearly; edges are repeated."""
-    for axis, count in enumerate(times):
+    for axis, count in enumerate(factors):
         if count > 1:
-            pixels = _enlarged(pixels, axis, count)
+            pixels = _upsample_axis(pixels, axis, count)
     return pixels
 
 
-def reduce(logits: Floats, times: Times) -> Floats:
+def downsample(logits: Floats, factors: Factors) -> Floats:
     """Inverse of enlarging: the mean of each block. A copy, also where there is nothing to do."""
-    if max(times) == 1:
+    if max(factors) == 1:
         return np.array(logits, dtype=np.float32)
-    sizes = [part for n, t in zip(logits.shape, times, strict=True) for part in (n // t, t)]
+    sizes = [part for n, t in zip(logits.shape, factors, strict=True) for part in (n // t, t)]
     within = tuple(range(1, len(sizes), 2))
     return np.asarray(logits.reshape(sizes).mean(axis=within, dtype=np.float32))
 
 
-def padded(image: Floats, stride: Sequence[int]) -> Floats:
+def pad_to_stride(image: Floats, stride: Sequence[int]) -> Floats:
     """Black after the last pixels, up to multiples of the stride; the channel axis comes first."""
     missing = [(0, -n % s) for n, s in zip(image.shape[1:], stride, strict=True)]
     black = np.float32(-fusion.IMAGE_CENTRE * fusion.IMAGE_SCALE)
     return np.pad(image, [(0, 0), *missing], constant_values=black)
 
 
-def _enlarged(pixels: Floats, axis: int, count: int) -> Floats:
+def _upsample_axis(pixels: Floats, axis: int, count: int) -> Floats:
     """Each step of an axis becomes `count` steps, whose centres lie evenly within it."""
     pixels = np.moveaxis(pixels, axis, 0)
     before = np.concatenate([pixels[:1], pixels[:-1]])
@@ -181,35 +187,39 @@ def _enlarged(pixels: Floats, axis: int, count: int) -> Floats:
     return np.moveaxis(result.reshape(-1, *pixels.shape[1:]), 0, axis)
 
 
-def _points(prompts: Sequence[Prompt], previous: Floats | None) -> bool:
+def _has_positive(prompts: Sequence[Prompt], previous: Floats | None) -> bool:
     """Whether anything has been pointed at: an answer before, or a prompt that is not a "no"."""
     if previous is not None and (previous > 0).any():
         return True
     return any(not isinstance(p, Click | Scribble) or p.positive for p in prompts)
 
 
-def _before(prompts: Sequence[Prompt], previous: Floats | None) -> Floats | None:
+def _initial_logits(prompts: Sequence[Prompt], previous: Floats | None) -> Floats | None:
     """What is shown as the answer of the round before."""
     masks = [p for p in prompts if isinstance(p, MaskPrompt)]
     if not masks or (previous is not None and prompts[-1] is not masks[-1]):
         return previous
     mask = masks[-1].mask
-    return _rough(mask, _said_of(mask, (1,) * mask.ndim) if mask.any() else _all(mask.shape))
+    return _logits_of_mask(
+        mask, _extent_of(mask, (1,) * mask.ndim) if mask.any() else _whole(mask.shape)
+    )
 
 
-def _guess(prompts: Sequence[Prompt], shape: tuple[int, ...], times: Times) -> Floats | None:
+def _guess_from_regions(
+    prompts: Sequence[Prompt], shape: tuple[int, ...], factors: Factors
+) -> Floats | None:
     """What boxes and lassos say by themselves: inscribed ellipses, and all that is encircled."""
     result: Floats | None = None
     for prompt in prompts:
         if isinstance(prompt, Box):
-            region = footprint(prompt, shape)
+            region = mask_of_prompt(prompt, shape)
             inside = region & _ellipse(prompt, shape)
         elif isinstance(prompt, Lasso):
-            region = inside = footprint(prompt, shape)
+            region = inside = mask_of_prompt(prompt, shape)
         else:
             continue
         if region.any():
-            guess = _rough(inside, _said_of(region, times))
+            guess = _logits_of_mask(inside, _extent_of(region, factors))
             result = guess if result is None else np.maximum(result, guess)
     return result
 
@@ -217,36 +227,36 @@ def _guess(prompts: Sequence[Prompt], shape: tuple[int, ...], times: Times) -> F
 def _ellipse(box: Box, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """The ellipse or ellipsoid that a box touches on all sides."""
     distance: Any = 0.0
-    for grid, low, high in zip(np.ogrid[_all(shape)], box.low, box.high, strict=True):
+    for grid, low, high in zip(np.ogrid[_whole(shape)], box.low, box.high, strict=True):
         distance = distance + ((grid - (low + high - 1) / 2) / ((high - low) / 2)) ** 2
     return np.asarray(distance < 1)
 
 
-def _said_of(region: NDArray[np.bool_], times: Times) -> tuple[slice, ...]:
+def _extent_of(region: NDArray[np.bool_], factors: Factors) -> tuple[slice, ...]:
     """The part of a view that a region speaks of: of a volume only its slice where it is one slice
     thick, or, enlarged, as thick as one has become; else everything.
     """
-    told = []
-    for axis, count in enumerate(times):
+    extent = []
+    for axis, count in enumerate(factors):
         others = tuple(k for k in range(region.ndim) if k != axis)
         places = np.flatnonzero(region.any(axis=others))
         thin = region.ndim == 3 and places[-1] - places[0] < count < region.shape[axis]
-        told.append(slice(int(places[0]), int(places[-1]) + 1) if thin else slice(None))
-    return tuple(told)
+        extent.append(slice(int(places[0]), int(places[-1]) + 1) if thin else slice(None))
+    return tuple(extent)
 
 
-def _all(shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _whole(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(n) for n in shape)
 
 
-def _rough(mask: NDArray[np.bool_], told: tuple[slice, ...]) -> Floats:
+def _logits_of_mask(mask: NDArray[np.bool_], extent: tuple[slice, ...]) -> Floats:
     """A guess where something was told, 0 elsewhere."""
     guess = np.zeros(mask.shape, np.float32)
-    guess[told] = np.where(mask[told], fusion.MASK_LOGIT, -fusion.MASK_LOGIT)
+    guess[extent] = np.where(mask[extent], fusion.MASK_LOGIT, -fusion.MASK_LOGIT)
     return guess
 
 
-def _paint(channels: Floats, prompts: Sequence[Prompt]) -> None:
+def _draw_prompts(channels: Floats, prompts: Sequence[Prompt]) -> None:
     """Marks and regions into channels 1 to 3 of ``(4, *axes)``, in place."""
     maps = rasterize(prompts, channels.shape[1:], click_radius=fusion.CLICK_RADIUS)
     first = fusion.PREVIOUS
@@ -260,7 +270,9 @@ def _paint(channels: Floats, prompts: Sequence[Prompt]) -> None:
                 np.maximum(channels[channel - first], mask, out=channels[channel - first])
 
 
-def _kept_near(answer: Floats, previous: Floats, prompts: Sequence[Prompt], reach: float) -> Floats:
+def _keep_local_change(
+    answer: Floats, previous: Floats, prompts: Sequence[Prompt], correction_radius: float
+) -> Floats:
     """A correction, kept to the neighbourhood of marks where a region has said how far the object
     reaches. After clicks alone the first answers are often much too small, and everything may
     change.
@@ -270,37 +282,37 @@ def _kept_near(answer: Floats, previous: Floats, prompts: Sequence[Prompt], reac
         return answer
     if not (previous > 0).any():
         return answer
-    maps = rasterize(marks, answer.shape, click_radius=reach)
+    maps = rasterize(marks, answer.shape, click_radius=correction_radius)
     near = np.zeros(answer.shape, dtype=np.bool_)
     for layer in (maps.positive, maps.negative):
         if layer is not None:
             near |= layer
-    return near_marks(answer, previous, near)
+    return keep_change_near(answer, previous, near)
 
 
-def _obey(logits: Floats, prompts: Sequence[Prompt]) -> None:
+def _enforce_marks(logits: Floats, prompts: Sequence[Prompt]) -> None:
     """What the user has marked is as the user said, in place, the later mark where two conflict;
     the network nearly always agrees.
     """
     for prompt in prompts:
         if isinstance(prompt, Click | Scribble):
-            marked = footprint(prompt, logits.shape)
+            marked = mask_of_prompt(prompt, logits.shape)
             if prompt.positive:
                 logits[marked] = np.maximum(logits[marked], fusion.MASK_LOGIT)
             else:
                 logits[marked] = np.minimum(logits[marked], -fusion.MASK_LOGIT)
 
 
-def _larger(prompt: Prompt, times: Times) -> Prompt:
+def _scale_prompt(prompt: Prompt, factors: Factors) -> Prompt:
     """A prompt on the enlarged view; strokes are as wide as those in training at least."""
     if isinstance(prompt, Box):
-        low, high = (np.multiply(corner, times).tolist() for corner in (prompt.low, prompt.high))
+        low, high = (np.multiply(corner, factors).tolist() for corner in (prompt.low, prompt.high))
         return Box(tuple(low), tuple(high))
     moved = map_positions(
-        prompt, lambda at: tuple((a + 0.5) * t - 0.5 for a, t in zip(at, times, strict=True))
+        prompt, lambda at: tuple((a + 0.5) * t - 0.5 for a, t in zip(at, factors, strict=True))
     )
     if isinstance(moved, Scribble):
-        wider = float(np.exp(np.log(times).mean()))
+        wider = float(np.exp(np.log(factors).mean()))
         return Scribble(
             moved.points, moved.positive, max(moved.radius * wider, fusion.LEAST_STROKE_RADIUS)
         )

@@ -1,4 +1,4 @@
-"""Grey pictures of 0…1, for networks that see no colour, and a score for those that give none."""
+"""Grey images of 0…1, for networks that see no colour, and a score for those that give none."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from limner.adapters.sam import sigmoid
 _LUMA = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R 601), as the authors' readers take them
 
 
-def grey(view: View) -> NDArray[np.float32]:
-    """A view as the networks were shown pictures in training.
+def to_grey(view: View) -> NDArray[np.float32]:
+    """A view as the networks were shown images in training.
 
     Args:
         view: two-dimensional. Stored bytes are divided by 255 unless a window was asked for;
@@ -38,7 +38,7 @@ def grey(view: View) -> NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32)
 
 
-def confidence(logits: NDArray[np.float32]) -> float:
+def mean_confidence(logits: NDArray[np.float32]) -> float:
     """The mean probability inside the mask, 0 for an empty one: how sure a network is that was not
     taught to judge itself.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from limner.adapters.prompt_checks import footprint
+from limner.adapters.prompt_checks import mask_of_prompt
 from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ _SMALL_VIEW = 24  # pixels per axis, below which a click is one pixel
 
 
 @dataclass(frozen=True, eq=False)
-class Seeds:
+class Markers:
     """What is known before the image is looked at. All arrays have the view's shape.
 
     Attributes:
@@ -57,10 +57,10 @@ class Seeds:
         """Whether nothing at all points at an object."""
         return self.prior is None and not self.inside.any()
 
-    def crop(self, window: tuple[slice, ...]) -> Seeds:
+    def crop(self, window: tuple[slice, ...]) -> Markers:
         """The same for a window."""
         prior = None if self.prior is None else self.prior[window]
-        return Seeds(self.marks[window], self.inside[window], self.outside[window], prior)
+        return Markers(self.marks[window], self.inside[window], self.outside[window], prior)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,12 @@ class _Area:
     prior: NDArray[np.float32]
 
 
-def gather_seeds(
+def gather_markers(
     prompts: Sequence[Prompt],
     shape: tuple[int, ...],
     spacing: tuple[float, ...],
     previous: Array | None = None,
-) -> Seeds:
+) -> Markers:
     """Read the prompts in the order they were said.
 
     Args:
@@ -92,18 +92,18 @@ def gather_seeds(
     for prompt in prompts:
         if isinstance(prompt, Click | Scribble):
             sign = 1 if prompt.positive else -1
-            marks[footprint(prompt, shape)] = sign
-            wide[footprint(prompt, shape, click_radius=radius)] = sign
+            marks[mask_of_prompt(prompt, shape)] = sign
+            wide[mask_of_prompt(prompt, shape, click_radius=radius)] = sign
         elif isinstance(prompt, AREAS):
-            drawn = footprint(prompt, shape)
+            drawn = mask_of_prompt(prompt, shape)
             if drawn.any():
                 areas.append(_area(prompt, drawn, _steps(spacing)))
     wide[marks != 0] = marks[marks != 0]
-    area = _joined(areas, previous, marks > 0, _steps(spacing))
+    area = _join_areas(areas, previous, marks > 0, _steps(spacing))
     if area is None:
-        return Seeds(marks, wide > 0, wide < 0, None)
-    area = _corrected(area, marks)
-    return Seeds(
+        return Markers(marks, wide > 0, wide < 0, None)
+    area = _correct_area(area, marks)
+    return Markers(
         marks,
         (wide > 0) | (area.core & (wide >= 0)),
         (wide < 0) | (~area.limit & (wide <= 0)),
@@ -111,7 +111,9 @@ def gather_seeds(
     )
 
 
-def obey(logits: Array, marks: NDArray[np.int8], *, margin: float = 1.0) -> NDArray[np.float32]:
+def enforce_marks(
+    logits: Array, marks: NDArray[np.int8], *, margin: float = 1.0
+) -> NDArray[np.float32]:
     """Logits as finite float32 with the sign that the marks demand, at least `margin` from 0."""
     result = np.nan_to_num(logits, nan=-margin, posinf=16.0, neginf=-16.0).astype(np.float32)
     result = np.where(marks > 0, np.maximum(result, margin), result)
@@ -140,14 +142,14 @@ def _area(prompt: Box | Lasso | MaskPrompt, drawn: Mask, steps: tuple[float, ...
     axis = _flat_axis(drawn)
     if axis is not None and not isinstance(prompt, MaskPrompt):
         index = int(np.flatnonzero(drawn.any(axis=tuple(k for k in range(3) if k != axis)))[0])
-        plane = np.asarray(drawn.take(index, axis=axis))
+        section = np.asarray(drawn.take(index, axis=axis))
         rest = tuple(np.delete(steps, axis).tolist())
         flat = (
-            _box_area(plane)
+            _box_area(section)
             if isinstance(prompt, Box)
-            else _rough_area(plane, rest, reach=_LASSO_REACH)
+            else _rough_area(section, rest, reach=_LASSO_REACH)
         )
-        return _extruded(flat, drawn.shape, axis, index, plane, np.asarray(rest) / steps[axis])
+        return _extrude(flat, drawn.shape, axis, index, section, np.asarray(rest) / steps[axis])
     if isinstance(prompt, Box):
         return _box_area(drawn)
     reach = _LASSO_REACH if isinstance(prompt, Lasso) else _MASK_REACH
@@ -163,8 +165,8 @@ def _flat_axis(drawn: Mask) -> int | None:
     return flat[0] if len(flat) == 1 else None
 
 
-def _extruded(
-    area: _Area, shape: tuple[int, ...], axis: int, index: int, plane: Mask, ratio: Array
+def _extrude(
+    area: _Area, shape: tuple[int, ...], axis: int, index: int, section: Mask, ratio: Array
 ) -> _Area:
     """A plane's area as a body: it thins away from its slice over about half the drawing's size.
 
@@ -173,10 +175,10 @@ def _extruded(
         shape: of the volume.
         axis: across the plane.
         index: of the plane.
-        plane: what was drawn there.
+        section: what was drawn there.
         ratio: steps of the plane's axes in slices.
     """
-    sizes = [np.ptp(found) + 1 for found in np.nonzero(plane)]
+    sizes = [np.ptp(found) + 1 for found in np.nonzero(section)]
     reach = max(1.0, 0.5 * float(np.mean(np.multiply(sizes, ratio))))
     offset = np.abs(np.arange(shape[axis]) - index) / reach
     offset = offset.reshape([-1 if k == axis else 1 for k in range(3)])
@@ -221,7 +223,7 @@ def _rough_area(mask: Mask, steps: tuple[float, ...], *, reach: float) -> _Area:
     return _Area(core, limit, (_sigmoid(depth / softness) * limit).astype(np.float32))
 
 
-def _joined(
+def _join_areas(
     areas: Sequence[_Area], previous: Array | None, wanted: Mask, steps: tuple[float, ...]
 ) -> _Area | None:
     """Union of what was drawn; inside it, an earlier answer says more than the drawing's shape.
@@ -230,7 +232,7 @@ def _joined(
     """
     drawn = None
     for area in areas:
-        drawn = area if drawn is None else _united(drawn, area)
+        drawn = area if drawn is None else _unite(drawn, area)
     if previous is None or not (previous > 0).any():
         return drawn
     reach = _MASK_REACH if areas else _ANSWER_REACH
@@ -244,12 +246,12 @@ def _joined(
     return _Area((earlier.core | drawn.core) & limit, limit, prior * limit)
 
 
-def _united(first: _Area, second: _Area) -> _Area:
+def _unite(first: _Area, second: _Area) -> _Area:
     prior = np.maximum(first.prior, second.prior)
     return _Area(first.core | second.core, first.limit | second.limit, prior)
 
 
-def _corrected(area: _Area, marks: NDArray[np.int8]) -> _Area:
+def _correct_area(area: _Area, marks: NDArray[np.int8]) -> _Area:
     """The area where marks contradict it: turned around them, as far as the error may reach.
 
     A mark speaks for what is nearer to it than to marks of the other kind.

@@ -40,7 +40,7 @@ def check_understood(
             )
 
 
-def footprint(
+def mask_of_prompt(
     prompt: Prompt, shape: tuple[int, ...], *, click_radius: float = 0.0
 ) -> NDArray[np.bool_]:
     """All pixels that one prompt covers, whatever it says about them; none for text and examples.
@@ -57,7 +57,7 @@ def footprint(
     return np.zeros(shape, dtype=np.bool_)
 
 
-def drawn(
+def draw_mask(
     prompts: Iterable[Prompt],
     shape: tuple[int, ...],
     previous: NDArray[np.float32] | None = None,
@@ -71,7 +71,7 @@ def drawn(
     """
     mask = np.zeros(shape, np.bool_) if previous is None else previous > 0
     for prompt in prompts:
-        area = footprint(prompt, shape)
+        area = mask_of_prompt(prompt, shape)
         if isinstance(prompt, MaskPrompt):
             mask = area
         elif isinstance(prompt, Scribble) and not prompt.positive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -14,6 +15,10 @@ from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"ModelCard.{old} is now {new}.", DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,10 @@ class ModelCard:
         window: the most pixels per axis, per number of axes, that the model works well on, such as
             ``{2: 256, 3: 96}``, or ``{3: (64, 128, 128)}`` for slices, rows and columns; sessions
             shrink and crop to it when they zoom.
-        exact_masks: whether a mask that is the last thing said is the answer, to the pixel: of
-            models that carry what was drawn. Others take it as a rough guess.
-        judges: whether the score is a prediction, learnt, that compares answers on different views.
+        mask_is_answer: whether a mask that is the newest prompt is the answer, to the pixel: of models
+            that propagate what was drawn. Others take it as a rough guess.
+        predicts_quality: whether the score is a learnt prediction of the mask's quality, which compares
+            answers on different views.
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
             2026.3, bf16"``; None where it is plain NumPy.
@@ -54,14 +60,26 @@ class ModelCard:
     source: str
     zoom: bool
     window: Mapping[int, int | tuple[int, ...]]
-    judges: bool = False
-    exact_masks: bool = False
+    predicts_quality: bool = False
+    mask_is_answer: bool = False
     weights_sha256: str | None = None
     runtime: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     overlapping: bool = False
     channels: int | None = None
     spacing: tuple[float, ...] | None = None
+
+    @property
+    def judges(self) -> bool:
+        """Old name of `predicts_quality`; goes with the next release."""
+        _warn_renamed("judges", "predicts_quality")
+        return self.predicts_quality
+
+    @property
+    def exact_masks(self) -> bool:
+        """Old name of `mask_is_answer`; goes with the next release."""
+        _warn_renamed("exact_masks", "mask_is_answer")
+        return self.mask_is_answer
 
     def limits(self, ndim: int) -> tuple[int, ...] | None:
         """The most pixels per axis of a view with so many axes; None where there is no limit."""
@@ -200,7 +218,7 @@ class BatchModel(PromptableModel, Protocol):
         """Answers in the order of the questions, each as if it had been asked alone."""
 
 
-class AsBatch:
+class BatchAnswers:
     """`segment` for models that answer in batches."""
 
     def segment_batch(
@@ -258,10 +276,10 @@ class CheckingModel(PromptableModel, Protocol):
 
 
 @runtime_checkable
-class CarryingModel(PromptableModel, Protocol):
+class MaskCarrier(PromptableModel, Protocol):
     """A model that says itself how its answer on one slice or frame is carried to the next."""
 
-    def carry(
+    def next_prompts(
         self, view: View, before: Segmentation, prompts: Sequence[Prompt]
     ) -> Sequence[Prompt]:
         """What to ask on the next slice or frame; nothing where the object has ended.
@@ -339,7 +357,7 @@ class EncodedFrame:
 
 
 @runtime_checkable
-class PropagatingModel(PromptableModel, Protocol):
+class MemoryModel(PromptableModel, Protocol):
     """A model that carries masks over frames by a memory of those before, all objects together.
 
     Sessions keep the memory and decide what is remembered; the model is stateless. N objects are
@@ -384,7 +402,7 @@ class PropagatingModel(PromptableModel, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Before:
+class PreviousFrame:
     """The frame before, seen in the same window.
 
     Attributes:
@@ -397,7 +415,7 @@ class Before:
 
 
 @runtime_checkable
-class FollowingModel(PromptableModel, Protocol):
+class TrackerModel(PromptableModel, Protocol):
     """A model that carries one object over frames by a memory of its own making.
 
     Sessions keep the memory, choose the views and the order of frames, and hand everything back;
@@ -405,7 +423,7 @@ class FollowingModel(PromptableModel, Protocol):
     written down and gone on with; it is bounded however many frames were remembered.
     """
 
-    def look(self, view: View, origin: tuple[float, float]) -> Any:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> Any:
         """A frame, or a window of it, once; several objects may be followed on the same look.
 
         Args:
@@ -417,7 +435,7 @@ class FollowingModel(PromptableModel, Protocol):
     def remember(
         self,
         memory: Mapping[str, Array] | None,
-        looked: Any,
+        encoded: Any,
         logits: NDArray[np.float32],
         *,
         place: int,
@@ -427,17 +445,17 @@ class FollowingModel(PromptableModel, Protocol):
 
         Args:
             memory: so far; None for none.
-            looked: of `look`.
+            encoded: of `encode_window`.
             logits: of the view's shape, above 0 inside the object.
             place: the frame's number.
             given: whether the user said so; such frames are not forgotten.
         """
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, Array],
-        looked: Any,
-        before: Before | None,
+        encoded: Any,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:
@@ -445,7 +463,7 @@ class FollowingModel(PromptableModel, Protocol):
 
         Args:
             memory: with one frame at least.
-            looked: of `look`.
+            encoded: of `encode_window`.
             before: the frame before; None where the object was not on it.
             place: the frame's number; None: the one after that which was remembered last.
         """
@@ -520,7 +538,7 @@ class Variant:
             card has the hash of the weights that it was given.
         weights: where its weights can be had, best first; empty where they ship with the package or
             there are none.
-        keeps_embeddings: whether `build` takes ``keep_embeddings=bool`` as well: encoded pictures
+        keeps_embeddings: whether `build` takes ``keep_embeddings=bool`` as well: encoded images
             are kept on disk (`limner.runtime.compile_module`, ``remember``).
     """
 

@@ -73,18 +73,18 @@ def enlarged(array: NDArray[Any], edges: Sequence[Edges]) -> Iterator[NDArray[np
     for k in range(low.size):
         near = {int(low[k]), int(high[k])}
         wide = {b: wide[b] if b in wide else _widened(array[b], inner) for b in near}
-        plane = wide[int(high[k])] - wide[int(low[k])]
-        plane *= weight[k]
-        plane += wide[int(low[k])]
-        yield plane
+        row = wide[int(high[k])] - wide[int(low[k])]
+        row *= weight[k]
+        row += wide[int(low[k])]
+        yield row
 
 
 def enlarge(array: NDArray[Any], edges: Sequence[Edges]) -> NDArray[np.int16]:
     """All planes of `enlarged` as int16, rounded up so that what is above 0 stays so (±32767)."""
     size = [int(e[-1] - e[0]) for e in edges]
     result = np.empty(size, dtype=np.int16)
-    for k, plane in enumerate(enlarged(array, edges)):
-        result[k] = np.ceil(plane)
+    for k, row in enumerate(enlarged(array, edges)):
+        result[k] = np.ceil(row)
     return result
 
 
@@ -170,9 +170,9 @@ def _averaged(array: Array, shape: Sequence[int]) -> Array:
     return result
 
 
-def _widened(plane: NDArray[Any], inner: Sequence[Neighbours | None]) -> NDArray[np.float32]:
+def _widened(row: NDArray[Any], inner: Sequence[Neighbours | None]) -> NDArray[np.float32]:
     """One bin of the first axis, enlarged along all others."""
-    wide = plane.astype(np.float32, copy=False)
+    wide = row.astype(np.float32, copy=False)
     for axis, near in enumerate(inner):
         if near is None:
             continue

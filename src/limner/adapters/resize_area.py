@@ -1,6 +1,6 @@
-"""Resizing pictures of bytes by area as OpenCV does (``INTER_AREA``), bit by bit, without OpenCV.
+"""Resizing images of bytes by area as OpenCV does (``INTER_AREA``), bit by bit, without OpenCV.
 
-LiteMedSAM was trained on pictures made this way, and its masks follow from a slice to the next
+LiteMedSAM was trained on images made this way, and its masks follow from a slice to the next
 through it. When both axes shrink, every new pixel is the mean of what it covers; when they do not,
 OpenCV interpolates between the two nearest pixels in whole numbers of 1/2048.
 """

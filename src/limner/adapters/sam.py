@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from limner.runtime import Network
 
 Array = NDArray[Any]
-Planes = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
-NOTHING, NEGATIVE, POSITIVE, LOW_CORNER, HIGH_CORNER = -1.0, 0.0, 1.0, 2.0, 3.0  # labels of points
+PADDING, NEGATIVE, POSITIVE, LOW_CORNER, HIGH_CORNER = -1.0, 0.0, 1.0, 2.0, 3.0  # labels of points
 CERTAIN = 1e-7  # probabilities are kept this far from 0 and 1, so that their logits are finite
 MASK_LOGIT = 10.0  # of a rough mask's pixels, the order of what the networks answer inside objects
-MOST_AT_ONCE = 4  # questions in one pass of a decoder, 55 MB each; more are no faster
+MAX_BATCH = 4  # questions in one pass of a decoder, 55 MB each; more are no faster
 
 
-def eight_bit(view: View) -> NDArray[np.uint8]:
-    """The picture that the reference would have read from an 8-bit file.
+def to_eight_bit(view: View) -> NDArray[np.uint8]:
+    """The image that the reference would have read from an 8-bit file.
 
     Args:
         view: two-dimensional. Stored bytes are taken as they are unless a window was asked for;
@@ -56,32 +56,32 @@ def eight_bit(view: View) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[..., :3])
 
 
-def bilinear(planes: Planes, shape: tuple[int, int]) -> Planes:
+def resize_bilinear(maps: Floats, shape: tuple[int, int]) -> Floats:
     """Resize by bilinear interpolation, without antialiasing and without aligning corners.
 
     The same as ``torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`` up to
     rounding.
 
     Args:
-        planes: (..., row, column).
+        maps: (..., row, column).
         shape: rows and columns of the result.
 
     Returns:
-        (..., *shape), never the memory of `planes`.
+        (..., *shape), never the memory of `maps`.
     """
-    rows, columns = planes.shape[-2:]
+    rows, columns = maps.shape[-2:]
     if (rows, columns) == tuple(shape):
-        return planes.astype(np.float32)
+        return maps.astype(np.float32)
     first, second, share = _neighbours(columns, shape[1])
-    wide = planes[..., first] * (np.float32(1.0) - share)
-    wide += planes[..., second] * share
+    wide = maps[..., first] * (np.float32(1.0) - share)
+    wide += maps[..., second] * share
     first, second, share = _neighbours(rows, shape[0])
     out = wide[..., first, :] * (np.float32(1.0) - share[:, None])
     out += wide[..., second, :] * share[:, None]
     return np.asarray(out, dtype=np.float32)
 
 
-def _neighbours(old: int, new: int) -> tuple[Array, Array, Planes]:
+def _neighbours(old: int, new: int) -> tuple[Array, Array, Floats]:
     """Of each new pixel along an axis: the two old ones it lies between and the second's share."""
     scale = float(np.float32(old) / np.float32(new))
     exact = scale * (np.arange(new, dtype=np.float64) + 0.5) - 0.5
@@ -91,30 +91,30 @@ def _neighbours(old: int, new: int) -> tuple[Array, Array, Planes]:
     return first, np.minimum(first + 1, old - 1), (place - first).astype(np.float32)
 
 
-def log_odds(probability: Planes) -> Planes:
+def log_odds(probability: Floats) -> Floats:
     """Logits of probabilities; above 0 exactly where the probability is above a half."""
     p = np.clip(probability, np.float32(CERTAIN), np.float32(1.0 - CERTAIN))
     return np.asarray(np.log(p / (np.float32(1.0) - p)), dtype=np.float32)
 
 
-def sigmoid(logits: Planes) -> Planes:
+def sigmoid(logits: Floats) -> Floats:
     """Probabilities of logits, float32; large logits do not overflow."""
     small = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1.0, small) / (1.0 + small), dtype=np.float32)
 
 
-def empty(shape: tuple[int, int]) -> Segmentation:
+def empty_answer(shape: tuple[int, int]) -> Segmentation:
     """The answer to a question that says nothing about the object."""
     return Segmentation(np.full(shape, -MASK_LOGIT, np.float32), 0.0)
 
 
-def score(quality: float) -> float:
+def clip_score(quality: float) -> float:
     """A predicted IoU, which the networks do not bound, within 0…1."""
     return float(np.clip(np.nan_to_num(quality), 0.0, 1.0))
 
 
 @dataclass(frozen=True)
-class Frame:
+class InputFrame:
     """Where a view lies in the network's square input: at the top left, the rest is padding.
 
     Attributes:
@@ -128,13 +128,13 @@ class Frame:
     size: int
 
     @classmethod
-    def squashed(cls, shape: Sequence[int], size: int) -> Frame:
+    def squashed(cls, shape: Sequence[int], size: int) -> InputFrame:
         """The view fills the input, whatever its aspect."""
         rows, columns = shape
         return cls((rows, columns), (size, size), size)
 
     @classmethod
-    def longest(cls, shape: Sequence[int], size: int) -> Frame:
+    def longest(cls, shape: Sequence[int], size: int) -> InputFrame:
         """The longer side fills the input, the aspect is kept; rounded half up, as published."""
         rows, columns = shape
         scale = size / max(rows, columns)
@@ -152,7 +152,7 @@ class Frame:
             row * (self.inside[0] / self.shape[0]),
         )
 
-    def to_view(self, low_res: Planes) -> Planes:
+    def to_view(self, low_res: Floats) -> Floats:
         """The network's low-resolution planes on the view's grid, as published: enlarged to the
         input, cut, resized to the view.
 
@@ -162,39 +162,39 @@ class Frame:
         Returns:
             (..., *shape).
         """
-        planes = bilinear(low_res, (self.size, self.size))
-        return bilinear(planes[..., : self.inside[0], : self.inside[1]], self.shape)
+        maps = resize_bilinear(low_res, (self.size, self.size))
+        return resize_bilinear(maps[..., : self.inside[0], : self.inside[1]], self.shape)
 
-    def to_low_res(self, plane: Planes, side: int, *, outside: float) -> Planes:
-        """A plane on the view's grid as (side, side) over the whole input: the inverse of `to_view`
+    def to_low_res(self, values: Floats, side: int, *, outside: float) -> Floats:
+        """Values on the view's grid as (side, side) over the whole input: the inverse of `to_view`
         as far as there is one.
 
         Args:
-            plane: of the view's shape.
+            values: of the view's shape.
             side: a divisor of the input's.
             outside: for the padding.
         """
         whole = np.full((self.size, self.size), outside, np.float32)
-        whole[: self.inside[0], : self.inside[1]] = bilinear(plane, self.inside)
+        whole[: self.inside[0], : self.inside[1]] = resize_bilinear(values, self.inside)
         step = self.size // side
         return np.asarray(whole.reshape(side, step, side, step).mean(axis=(1, 3)), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """A picture as a network of the family sees it.
+class SamEmbedding:
+    """A image as a network of the family sees it.
 
     Attributes:
         features: float32 (1, channels, grid, grid).
         frame: where the view lies in the network's input.
     """
 
-    features: Planes
-    frame: Frame
+    features: Floats
+    frame: InputFrame
 
 
-class Encoding:
-    """`embed` and `embed_batch` for adapters with an encoder of pictures.
+class ImageEncoding:
+    """`embed` and `embed_batch` for adapters with an encoder of images.
 
     Attributes:
         card: the model's facts.
@@ -203,7 +203,7 @@ class Encoding:
     card: ModelCard
     _encoder: Network
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """A view as the encoder takes it, float32 (1, 3, size, size), and where it lies in that."""
         raise NotImplementedError
 
@@ -212,17 +212,17 @@ class Encoding:
         """How many views are worth encoding together: several on a GPU only."""
         return getattr(self._encoder, "at_once", 1)
 
-    def embed(self, view: View) -> Embedding:
-        """The picture as the network was taught to see it, encoded."""
+    def embed(self, view: View) -> SamEmbedding:
+        """The image as the network was taught to see it, encoded."""
         return self.embed_batch([view])[0]
 
-    def embed_batch(self, views: Sequence[View]) -> list[Embedding]:
-        """Several pictures, as many together as is worth it."""
+    def embed_batch(self, views: Sequence[View]) -> list[SamEmbedding]:
+        """Several images, as many together as is worth it."""
         size, embeddings = self.views_at_once, []
         for start in range(0, len(views), size):
             inputs, frames = zip(*map(self.prepared, views[start : start + size]), strict=True)
             (features,) = self._encoder(inputs[0] if len(inputs) == 1 else np.concatenate(inputs))
-            embeddings += [Embedding(features[k : k + 1], f) for k, f in enumerate(frames)]
+            embeddings += [SamEmbedding(features[k : k + 1], f) for k, f in enumerate(frames)]
         return embeddings
 
 
@@ -256,8 +256,8 @@ def rough_mask(prompts: Sequence[Prompt], answered: bool) -> MaskPrompt | None:
 
 
 def mask_input(
-    question: Question, frame: Frame, side: int, *, most: float = MASK_LOGIT
-) -> Planes | None:
+    question: Question, frame: InputFrame, side: int, *, most: float = MASK_LOGIT
+) -> Floats | None:
     """The mask that a network is shown with the prompts: one drawn since the last answer, or that
     answer.
 
@@ -275,18 +275,18 @@ def mask_input(
     if drawn is not None:
         if not drawn.mask.any():
             return None
-        plane = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
+        values = np.where(drawn.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
     elif question.memory is not None:
         return np.asarray(question.memory, dtype=np.float32)
     elif question.previous is not None:  # an answer on another view
-        plane = np.clip(question.previous, -most, most)
+        values = np.clip(question.previous, -most, most)
     else:
         return None
-    return frame.to_low_res(plane, side, outside=-MASK_LOGIT)
+    return frame.to_low_res(values, side, outside=-MASK_LOGIT)
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class EncodedPrompts:
     """One question as the networks take it.
 
     Attributes:
@@ -297,7 +297,7 @@ class Asked:
 
     coords: NDArray[np.float32]
     labels: NDArray[np.float32]
-    mask: Planes | None = None
+    mask: Floats | None = None
 
     @property
     def has_box(self) -> bool:
@@ -305,9 +305,9 @@ class Asked:
         return HIGH_CORNER in self.labels
 
 
-def ask(
-    card: ModelCard, prompts: Sequence[Prompt], frame: Frame, mask: Planes | None = None
-) -> Asked:
+def encode_prompts(
+    card: ModelCard, prompts: Sequence[Prompt], frame: InputFrame, mask: Floats | None = None
+) -> EncodedPrompts:
     """Clicks, then a point that says nothing or the corners of the box, as published.
 
     Box corners are the numbers that the user gave: low as the first, high as the last pixel, which
@@ -332,61 +332,65 @@ def ask(
         labels += [LOW_CORNER, HIGH_CORNER]
     elif clicks:
         places.append((0.0, 0.0))
-        labels.append(NOTHING)
+        labels.append(PADDING)
     coords = np.array(places, dtype=np.float32).reshape(-1, 2)
-    return Asked(coords, np.array(labels, dtype=np.float32), mask)
+    return EncodedPrompts(coords, np.array(labels, dtype=np.float32), mask)
 
 
-def in_groups(asked: Sequence[Asked], most: int = MOST_AT_ONCE) -> Iterator[list[int]]:
+def group_by_length(
+    encoded: Sequence[EncodedPrompts], most: int = MAX_BATCH
+) -> Iterator[list[int]]:
     """Indices of the questions that can be answered in one pass: with equally many points.
 
     Padding with points that say nothing would change the answers, so unequal ones stay apart.
     """
     by_number: dict[int, list[int]] = {}
-    for index, question in enumerate(asked):
+    for index, question in enumerate(encoded):
         by_number.setdefault(len(question.labels), []).append(index)
     for indices in by_number.values():
         for start in range(0, len(indices), most):
             yield indices[start : start + most]
 
 
-def stack(asked: Sequence[Asked], side: int) -> tuple[Planes, Planes, Planes, Planes]:
+def stack_prompts(
+    encoded: Sequence[EncodedPrompts], side: int
+) -> tuple[Floats, Floats, Floats, Floats]:
     """Questions with equally many points as the inputs of a decoder.
 
     Args:
-        asked: B of them, at least one.
+        encoded: B of them, at least one.
         side: of rough masks.
 
     Returns:
         Coordinates (B, N, 2), labels (B, N), masks (B, 1, side, side) and whether there is a mask,
         (B,), all float32.
     """
-    masks = np.zeros((len(asked), 1, side, side), np.float32)
-    has_mask = np.zeros(len(asked), np.float32)
-    for index, question in enumerate(asked):
+    masks = np.zeros((len(encoded), 1, side, side), np.float32)
+    has_mask = np.zeros(len(encoded), np.float32)
+    for index, question in enumerate(encoded):
         if question.mask is not None:
             masks[index, 0], has_mask[index] = question.mask, 1.0
-    coords, labels = np.stack([q.coords for q in asked]), np.stack([q.labels for q in asked])
+    coords, labels = np.stack([q.coords for q in encoded]), np.stack([q.labels for q in encoded])
     return coords, labels, masks, has_mask
 
 
-def decode(
-    network: Network, features: Planes, asked: Sequence[Asked]
-) -> list[tuple[Planes, NDArray[np.float32]]]:
-    """Answers of `limner.networks.blocks.mask_decoder.SamDecode` to questions about one picture.
+def decode_prompts(
+    network: Network, features: Floats, encoded: Sequence[EncodedPrompts]
+) -> list[tuple[Floats, NDArray[np.float32]]]:
+    """Answers of `limner.networks.blocks.mask_decoder.SamDecode` to questions about one image.
 
     Args:
         network: takes features, coordinates, labels, masks and whether there are masks.
         features: (1, C, g, g).
-        asked: any number of questions; each is answered as if it had been asked alone.
+        encoded: any number of questions; each is answered as if it had been asked alone.
 
     Returns:
         Per question the logits (M, 4g, 4g) and the predicted IoU (M,).
     """
-    answers: dict[int, tuple[Planes, NDArray[np.float32]]] = {}
-    for indices in in_groups(asked):
-        inputs = stack([asked[k] for k in indices], 4 * features.shape[2])
+    answers: dict[int, tuple[Floats, NDArray[np.float32]]] = {}
+    for indices in group_by_length(encoded):
+        inputs = stack_prompts([encoded[k] for k in indices], 4 * features.shape[2])
         logits, quality = network(features, *inputs)[:2]
-        for index, planes, values in zip(indices, logits, quality, strict=True):
-            answers[index] = planes, values
-    return [answers[k] for k in range(len(asked))]
+        for index, maps, values in zip(indices, logits, quality, strict=True):
+            answers[index] = maps, values
+    return [answers[k] for k in range(len(encoded))]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner.adapters.early_fusion import FusedModel, Habits
+from limner.adapters.early_fusion import EarlyFusionModel, FusionOptions
 from limner.adapters.protocols import ModelCard
 from limner.errors import CheckpointError
 
@@ -23,23 +23,23 @@ FOLDER = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
-class Shipped:
+class ShippedFamily:
     """A family whose weights are ``NAME.onnx`` and ``NAME.safetensors``, with facts in
     ``NAME.json``.
 
     Attributes:
         card: whose name is that of the files.
-        habits: of the network.
+        options: of the network.
         network: makes it from its widths and depths, in PyTorch.
     """
 
     card: ModelCard
-    habits: Habits
+    options: FusionOptions
     network: Callable[[Any, Any], nn.Module]
 
     def build(
         self, *, weights: Path | None = None, device: str = "auto", exact: bool = False
-    ) -> FusedModel:
+    ) -> EarlyFusionModel:
         """The model, with the weights of the package or with others of the same family.
 
         Raises:
@@ -48,7 +48,9 @@ class Shipped:
         if weights is not None:
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             network = self._compiled(weights, device, "fp32", {})
-            return FusedModel(network, replace(self.card, weights_sha256=digest), self.habits)
+            return EarlyFusionModel(
+                network, replace(self.card, weights_sha256=digest), self.options
+            )
         name = self.card.name
         facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         # whichever file is run, the card names the same hash
@@ -57,7 +59,7 @@ class Shipped:
         if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"][path.name]:
             raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
         network = self._compiled(path, device, "fp32" if exact else "auto", facts["agreement"])
-        return FusedModel(network, card, self.habits)
+        return EarlyFusionModel(network, card, self.options)
 
     def _compiled(
         self, path: Path, device: str, precision: str, agreement: dict[str, float]

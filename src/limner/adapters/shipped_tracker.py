@@ -19,7 +19,7 @@ EXACT = ("reader",)  # always in float32
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrackerParts:
     """The network in parts; see `limner.networks.tracker2d`."""
 
     frame: Network
@@ -28,7 +28,9 @@ class Parts:
     decoder: Network
 
 
-def build_parts(name: str, *, weights: Path | None, device: str, exact: bool) -> tuple[Parts, str]:
+def build_parts(
+    name: str, *, weights: Path | None, device: str, exact: bool
+) -> tuple[TrackerParts, str]:
     """The parts, and the hash of the weights.
 
     Args:
@@ -59,7 +61,7 @@ def build_parts(name: str, *, weights: Path | None, device: str, exact: bool) ->
         )
         for part in PARTS
     }
-    return Parts(**made), digest
+    return TrackerParts(**made), digest
 
 
 def _intact(path: Path, hashes: dict[str, str]) -> Path:
@@ -68,15 +70,15 @@ def _intact(path: Path, hashes: dict[str, str]) -> Path:
     return path
 
 
-def _of_file(path: Path, device: str) -> Parts:
+def _of_file(path: Path, device: str) -> TrackerParts:
     """The parts in PyTorch, float32."""
     from limner import runtime
     from limner.checkpoints.load import fill, read_weights
-    from limner.networks.tracker2d import FollowNetwork, MemoryReader
+    from limner.networks.tracker2d import MemoryReader, TrackerNetwork
 
     weights, facts = read_weights(path)
     try:
-        network = FollowNetwork(facts["config"]["widths"], facts["config"]["depths"])
+        network = TrackerNetwork(facts["config"]["widths"], facts["config"]["depths"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not say the widths and depths of a network that follows; use a file that "
@@ -85,4 +87,4 @@ def _of_file(path: Path, device: str) -> Parts:
     fill(network, weights, path)
     parts = (network.frame, network.memory, MemoryReader(), network.decoder)
     made = (runtime.compile(p, device=device, precision="fp32") for p in parts)
-    return Parts(*made)
+    return TrackerParts(*made)

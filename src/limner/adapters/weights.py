@@ -8,7 +8,7 @@ from limner.checkpoints.digest import sha256_of
 from limner.errors import CheckpointError
 
 
-def hash_of(weights: Path | None, name: str, advice: str) -> str:
+def hash_weights(weights: Path | None, name: str, advice: str) -> str:
     """SHA-256 of the file in hexadecimal.
 
     Args:

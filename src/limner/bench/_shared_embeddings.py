@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from limner.models import (
     BatchModel,
-    CarryingModel,
+    MaskCarrier,
     ModelCard,
     PromptableModel,
     Question,
@@ -75,12 +75,12 @@ class EncodedOnce:
 class CarryingEncodedOnce(EncodedOnce):
     """Likewise, of a model that says itself how an answer is carried to the next slice."""
 
-    def carry(
+    def next_prompts(
         self, view: View, before: Segmentation, prompts: Sequence[Prompt]
     ) -> Sequence[Prompt]:
         """As the model does."""
-        assert isinstance(self._model, CarryingModel)
-        return self._model.carry(view, before, prompts)
+        assert isinstance(self._model, MaskCarrier)
+        return self._model.next_prompts(view, before, prompts)
 
 
 def encoded_once(
@@ -100,7 +100,7 @@ def encoded_once(
         return EncodedOnce(model)
     if 3 in model.card.ndim and not by_slices:
         return model
-    kind = CarryingEncodedOnce if isinstance(model, CarryingModel) else EncodedOnce
+    kind = CarryingEncodedOnce if isinstance(model, MaskCarrier) else EncodedOnce
     return kind(model, kept=_KEPT_SLICES)
 
 

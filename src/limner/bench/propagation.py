@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
-from limner.adapters.protocols import PropagatingModel
+from limner.adapters.protocols import MemoryModel
 from limner.bench._peak_memory import PeakMemory, resident_mb
 from limner.bench.config import BenchConfig
 from limner.bench.rows import encode_answer
 from limner.datasets.sequences import Track
 from limner.io.image import Image
-from limner.models import FollowingModel, ModelCard, PromptableModel
+from limner.models import ModelCard, PromptableModel, TrackerModel
 from limner.prompts import simulate
 from limner.prompts.convert import on_slice
 from limner.prompts.types import MaskPrompt, Prompt, to_json
@@ -241,7 +241,7 @@ def check_follows(pair: Pair, config: BenchConfig) -> None:
                 f"{one.name} works in 3D only; masks are carried from slice to slice here. Leave "
                 "the model out."
             )
-    carries = isinstance(carrier, FollowingModel | PropagatingModel)
+    carries = isinstance(carrier, TrackerModel | MemoryModel)
     if not carries and not carrier.card.prompts & {"mask", "box"}:
         raise ValueError(
             f"{carrier.card.name} takes neither masks nor boxes to carry on. Leave the model out."

@@ -22,14 +22,14 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class UnwrappedWeights:
     """The weights of an archive, by name without wrapping, and what was done to find them."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
-def unwrap(archive: Archive, wanted: frozenset[str] | None) -> Found:
+def unwrap(archive: Archive, wanted: frozenset[str] | None) -> UnwrappedWeights:
     """Find the weights.
 
     Args:
@@ -56,7 +56,7 @@ def unwrap(archive: Archive, wanted: frozenset[str] | None) -> Found:
     if best is None:
         raise CheckpointError(_nothing(archive))
     _, where, tensors, notes = best
-    return Found(tensors, (f"weights are under {where!r}", *notes) if where else notes)
+    return UnwrappedWeights(tensors, (f"weights are under {where!r}", *notes) if where else notes)
 
 
 def _dictionaries(value: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

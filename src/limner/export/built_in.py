@@ -20,7 +20,7 @@ from limner.errors import CheckpointError, FormatError
 from limner.export import onnx_tracker
 from limner.export.onnx_graph import INPUT, OUTPUTS, Graph, write_network_2d, write_network_3d
 from limner.networks.fusion2d import NUM_CHANNELS
-from limner.networks.tracker2d import FollowNetwork
+from limner.networks.tracker2d import TrackerNetwork
 from limner.networks.unet2d import PromptableUNet2d
 from limner.networks.unet3d import PromptableUNet3d
 from limner.train import checkpoint
@@ -77,7 +77,7 @@ def export(source: Path, folder: Path, *, base: Path | None = None) -> Exported:
     plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
     checkpoint.write_weights(plain, network.state_dict(), facts)
     inside = {**facts, "weights_sha256": _hash(plain)}
-    if isinstance(network, FollowNetwork):
+    if isinstance(network, TrackerNetwork):
         graphs = tuple(folder / f"{name}-{part}.onnx" for part in onnx_tracker.PARTS)
         export_parts(network, graphs, facts=inside)
     else:
@@ -119,10 +119,10 @@ def _tell(path: Path, facts: dict[str, Any]) -> None:
     atomic_bytes(path, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | FollowNetwork:
+def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | TrackerNetwork:
     sizes = config["widths"], config["depths"]
     if config.get("frames", 1) > 1:
-        return FollowNetwork(*sizes)
+        return TrackerNetwork(*sizes)
     if config.get("dimensions", 2) == 3:
         return PromptableUNet3d(*sizes)
     return PromptableUNet2d(*sizes)
@@ -171,7 +171,7 @@ def export_onnx(
 
 
 def export_parts(
-    network: FollowNetwork, paths: Sequence[Path], *, facts: Mapping[str, Any] | None = None
+    network: TrackerNetwork, paths: Sequence[Path], *, facts: Mapping[str, Any] | None = None
 ) -> None:
     """Write the parts of a network that follows as ONNX, as `export_onnx` does.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from limner.export.onnx_graph import OUTPUTS, Graph, block, convolve, enlarged, folded_stem, quality
 from limner.networks.fusion2d import LOGIT_SCALE, MASK_LOGIT
-from limner.networks.tracker2d import FollowNetwork, FrameEncoder, MaskDecoder, MemoryEncoder
+from limner.networks.tracker2d import FrameEncoder, MaskDecoder, MemoryEncoder, TrackerNetwork
 from limner.networks.tracker_facts import (
     KEY,
     LEVEL,
@@ -31,7 +31,7 @@ _READER: Ends = (("asked", "remembered", "known"), ("said",))
 _DECODER: Ends = (("image", "before", "past", "readout"), OUTPUTS)
 
 
-def written(network: FollowNetwork) -> Iterator[tuple[Graph, Ends]]:
+def written(network: TrackerNetwork) -> Iterator[tuple[Graph, Ends]]:
     """The parts, in the order of `PARTS`, with the names of their inputs and outputs."""
     frame, memory, decoder = network.frame, network.memory, network.decoder
     graphs = [Graph(part.state_dict()) for part in (frame, memory, decoder)]
@@ -45,7 +45,7 @@ def written(network: FollowNetwork) -> Iterator[tuple[Graph, Ends]]:
     yield graphs[2], _DECODER
 
 
-def ports(network: FollowNetwork) -> dict[str, list[int | str]]:
+def ports(network: TrackerNetwork) -> dict[str, list[int | str]]:
     """Shapes of all inputs and outputs by name."""
     picture, memory, terms = ["height", "width"], ["rows", "columns"], 2 * (KEY + PLACE_AXES) + 1
     return {

@@ -12,6 +12,7 @@ import logging
 import pkgutil
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,21 +22,21 @@ from limner.adapters.protocols import (
     AnyModel,
     AutomaticModel,
     BatchModel,
-    Before,
-    CarryingModel,
     CheckingModel,
     EncodedFrame,
     EncodingModel,
-    FollowingModel,
+    MaskCarrier,
     MemoryLimits,
+    MemoryModel,
     ModelCard,
+    PreviousFrame,
     PromptableModel,
-    PropagatingModel,
     ProposingModel,
     Question,
     SamplingModel,
     Segmentation,
     SlabModel,
+    TrackerModel,
     Variant,
     View,
 )
@@ -46,21 +47,21 @@ __all__ = [
     "AnyModel",
     "AutomaticModel",
     "BatchModel",
-    "Before",
-    "CarryingModel",
     "CheckingModel",
     "EncodedFrame",
     "EncodingModel",
-    "FollowingModel",
+    "MaskCarrier",
     "MemoryLimits",
+    "MemoryModel",
     "ModelCard",
+    "PreviousFrame",
     "PromptableModel",
-    "PropagatingModel",
     "ProposingModel",
     "Question",
     "SamplingModel",
     "Segmentation",
     "SlabModel",
+    "TrackerModel",
     "Variant",
     "View",
     "cards",
@@ -76,6 +77,12 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+_RENAMED = {  # old names, for one release
+    "Before": "PreviousFrame",
+    "CarryingModel": "MaskCarrier",
+    "FollowingModel": "TrackerModel",
+    "PropagatingModel": "MemoryModel",
+}
 _DEFAULTS = {"image": "limner-2d", "volume": "limner-3d", "video": "limner-seq"}
 
 
@@ -139,7 +146,7 @@ def create_model(
             fetch`` or ``add`` has put here, or where none are needed.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         exact: compute in float32 even where less was measured to give the same masks.
-        keep_embeddings: keep encoded pictures on disk, so that the same picture is not encoded
+        keep_embeddings: keep encoded images on disk, so that the same image is not encoded
             again, also by other processes; at most 2 GiB (`docs/models.md`). Answers are the same.
 
     Raises:
@@ -226,6 +233,11 @@ class _CallableModule(ModuleType):
         return cards()
 
     def __getattr__(self, name: str) -> Any:
+        if name in _RENAMED:
+            new = _RENAMED[name]
+            message = f"limner.models.{name} is now {new}."
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return globals()[new]
         raise AttributeError(f"module 'limner.models' has no attribute {name!r}")
 
 

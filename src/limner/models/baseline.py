@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
 from limner.prompts.types import Box, Click, Prompt, Scribble
 
@@ -25,7 +25,7 @@ CLICK_RADIUS = 3.0  # pixels
 
 def filled_box(box: Box, shape: Sequence[int]) -> NDArray[np.float32]:
     """Logits of the box itself: 1 inside, -1 outside."""
-    return np.where(footprint(box, tuple(shape)), 1.0, -1.0).astype(np.float32)
+    return np.where(mask_of_prompt(box, tuple(shape)), 1.0, -1.0).astype(np.float32)
 
 
 def inscribed_ellipse(box: Box, shape: Sequence[int]) -> NDArray[np.float32]:
@@ -72,14 +72,14 @@ class Baseline:
             if isinstance(prompt, Box):
                 logits = np.maximum(logits, self._draw(prompt, embedding))
             elif prompt.kind in ("lasso", "mask"):
-                logits[footprint(prompt, embedding)] = 1.0
+                logits[mask_of_prompt(prompt, embedding)] = 1.0
         alone = not any(p.kind in ("box", "lasso", "mask") for p in prompts)
         marks = [p for p in prompts if isinstance(p, Click | Scribble)]
         for radius in (CLICK_RADIUS, 0.0) if alone else (0.0,):  # no disk covers a clicked pixel
             for prompt in marks:
                 reach = radius if prompt.positive else 0.0
                 sign = 1.0 if prompt.positive else -1.0
-                logits[footprint(prompt, embedding, click_radius=reach)] = sign
+                logits[mask_of_prompt(prompt, embedding, click_radius=reach)] = sign
         return Segmentation(logits, 0.5 if (logits > 0).any() else 0.0)
 
 

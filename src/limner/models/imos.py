@@ -2,7 +2,7 @@
 one frame is annotated, and its objects are carried through the sequence in both directions.
 
 The authors offer no weights, and their paper says that adapters align the image encoder, which
-stays as it is, to medical pictures, but not where they are or how wide. What their code trains is
+stays as it is, to medical images, but not where they are or how wide. What their code trains is
 XMem's network with XMem's names, so a file that it wrote, or XMem's own, loads here as it is.
 
 The adapters are therefore limner's own layout: behind each block of the key encoder

@@ -1,4 +1,4 @@
-"""limner-2d: the built-in promptable network for pictures, slices and frames; its weights ship with
+"""limner-2d: the built-in promptable network for images, slices and frames; its weights ship with
 the package.
 
 A U-Net that sees image and prompts together (`limner.networks.unet2d`), so every answer is one pass
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limner.adapters.early_fusion import Habits, Times
+from limner.adapters.early_fusion import Factors, FusionOptions
 from limner.adapters.protocols import ModelCard, Variant, View
-from limner.adapters.shipped import Shipped
+from limner.adapters.shipped import ShippedFamily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,15 +33,15 @@ CARD = ModelCard(
     licence="CC-BY-SA-4.0",  # two of the sets it learnt from are share-alike; see the card
     source="trained by this project; see src/limner/weights/limner-2d.md",
     zoom=True,
-    judges=True,
+    predicts_quality=True,
     window={2: LARGEST_VIEW},
 )
 
 
-def _enlarged(view: View) -> Times:
+def _upsampling(view: View) -> Factors:
     """As large as fits, the same along both axes."""
-    times = min(MOST_ENLARGED, max(1, LARGEST_VIEW // max(view.shape)))
-    return times, times
+    factor = min(MOST_ENLARGED, max(1, LARGEST_VIEW // max(view.shape)))
+    return factor, factor
 
 
 def _network(widths: Any, depths: Any) -> nn.Module:
@@ -51,7 +51,7 @@ def _network(widths: Any, depths: Any) -> nn.Module:
 
 
 # The network doubts itself too much about kinds of object that it has not learnt: hence confidence
-# and trust, chosen on pictures that are neither trained nor tested on (docs/notes/limner-2d.md).
-HABITS = Habits(stride=(32, 32), enlarged=_enlarged, confidence=0.4, trust=0.75)
+# and trust, chosen on images that are neither trained nor tested on (docs/notes/limner-2d.md).
+OPTIONS = FusionOptions(stride=(32, 32), upsampling=_upsampling, logit_bias=0.4, region_bias=0.75)
 
-VARIANTS = {"limner-2d": Variant(CARD, Shipped(CARD, HABITS, _network).build)}
+VARIANTS = {"limner-2d": Variant(CARD, ShippedFamily(CARD, OPTIONS, _network).build)}

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limner.adapters.early_fusion import Habits, Times
+from limner.adapters.early_fusion import Factors, FusionOptions
 from limner.adapters.protocols import ModelCard, Variant, View
-from limner.adapters.shipped import Shipped
+from limner.adapters.shipped import ShippedFamily
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,15 +35,15 @@ CARD = ModelCard(
     licence="CC-BY-SA-4.0",  # two of the sets it learnt from are share-alike; see the card
     source="trained by this project; see src/limner/weights/limner-3d.md",
     zoom=True,
-    judges=True,
+    predicts_quality=True,
     window={3: LARGEST_VIEW},
 )
 
 
-def _enlarged(view: View) -> Times:
+def _upsampling(view: View) -> Factors:
     """As large as fits, the same within slices; across them no more than that, and no finer."""
-    slices, *plane = view.shape
-    within = min(MOST_ENLARGED, max(1, LARGEST_VIEW[1] // max(plane)))
+    slices, *in_plane = view.shape
+    within = min(MOST_ENLARGED, max(1, LARGEST_VIEW[1] // max(in_plane)))
     across = min(within, max(1, LARGEST_VIEW[0] // slices))
     return across, within, within
 
@@ -55,6 +55,8 @@ def _network(widths: Any, depths: Any) -> nn.Module:
 
 
 # Chosen on volumes that are not tested on (docs/notes/limner-3d.md).
-HABITS = Habits(stride=(8, 32, 32), enlarged=_enlarged, confidence=0.1, trust=0.75)
+OPTIONS = FusionOptions(
+    stride=(8, 32, 32), upsampling=_upsampling, logit_bias=0.1, region_bias=0.75
+)
 
-VARIANTS = {"limner-3d": Variant(CARD, Shipped(CARD, HABITS, _network).build)}
+VARIANTS = {"limner-3d": Variant(CARD, ShippedFamily(CARD, OPTIONS, _network).build)}

@@ -18,14 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.early_fusion import Embedding, FusedModel, embedded, enlarge, reduce
+from limner.adapters.early_fusion import (
+    EarlyFusionModel,
+    FusionEmbedding,
+    downsample,
+    embed_view,
+    upsample,
+)
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import Before, ModelCard, Segmentation, Variant, View
+from limner.adapters.protocols import ModelCard, PreviousFrame, Segmentation, Variant, View
 from limner.adapters.sam import sigmoid
-from limner.adapters.shipped_tracker import Parts, build_parts
+from limner.adapters.shipped_tracker import TrackerParts, build_parts
 from limner.models import limner_2d
 from limner.networks import tracker_facts as facts
-from limner.networks.blocks.memory import asked_terms, remembered_terms
+from limner.networks.blocks.memory import memory_terms, query_terms
 from limner.networks.motion import motion, moved
 from limner.prompts.types import Prompt
 
@@ -52,14 +58,14 @@ CARD = ModelCard(
     licence="CC-BY-SA-4.0",  # some of the sets it learnt from are share-alike; see the card
     source="trained by this project; see src/limner/weights/limner-seq.md",
     zoom=True,
-    judges=True,
-    exact_masks=True,
+    predicts_quality=True,
+    mask_is_answer=True,
     window={2: LARGEST_VIEW},
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class TrackerView:
     """A view as the network has seen it.
 
     Attributes:
@@ -89,36 +95,36 @@ class LimnerSeq:
         parts: of the network.
     """
 
-    def __init__(self, card: ModelCard, parts: Parts) -> None:
+    def __init__(self, card: ModelCard, parts: TrackerParts) -> None:
         self.card = replace(card, runtime=parts.frame.description)
         self._parts = parts
 
     # Prompts on a frame.
 
-    def embed(self, view: View) -> Embedding:
+    def embed(self, view: View) -> FusionEmbedding:
         """As limner-2d."""
-        return self._pictures.embed(view)
+        return self._image_model.embed(view)
 
     def segment(
-        self, embedding: Embedding, prompts: Sequence[Prompt], previous: Floats | None = None
+        self, embedding: FusionEmbedding, prompts: Sequence[Prompt], previous: Floats | None = None
     ) -> Segmentation:
         """As limner-2d; a mask that is the last thing said is the answer, as it is."""
-        return self._pictures.segment(embedding, prompts, previous)
+        return self._image_model.segment(embedding, prompts, previous)
 
     @cached_property
-    def _pictures(self) -> FusedModel:
+    def _image_model(self) -> EarlyFusionModel:
         built = limner_2d.VARIANTS["limner-2d"].build()
-        assert isinstance(built, FusedModel)
+        assert isinstance(built, EarlyFusionModel)
         return built
 
     # What is followed.
 
-    def look(self, view: View, origin: tuple[float, float]) -> Looked:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> TrackerView:
         """A window of a frame."""
         check_understood(self.card, (), view.shape)
         most = min(MOST_ENLARGED, max(1, LARGEST_VIEW // max(view.shape)))
-        shown = embedded(view, (most, most), (STRIDE, STRIDE))
-        image = shown.image[None]
+        prior = embed_view(view, (most, most), (STRIDE, STRIDE))
+        image = prior.image[None]
         key, shrinkage, selection, features = self._parts.frame(image)
         steps = most / facts.STRIDE
         start = np.multiply(origin, steps)
@@ -127,7 +133,7 @@ class LimnerSeq:
             for n, a in zip(key.shape[2:], start, strict=True)
         ]
         place = np.stack(np.meshgrid(*along, indexing="ij"))
-        return Looked(
+        return TrackerView(
             image,
             view.shape,
             (most, most),
@@ -140,22 +146,22 @@ class LimnerSeq:
     def remember(
         self,
         memory: Mapping[str, Array] | None,
-        looked: Looked,
+        encoded: TrackerView,
         logits: Floats,
         *,
         place: int,
         given: bool,
     ) -> Mapping[str, Array]:
         """The memory with one frame more; of those that were not given, the last ones are kept."""
-        mask = _on_grid(sigmoid(logits), looked)
+        mask = _on_grid(sigmoid(logits), encoded)
         flag = np.full((1, 1, 1, 1), float(given), np.float32)
-        value = self._parts.memory(looked.features, mask, flag)[0]
+        value = self._parts.memory(encoded.features, mask, flag)[0]
         new: dict[str, Array] = {
-            "terms": remembered_terms(looked.key, looked.shrinkage).T,
+            "terms": memory_terms(encoded.key, encoded.shrinkage).T,
             "value": _rows(value[0]),
             "place": np.array([place]),
             "given": np.array([given]),
-            "count": np.array([len(looked.key)]),
+            "count": np.array([len(encoded.key)]),
         }
         if memory is None:
             return new
@@ -170,33 +176,33 @@ class LimnerSeq:
         joined["terms"] = np.concatenate([memory["terms"][:, pixels], new["terms"]], axis=1)
         return joined
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, Array],
-        looked: Looked,
-        before: Before | None,
+        encoded: TrackerView,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:
         """The object on a view; the score is the predicted IoU."""
-        asked = asked_terms(looked.key, looked.selection)
-        (said,) = self._parts.reader(asked, memory["terms"], memory["value"])
-        planes = np.ascontiguousarray(said.T).reshape(1, -1, *looked.features.shape[2:])
-        shown = np.zeros((1, 1, *looked.image.shape[2:]), np.float32)
-        past = np.zeros_like(looked.image)
+        query = query_terms(encoded.key, encoded.selection)
+        (readout,) = self._parts.reader(query, memory["terms"], memory["value"])
+        maps = np.ascontiguousarray(readout.T).reshape(1, -1, *encoded.features.shape[2:])
+        prior = np.zeros((1, 1, *encoded.image.shape[2:]), np.float32)
+        past = np.zeros_like(encoded.image)
         if before is not None:
-            past = embedded(before.view, looked.times, (STRIDE, STRIDE)).image[None]
-            mask = _on_grid(sigmoid(before.logits), looked)
-            found = motion(_grey(past), _grey(looked.image))
+            past = embed_view(before.view, encoded.times, (STRIDE, STRIDE)).image[None]
+            mask = _on_grid(sigmoid(before.logits), encoded)
+            found = motion(_grey(past), _grey(encoded.image))
             moved_on = moved(np.concatenate([past[0], mask[0]]), found)[None]
-            past, shown = moved_on[:, :3], 2 * moved_on[:, 3:] - 1
-        logits, quality = self._parts.decoder(looked.image, shown, past, planes)
-        inside = tuple(slice(n * t) for n, t in zip(looked.shape, looked.times, strict=True))
-        trusted = shown[0, 0] * np.float32(facts.TRUST)
+            past, prior = moved_on[:, :3], 2 * moved_on[:, 3:] - 1
+        logits, quality = self._parts.decoder(encoded.image, prior, past, maps)
+        inside = tuple(slice(n * t) for n, t in zip(encoded.shape, encoded.times, strict=True))
+        trusted = prior[0, 0] * np.float32(facts.TRUST)
         if before is not None:
-            fits = _alike(_grey(past), _grey(looked.image))
-            trusted += np.float32(SURER) * fits * shown[0, 0]
-        answer = reduce((logits[0, 0] + trusted)[inside], looked.times)
+            fits = _alike(_grey(past), _grey(encoded.image))
+            trusted += np.float32(SURER) * fits * prior[0, 0]
+        answer = downsample((logits[0, 0] + trusted)[inside], encoded.times)
         answer += np.float32(CONFIDENCE)
         return Segmentation(answer, float(sigmoid(quality[0])))
 
@@ -211,10 +217,10 @@ def _kept(memory: Mapping[str, Array], place: int, given: bool) -> NDArray[np.bo
     return np.asarray(keep)
 
 
-def _on_grid(plane: Floats, looked: Looked) -> Floats:
+def _on_grid(values: Floats, encoded: TrackerView) -> Floats:
     """A plane of the view's shape, (1, 1, H, W) as the network sees it; 0 in the padding."""
-    large = enlarge(plane, looked.times)
-    missing = [(0, n - m) for n, m in zip(looked.image.shape[2:], large.shape, strict=True)]
+    large = upsample(values, encoded.times)
+    missing = [(0, n - m) for n, m in zip(encoded.image.shape[2:], large.shape, strict=True)]
     return np.asarray(np.pad(large, missing), np.float32)[None, None]
 
 
@@ -224,8 +230,8 @@ def _alike(moved_on: Floats, now: Floats) -> Floats:
     """
     from scipy import ndimage
 
-    def around(plane: Floats) -> Floats:
-        return np.asarray(ndimage.uniform_filter(plane, 2 * NEAR + 1, mode="nearest"))
+    def around(values: Floats) -> Floats:
+        return np.asarray(ndimage.uniform_filter(values, 2 * NEAR + 1, mode="nearest"))
 
     left = around(np.square(moved_on - now))
     mean = around(now)
@@ -238,9 +244,9 @@ def _grey(image: Floats) -> Floats:
     return np.asarray((image[0].mean(axis=0) + 1) / 2, np.float32)
 
 
-def _rows(planes: Floats) -> Floats:
+def _rows(maps: Floats) -> Floats:
     """(C, h, w) to (h * w, C)."""
-    return np.ascontiguousarray(planes.reshape(len(planes), -1).T)
+    return np.ascontiguousarray(maps.reshape(len(maps), -1).T)
 
 
 def build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> LimnerSeq:

@@ -1,7 +1,7 @@
 """scribbleprompt: ScribblePrompt's U-Net, which takes clicks, boxes and scribbles together on 2D
-pictures (https://arxiv.org/abs/2312.07381, https://github.com/halleewong/ScribblePrompt).
+images (https://arxiv.org/abs/2312.07381, https://github.com/halleewong/ScribblePrompt).
 
-Image and prompts are fused in the first layer, so there is nothing to embed but the picture. The
+Image and prompts are fused in the first layer, so there is nothing to embed but the image. The
 network is squashed to 128x128 by the authors' helper: bilinear without antialiasing, positions cut
 to whole numbers. Each round it is shown the logits of its own last answer, not probabilities, in a
 channel that it was taught with nothing else; so rough masks and lassos are not understood.
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.grey import confidence, grey
-from limner.adapters.prompt_checks import check_understood, footprint
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
-from limner.adapters.sam import bilinear, log_odds, sigmoid
-from limner.adapters.weights import hash_of
+from limner.adapters.grey import mean_confidence, to_grey
+from limner.adapters.prompt_checks import check_understood, mask_of_prompt
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.sam import log_odds, resize_bilinear, sigmoid
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Box, Click, Scribble
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from limner.runtime import Network
 
-Picture = NDArray[np.float32]
+Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
 SIZE = 128  # pixels per side of what the network sees
@@ -58,7 +58,7 @@ WEIGHTS = WeightsCard(
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class ScribblePromptEmbedding:
     """A view as the network sees it, without prompts.
 
     Attributes:
@@ -66,11 +66,11 @@ class Embedding:
         shape: of the view.
     """
 
-    image: Picture
+    image: Floats
     shape: tuple[int, ...]
 
 
-class ScribblePrompt(AsBatch):
+class ScribblePrompt(BatchAnswers):
     """The network with everything around it.
 
     Args:
@@ -82,18 +82,18 @@ class ScribblePrompt(AsBatch):
         self.card = replace(card, runtime=network.description)
         self._network = network
 
-    def embed(self, view: View) -> Embedding:
-        """The picture in grey, squashed to the network's square."""
+    def embed(self, view: View) -> ScribblePromptEmbedding:
+        """The image in grey, squashed to the network's square."""
         check_understood(self.card, (), view.shape)
-        return Embedding(bilinear(grey(view), (SIZE, SIZE)), view.shape)
+        return ScribblePromptEmbedding(resize_bilinear(to_grey(view), (SIZE, SIZE)), view.shape)
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: ScribblePromptEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Some questions a pass.
 
         `Question.memory` is the network's own last answer; without it the logits of the round
-        before are squashed like the picture. `Segmentation.memory` is float32 (SIZE, SIZE).
+        before are squashed like the image. `Segmentation.memory` is float32 (SIZE, SIZE).
         """
         inputs = [network_input(self.card, embedding, question) for question in questions]
         answers: list[Segmentation] = []
@@ -103,16 +103,18 @@ class ScribblePrompt(AsBatch):
         return answers
 
 
-def _answer(logits: Picture, shape: tuple[int, ...]) -> Segmentation:
+def _answer(logits: Floats, shape: tuple[int, ...]) -> Segmentation:
     """Logits on the view's grid: probabilities are resized, as the authors' demonstration does."""
-    shown = logits
+    resized = logits
     if shape != logits.shape:
-        shown = log_odds(bilinear(sigmoid(logits), (shape[0], shape[1])))
-    return Segmentation(shown, confidence(shown), logits)
+        resized = log_odds(resize_bilinear(sigmoid(logits), (shape[0], shape[1])))
+    return Segmentation(resized, mean_confidence(resized), logits)
 
 
-def network_input(card: ModelCard, embedding: Embedding, question: Question) -> Picture:
-    """Picture, prompts and the answer before as channels.
+def network_input(
+    card: ModelCard, embedding: ScribblePromptEmbedding, question: Question
+) -> Floats:
+    """Image, prompts and the answer before as channels.
 
     Args:
         card: of the model.
@@ -127,54 +129,54 @@ def network_input(card: ModelCard, embedding: Embedding, question: Question) -> 
     """
     shape = embedding.shape
     check_understood(card, question.prompts, shape)
-    planes = np.zeros((5, SIZE, SIZE), np.float32)
-    planes[IMAGE] = embedding.image
+    channels = np.zeros((5, SIZE, SIZE), np.float32)
+    channels[IMAGE] = embedding.image
     strokes = []
     for prompt in question.prompts:
         if isinstance(prompt, Box):
-            _fill_box(planes[REGION], prompt, shape)
+            _fill_box(channels[REGION], prompt, shape)
         elif isinstance(prompt, Click):
             # A click speaks for both channels of its pixel, so that the later of two counts.
             row, column = _cells(np.clip(np.floor(np.add(prompt.at, 0.5)), 0, _last(shape)), shape)
-            planes[POSITIVE, row, column] = float(prompt.positive)
-            planes[NEGATIVE, row, column] = float(not prompt.positive)
+            channels[POSITIVE, row, column] = float(prompt.positive)
+            channels[NEGATIVE, row, column] = float(not prompt.positive)
         elif isinstance(prompt, Scribble):
             strokes.append(prompt)
     for channel in (POSITIVE, NEGATIVE):
         signed = [s for s in strokes if s.positive == (channel == POSITIVE)]
-        planes[channel] = np.minimum(planes[channel] + _drawn(signed, shape), 1.0)
+        channels[channel] = np.minimum(channels[channel] + _draw_strokes(signed, shape), 1.0)
     before = question.memory
     if before is None and question.previous is not None:
-        before = bilinear(question.previous, (SIZE, SIZE))
+        before = resize_bilinear(question.previous, (SIZE, SIZE))
     if before is not None:
-        planes[PREVIOUS] = before
-    return planes
+        channels[PREVIOUS] = before
+    return channels
 
 
-def _fill_box(plane: Picture, box: Box, shape: tuple[int, ...]) -> None:
+def _fill_box(canvas: Floats, box: Box, shape: tuple[int, ...]) -> None:
     """The box's pixels, in place; at least one, where the authors' helper may leave none."""
     low = _cells(np.clip(box.low, 0, _last(shape)), shape)
     high = _cells(np.clip(box.high, 0, shape), shape)
     high = np.minimum(np.maximum(high, low + 1), SIZE)
-    plane[low[0] : high[0], low[1] : high[1]] = 1.0
+    canvas[low[0] : high[0], low[1] : high[1]] = 1.0
 
 
-def _drawn(strokes: Sequence[Scribble], shape: tuple[int, ...]) -> Picture:
+def _draw_strokes(strokes: Sequence[Scribble], shape: tuple[int, ...]) -> Floats:
     """Strokes as the authors' helper shrinks them, (SIZE, SIZE), 0…1.
 
     It looks at some of the view's pixels only. Of a stroke that it would miss altogether, the
     pixels that it passes are marked, as those of clicks are.
     """
-    plane = np.zeros((SIZE, SIZE), np.float32)
-    prints = [footprint(stroke, shape) for stroke in strokes]
+    canvas = np.zeros((SIZE, SIZE), np.float32)
+    prints = [mask_of_prompt(stroke, shape) for stroke in strokes]
     if prints:
         drawn = np.logical_or.reduce(prints)
-        plane = bilinear(drawn.astype(np.float32), (SIZE, SIZE))
+        canvas = resize_bilinear(drawn.astype(np.float32), (SIZE, SIZE))
     for mask in prints:
         rows, columns = _cells(np.argwhere(mask), shape).T
-        if not plane[rows, columns].any():
-            plane[rows, columns] = 1.0
-    return plane
+        if not canvas[rows, columns].any():
+            canvas[rows, columns] = 1.0
+    return canvas
 
 
 def _cells(places: NDArray[np.floating] | NDArray[np.integer], shape: tuple[int, ...]) -> Indices:
@@ -192,12 +194,12 @@ def _last(shape: tuple[int, ...]) -> NDArray[np.int64]:
 def _build(
     *, weights: Path | None = None, device: str = "auto", exact: bool = False
 ) -> ScribblePrompt:
-    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
+    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
     assert weights is not None
     from limner import runtime
 
     network = runtime.compile_module(
-        partial(_filled, weights),
+        partial(_load_network, weights),
         key=f"{digest}-scribbleprompt",
         inputs=[(None, 5, SIZE, SIZE)],
         device=device,
@@ -207,7 +209,7 @@ def _build(
     return ScribblePrompt(network, replace(CARD, weights_sha256=digest))
 
 
-def _filled(path: Path) -> nn.Module:
+def _load_network(path: Path) -> nn.Module:
     """The network with the weights of a file; the names in it are the published ones."""
     from limner.checkpoints.load import fill, read_checkpoint
     from limner.networks.scribbleprompt import ScribblePromptUNet

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.prompt_checks import check_understood, footprint
+from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Question, Segmentation, Variant, View
 from limner.prompts.types import Box, Click, Prompt, Scribble, TextPrompt
 
@@ -44,7 +44,7 @@ CARD = ModelCard(
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class ToyEmbedding:
     """What `segment` wants to see again.
 
     Attributes:
@@ -70,14 +70,14 @@ class Toy:
 
     card = CARD
 
-    def embed(self, view: View) -> Embedding:
+    def embed(self, view: View) -> ToyEmbedding:
         """Normalise the pixels; NaN and infinities count as black."""
         pixels = np.nan_to_num(view.normalized(), nan=0.0, posinf=1.0, neginf=0.0)
-        return Embedding(pixels.reshape(*view.shape, -1), view.shape)
+        return ToyEmbedding(pixels.reshape(*view.shape, -1), view.shape)
 
     def segment(
         self,
-        embedding: Embedding,
+        embedding: ToyEmbedding,
         prompts: Sequence[Prompt],
         previous: NDArray[np.float32] | None = None,
     ) -> Segmentation:
@@ -105,7 +105,7 @@ class Toy:
         return Segmentation(obeyed, _score(obeyed))
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: ToyEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Several questions about one view; a network would answer them in one pass."""
         return [self.segment(embedding, q.prompts, q.previous) for q in questions]
@@ -116,7 +116,7 @@ def _read(prompts: Sequence[Prompt], shape: tuple[int, ...]) -> _Marks:
     inside, outside = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
     area: Array | None = None
     for prompt in prompts:
-        covered = footprint(prompt, shape)
+        covered = mask_of_prompt(prompt, shape)
         if isinstance(prompt, Click | Scribble):
             inside[covered] = prompt.positive
             outside[covered] = not prompt.positive
@@ -138,7 +138,7 @@ def _middle(box: Box, shape: tuple[int, ...]) -> Array:
     return result
 
 
-def _nearest(embedding: Embedding, marks: _Marks) -> Array:
+def _nearest(embedding: ToyEmbedding, marks: _Marks) -> Array:
     """Logits of "nearer to the inside's mean than to any outside mean, and near the marks"."""
     pixels = embedding.features
     area = marks.area
@@ -167,7 +167,7 @@ def _obey(logits: NDArray[np.float32], prompts: Sequence[Prompt]) -> NDArray[np.
     result = np.clip(logits, -16.0, 16.0)
     for prompt in prompts:
         if isinstance(prompt, Click | Scribble):
-            result[footprint(prompt, logits.shape)] = 4.0 if prompt.positive else -4.0
+            result[mask_of_prompt(prompt, logits.shape)] = 4.0 if prompt.positive else -4.0
     return result
 
 

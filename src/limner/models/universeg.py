@@ -1,9 +1,9 @@
-"""universeg: UniverSeg, which is shown pictures with masks and does the same to another picture
+"""universeg: UniverSeg, which is shown images with masks and does the same to another image
 (https://arxiv.org/abs/2304.06131, https://github.com/JJGO/UniverSeg).
 
 No clicks, no boxes: the only prompts are examples, and the more the better, up to the 64 it was
-trained with. Each picture, asked about or shown, is squashed to 128x128 in grey of 0…1 by the same
-rule. Nothing is remembered between rounds: an answer depends on picture and examples alone.
+trained with. Each image, asked about or shown, is squashed to 128x128 in grey of 0…1 by the same
+rule. Nothing is remembered between rounds: an answer depends on image and examples alone.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.grey import confidence, grey
+from limner.adapters.grey import mean_confidence, to_grey
 from limner.adapters.intensity import robust_limits
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
-from limner.adapters.sam import bilinear
-from limner.adapters.weights import hash_of
+from limner.adapters.sam import resize_bilinear
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.prompts.types import Example, Prompt
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from limner.runtime import Network
 
-Picture = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 SIZE = 128  # pixels per side of what the network sees
 WIDTH = 64  # features at every level
@@ -60,7 +60,7 @@ WEIGHTS = WeightsCard(
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class UniverSegEmbedding:
     """A view as the network sees it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Embedding:
         window: the intensities that the user asked to see as black and white; None for none.
     """
 
-    image: Picture
+    image: Floats
     shape: tuple[int, ...]
     window: tuple[float, float] | None
 
@@ -78,7 +78,7 @@ class UniverSegModel:
     """The network with everything around it.
 
     Args:
-        network: a picture (1, 1, SIZE, SIZE) and pairs (S, 2, SIZE, SIZE) to logits
+        network: a image (1, 1, SIZE, SIZE) and pairs (S, 2, SIZE, SIZE) to logits
             (1, 1, SIZE, SIZE).
         card: its facts.
     """
@@ -87,16 +87,16 @@ class UniverSegModel:
         self.card = replace(card, runtime=network.description)
         self._network = network
 
-    def embed(self, view: View) -> Embedding:
-        """The picture in grey, squashed to the network's square."""
+    def embed(self, view: View) -> UniverSegEmbedding:
+        """The image in grey, squashed to the network's square."""
         check_understood(self.card, (), view.shape)
-        return Embedding(
-            _squashed(grey(view)), view.shape, view.intensity if view.windowed else None
+        return UniverSegEmbedding(
+            _squash(to_grey(view)), view.shape, view.intensity if view.windowed else None
         )
 
     def segment(
         self,
-        embedding: Embedding,
+        embedding: UniverSegEmbedding,
         prompts: Sequence[Prompt],
         previous: NDArray[np.float32] | None = None,
     ) -> Segmentation:
@@ -114,14 +114,14 @@ class UniverSegModel:
                 f"{self.card.name} takes up to {MOST_EXAMPLES} examples, not {len(examples)}; "
                 "leave some out."
             )
-        pairs = np.stack([shown(example, embedding.window) for example in examples])
+        pairs = np.stack([encode_example(example, embedding.window) for example in examples])
         (logits,) = self._network(embedding.image[None, None], pairs)
         rows, columns = embedding.shape
-        answer = bilinear(logits[0, 0], (rows, columns))
-        return Segmentation(answer, confidence(answer))
+        answer = resize_bilinear(logits[0, 0], (rows, columns))
+        return Segmentation(answer, mean_confidence(answer))
 
 
-class InParts:
+class SplitNetwork:
     """The network in two parts, the first of which sees some pairs at a time: much less memory.
 
     Args:
@@ -133,8 +133,8 @@ class InParts:
         self.description = first.description
         self._first, self._further = first, further
 
-    def __call__(self, *inputs: Picture) -> tuple[Picture, ...]:
-        """A picture and pairs to logits; see `UniverSegModel`."""
+    def __call__(self, *inputs: Floats) -> tuple[Floats, ...]:
+        """A image and pairs to logits; see `UniverSegModel`."""
         image, pairs = inputs
         groups = [pairs[k : k + AT_ONCE] for k in range(0, len(pairs), AT_ONCE)]
         own, seen, small = zip(*(self._first(image, some) for some in groups), strict=True)
@@ -142,20 +142,20 @@ class InParts:
         return self._further(image, sum(own) / count, sum(seen) / count, np.concatenate(small))
 
 
-def shown(example: Example, window: tuple[float, float] | None) -> Picture:
+def encode_example(example: Example, window: tuple[float, float] | None) -> Floats:
     """An example as the network sees it.
 
-    Its picture is treated like the one that is asked about: bytes divided by 255; other numbers by
-    the window the user asked for, else by robust limits of that picture. Its mask is squashed by
+    Its image is treated like the one that is asked about: bytes divided by 255; other numbers by
+    the window the user asked for, else by robust limits of that image. Its mask is squashed by
     taking the nearest pixel, so that it stays a mask: each of the network's pixels is in it if the
     pixel under its centre is.
 
     Args:
         example: any size.
-        window: of the picture that is asked about. Pictures in bytes have been windowed already.
+        window: of the image that is asked about. Images in bytes have been windowed already.
 
     Returns:
-        (2, SIZE, SIZE): picture 0…1, and mask 0 or 1.
+        (2, SIZE, SIZE): image 0…1, and mask 0 or 1.
     """
     pixels = example.image
     if window is None or pixels.dtype == np.uint8:
@@ -164,16 +164,16 @@ def shown(example: Example, window: tuple[float, float] | None) -> Picture:
         view = View(pixels, (1.0, 1.0), window, windowed=True)
     rows, columns = (((np.arange(SIZE) + 0.5) * n / SIZE).astype(int) for n in example.mask.shape)
     mask = example.mask[np.ix_(rows, columns)]
-    return np.stack([_squashed(grey(view)), mask.astype(np.float32)])
+    return np.stack([_squash(to_grey(view)), mask.astype(np.float32)])
 
 
-def _squashed(picture: Picture) -> Picture:
+def _squash(image: Floats) -> Floats:
     """To (SIZE, SIZE), bilinear over all pixels (antialiased), as the authors' examples do it."""
-    if picture.shape == (SIZE, SIZE):
-        return picture
+    if image.shape == (SIZE, SIZE):
+        return image
     from PIL import Image
 
-    whole: Any = Image.fromarray(np.ascontiguousarray(picture))
+    whole: Any = Image.fromarray(np.ascontiguousarray(image))
     small = whole.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     return np.clip(np.asarray(small, dtype=np.float32), 0.0, 1.0)
 
@@ -181,7 +181,7 @@ def _squashed(picture: Picture) -> Picture:
 def _build(
     *, weights: Path | None = None, device: str = "auto", exact: bool = False
 ) -> UniverSegModel:
-    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: limner models fetch {CARD.name}")
+    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: limner models fetch {CARD.name}")
     assert weights is not None
     from limner import runtime
 
@@ -189,7 +189,7 @@ def _build(
 
     def compiled(what: str, *shapes: tuple[int | None, ...]) -> Network:
         return runtime.compile_module(
-            partial(_filled, weights, what),
+            partial(_load_network, weights, what),
             key=f"{digest}-universeg-{what}",
             inputs=shapes,
             device=device,
@@ -197,15 +197,15 @@ def _build(
             precision="fp32",
         )
 
-    picture, pairs = (1, 1, SIZE, SIZE), (None, 2, SIZE, SIZE)
+    image, pairs = (1, 1, SIZE, SIZE), (None, 2, SIZE, SIZE)
     if exact:
-        return UniverSegModel(compiled("whole", picture, pairs), card)
+        return UniverSegModel(compiled("whole", image, pairs), card)
     maps, small = (1, WIDTH, SIZE, SIZE), (None, WIDTH, SIZE // 2, SIZE // 2)
-    first = compiled("first", picture, pairs)
-    return UniverSegModel(InParts(first, compiled("further", picture, maps, maps, small)), card)
+    first = compiled("first", image, pairs)
+    return UniverSegModel(SplitNetwork(first, compiled("further", image, maps, maps, small)), card)
 
 
-def _filled(path: Path, what: str) -> nn.Module:
+def _load_network(path: Path, what: str) -> nn.Module:
     """The network, or part of it, with the weights of a file; its names are the published ones."""
     from limner.checkpoints.load import fill, read_checkpoint
     from limner.networks.universeg import FirstLevel, Further, UniverSeg

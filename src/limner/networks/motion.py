@@ -38,10 +38,10 @@ def motion(before: Floats, after: Floats, *, finest: int = 1) -> Floats:
     return _resized(found, shape)
 
 
-def moved(planes: Floats, found: Floats) -> Floats:
+def moved(maps: Floats, found: Floats) -> Floats:
     """Planes (C, H, W) of the frame before, on the frame after; edges are repeated."""
     places = np.indices(found.shape[1:], dtype=np.float32) + found
-    return np.stack([_sampled(plane, places) for plane in planes])
+    return np.stack([_sampled(image, places) for image in maps])
 
 
 def _refined(before: Floats, after: Floats, found: Floats) -> Floats:
@@ -58,21 +58,21 @@ def _refined(before: Floats, after: Floats, found: Floats) -> Floats:
     return found
 
 
-def _mean(plane: Array) -> Floats:
-    return np.asarray(ndimage.uniform_filter(plane, 2 * RADIUS + 1, np.float32, mode="nearest"))
+def _mean(image: Array) -> Floats:
+    return np.asarray(ndimage.uniform_filter(image, 2 * RADIUS + 1, np.float32, mode="nearest"))
 
 
-def _sampled(plane: Floats, places: Floats) -> Floats:
+def _sampled(image: Floats, places: Floats) -> Floats:
     return np.asarray(
-        ndimage.map_coordinates(plane, places, np.float32, order=1, mode="nearest"), np.float32
+        ndimage.map_coordinates(image, places, np.float32, order=1, mode="nearest"), np.float32
     )
 
 
-def _halved(plane: Floats, times: int = 2) -> Floats:
+def _halved(image: Floats, times: int = 2) -> Floats:
     """Means of blocks; the last rows and columns are repeated to fill them."""
     if times == 1:
-        return plane
-    wide = np.pad(plane, [(0, -n % times) for n in plane.shape], mode="edge")
+        return image
+    wide = np.pad(image, [(0, -n % times) for n in image.shape], mode="edge")
     rows, columns = (n // times for n in wide.shape)
     return np.asarray(wide.reshape(rows, times, columns, times).mean(axis=(1, 3)), np.float32)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Convolved(nn.Module):
+class ConvBlock(nn.Module):
     """One convolution, and a PReLU with one slope for all channels unless it is the last."""
 
     def __init__(self, channels: int, out: int, kernel: int = 3, *, bent: bool = True) -> None:
@@ -34,16 +34,16 @@ class ScribblePromptUNet(nn.Module):
     def __init__(self, channels: int = 5, width: int = 192, depth: int = 4) -> None:
         super().__init__()
         self.downs = nn.ModuleList(
-            Convolved(width if level else channels, width) for level in range(depth)
+            ConvBlock(width if level else channels, width) for level in range(depth)
         )
         self.shrink = nn.MaxPool2d(2)
-        self.bottleneck = Convolved(width, width)
+        self.bottleneck = ConvBlock(width, width)
         # Between the blocks lie what enlarges, without weights; hence only odd numbers have names.
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
         self.ups = nn.ModuleList(
-            module for _ in range(depth) for module in (enlarge, Convolved(2 * width, width))
+            module for _ in range(depth) for module in (enlarge, ConvBlock(2 * width, width))
         )
-        self.final_conv = Convolved(width, 1, kernel=1, bent=False)
+        self.final_conv = ConvBlock(width, 1, kernel=1, bent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to logits (B, 1, H, W)."""

@@ -35,7 +35,7 @@ from limner.networks.tracker_facts import (
 from limner.networks.unet2d import FOLD, PromptableUNet2d, ResidualBlock, check_levels
 
 _SPREAD = 0.02  # of the weights that shrinkage begins with
-_SHOWN = 8  # channels: picture, mask of the frame before, mask as memory says, picture before
+_SHOWN = 8  # channels: image, mask of the frame before, mask as memory says, image before
 
 
 class FrameEncoder(nn.Module):
@@ -74,7 +74,7 @@ class FrameEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Key (B, KEY, h, w), shrinkage (B, 1, h, w) of 1 and more, selection (B, KEY + 2, h, w)
-        from 0 on, and features (B, width, h, w); at a `STRIDE`-th of the picture.
+        from 0 on, and features (B, width, h, w); at a `STRIDE`-th of the image.
 
         Args:
             image: (B, 3, H, W), -1…1 of `limner.networks.fusion2d`.
@@ -110,7 +110,7 @@ class MemoryEncoder(nn.Module):
         self.halve = nn.PixelUnshuffle(2)
 
     def forward(self, features: Tensor, mask: Tensor, given: Tensor) -> Tensor:
-        """Values (B, VALUE, h, w): what was learnt, then the mask at a quarter of the picture, two
+        """Values (B, VALUE, h, w): what was learnt, then the mask at a quarter of the image, two
         by two pixels as channels.
 
         Args:
@@ -119,8 +119,8 @@ class MemoryEncoder(nn.Module):
             given: (B, 1, 1, 1), 1 where the user said so.
         """
         flag = given.expand(-1, -1, *features.shape[2:])
-        shown = [features, 2 * self.fold(mask) - 1, flag]
-        x = self.block(self.fuse(torch.cat(shown, dim=1)))
+        inputs = [features, 2 * self.fold(mask) - 1, flag]
+        x = self.block(self.fuse(torch.cat(inputs, dim=1)))
         label = self.halve(functional.avg_pool2d(mask, STRIDE // 2))
         return torch.cat([self.to_value(x), label], dim=1)
 
@@ -130,15 +130,15 @@ class MemoryReader(nn.Module):
     most of the work where much is remembered; in float32, since squares of places need all digits.
     """
 
-    def forward(self, asked: Tensor, remembered: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, remembered: Tensor, value: Tensor) -> Tensor:
         """(Q, VALUE).
 
         Args:
-            asked: (Q, T) of `limner.networks.blocks.memory.asked_terms`.
+            query: (Q, T) of `limner.networks.blocks.memory.asked_terms`.
             remembered: (T, N), `remembered_terms`, transposed.
             value: (N, VALUE).
         """
-        return (asked @ remembered).softmax(dim=1) @ value
+        return (query @ remembered).softmax(dim=1) @ value
 
 
 class MaskDecoder(PromptableUNet2d):
@@ -169,8 +169,8 @@ class MaskDecoder(PromptableUNet2d):
             label, scale_factor=STRIDE / 2, mode="bilinear", align_corners=False
         )
         rough = math.tanh(MASK_LOGIT / LOGIT_SCALE)
-        shown = [image, rough * before, 2 * prior - 1, past]
-        folded = self.fold(torch.cat(shown, dim=1))
+        inputs = [image, rough * before, 2 * prior - 1, past]
+        folded = self.fold(torch.cat(inputs, dim=1))
         x = self.stem(folded.contiguous(memory_format=torch.channels_last))
         skips = []
         for k, level in enumerate(self.down):
@@ -188,7 +188,7 @@ class MaskDecoder(PromptableUNet2d):
         return self.unfold(logits), self._quality(deepest, x, logits.mean(dim=1, keepdim=True))
 
 
-class FollowNetwork(nn.Module):
+class TrackerNetwork(nn.Module):
     """All of the network; what it computes is in its parts.
 
     Args:
@@ -208,20 +208,20 @@ class FollowNetwork(nn.Module):
         self.decoder = MaskDecoder(widths, depths)
         self.stride = self.decoder.stride
 
-    def start_from(self, picture: Mapping[str, Tensor]) -> None:
-        """Begin with what a network for single pictures has learnt.
+    def start_from(self, image: Mapping[str, Tensor]) -> None:
+        """Begin with what a network for single images has learnt.
 
         Args:
-            picture: weights of a `PromptableUNet2d` of the same widths and depths.
+            image: weights of a `PromptableUNet2d` of the same widths and depths.
 
         Raises:
             RuntimeError: of other ones.
         """
-        stem, shown = picture["stem.weight"], 4 * FOLD**2  # picture and previous answer
-        own = {k: v for k, v in picture.items() if k != "stem.weight"}
+        stem, inputs = image["stem.weight"], 4 * FOLD**2  # image and previous answer
+        own = {k: v for k, v in image.items() if k != "stem.weight"}
         decoder = self.decoder.state_dict()
         kernel = torch.zeros_like(decoder["stem.weight"])
-        kernel[:, :shown] = stem[:, :shown]
+        kernel[:, :inputs] = stem[:, :inputs]
         self.decoder.load_state_dict({**decoder, **own, "stem.weight": kernel})
         frame = self.frame.state_dict()
         shared = {k: own[k] for k in frame if k in own and not k.startswith("lift.")}
@@ -235,7 +235,7 @@ def places(shape: tuple[int, int], device: torch.device) -> Tensor:
     return torch.stack(torch.meshgrid(*along, indexing="ij"))
 
 
-def read(key: Tensor, shrinkage: Tensor, value: Tensor, asked: Tensor, selection: Tensor) -> Tensor:
+def read(key: Tensor, shrinkage: Tensor, value: Tensor, query: Tensor, selection: Tensor) -> Tensor:
     """What memory says of each pixel: values of all that was remembered, by how alike they are; as
     `limner.networks.blocks.memory`, for training.
 
@@ -243,17 +243,17 @@ def read(key: Tensor, shrinkage: Tensor, value: Tensor, asked: Tensor, selection
         key: (B, C, N).
         shrinkage: (B, N).
         value: (B, V, N).
-        asked: (B, C, Q).
+        query: (B, C, Q).
         selection: (B, C, Q).
 
     Returns:
         (B, V, Q).
     """
     with torch.autocast(key.device.type, enabled=False):  # squares of places need all digits
-        key, asked, selection = key.float(), asked.float(), selection.float()
+        key, query, selection = key.float(), query.float(), selection.float()
         far = torch.einsum("bcn,bcq->bnq", key.square(), selection)
-        far = far - 2 * torch.einsum("bcn,bcq->bnq", key, asked * selection)
-        far = far + (asked.square() * selection).sum(dim=1, keepdim=True)
+        far = far - 2 * torch.einsum("bcn,bcq->bnq", key, query * selection)
+        far = far + (query.square() * selection).sum(dim=1, keepdim=True)
         near = -far * shrinkage.float()[..., None] / math.sqrt(key.shape[1])
         weights = near.softmax(dim=1)
         return torch.einsum("bvn,bnq->bvq", value.float(), weights)

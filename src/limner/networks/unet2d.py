@@ -48,8 +48,8 @@ def fuse(
     Returns:
         (B, 7, H, W), channels last in memory.
     """
-    shown = [(image - IMAGE_CENTRE) * IMAGE_SCALE, torch.tanh(previous / LOGIT_SCALE)]
-    fused = torch.cat([*shown, positive, negative, region], dim=1)
+    inputs = [(image - IMAGE_CENTRE) * IMAGE_SCALE, torch.tanh(previous / LOGIT_SCALE)]
+    fused = torch.cat([*inputs, positive, negative, region], dim=1)
     return fused.contiguous(memory_format=torch.channels_last)
 
 
@@ -80,7 +80,7 @@ class PromptableUNet2d(nn.Module):
     """Fused image and prompts to logits and a predicted quality.
 
     Args:
-        widths: channels per level, multiples of 8, finest first; the finest has half the picture's
+        widths: channels per level, multiples of 8, finest first; the finest has half the image's
             resolution, each other half of the one before.
         depths: residual blocks per level on the way down; one per level on the way up.
 
@@ -135,7 +135,7 @@ class PromptableUNet2d(nn.Module):
         return self.unfold(logits), self._quality(deepest, x, logits.mean(dim=1, keepdim=True))
 
     def _quality(self, deepest: Tensor, finest: Tensor, logits: Tensor) -> Tensor:
-        """The logit of the IoU from the whole picture, the inside of the answer and its rim.
+        """The logit of the IoU from the whole image, the inside of the answer and its rim.
 
         The rim is where the answer is unsure. Gradients stop here: judging must not change the
         answer.
@@ -171,7 +171,7 @@ def check_levels(widths: Sequence[int], depths: Sequence[int]) -> None:
 
 
 def _average(features: Tensor, weights: Tensor) -> Tensor:
-    """(B, C): mean over the picture, weighted; the weights are (B, 1, H, W)."""
+    """(B, C): mean over the image, weighted; the weights are (B, 1, H, W)."""
     total = weights.sum(dim=(2, 3)).clamp_min(1e-3)
     return (features * weights).sum(dim=(2, 3)) / total
 

@@ -1,6 +1,6 @@
 """A promptable U-Net for volumes: `limner.networks.unet2d` with a view across slices.
 
-The network of the plane, layer for layer, so that weights learnt on pictures are where learning
+The network of the plane, layer for layer, so that weights learnt on images are where learning
 begins (`inflate`): its 3x3 convolutions act within slices. What is new are convolutions over three
 neighbouring slices between them, which begin as zero; norms and the quality over all slices; and
 halving the number of slices on the coarser levels. The finest two levels keep every slice, since
@@ -41,12 +41,12 @@ def fuse(
     Returns:
         (B, 7, D, H, W), channels last in memory.
     """
-    shown = [(image - IMAGE_CENTRE) * IMAGE_SCALE, torch.tanh(previous / LOGIT_SCALE)]
-    fused = torch.cat([*shown, positive, negative, region], dim=1)
+    inputs = [(image - IMAGE_CENTRE) * IMAGE_SCALE, torch.tanh(previous / LOGIT_SCALE)]
+    fused = torch.cat([*inputs, positive, negative, region], dim=1)
     return fused.contiguous(memory_format=torch.channels_last_3d)
 
 
-class InPlane(nn.Conv3d):
+class InPlaneConv(nn.Conv3d):
     """A convolution within slices.
 
     As a 2D convolution over all slices at once, whose gradients PyTorch computes twice as fast.
@@ -66,14 +66,14 @@ class InPlane(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, D, H, W) to (B, out, D, H / stride, W / stride)."""
-        planes = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+        slices_first = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
         weight = self.weight.squeeze(2).contiguous(memory_format=torch.channels_last)
-        y = functional.conv2d(planes, weight, self.bias, self.stride[1:], self.padding[1:])
+        y = functional.conv2d(slices_first, weight, self.bias, self.stride[1:], self.padding[1:])
         stacked: Tensor = y.movedim(1, -1).reshape(x.shape[0], x.shape[2], *y.shape[2:], -1)
         return stacked.movedim(-1, 1)
 
 
-class Across(nn.Conv3d):
+class CrossSliceConv(nn.Conv3d):
     """A convolution over three slices, zero at first."""
 
     def __init__(self, channels: int) -> None:
@@ -102,18 +102,20 @@ class ResidualBlock3d(nn.Module):
         self, in_channels: int, out_channels: int, halved: tuple[bool, bool] = (False, False)
     ) -> None:
         super().__init__()
-        plane, slices = halved
-        stride = 2 if plane else 1
+        in_plane, slices = halved
+        stride = 2 if in_plane else 1
         self.thin: nn.Module = nn.AvgPool3d((2, 1, 1)) if slices else nn.Identity()
-        self.conv1 = InPlane(in_channels, out_channels, 3, stride, bias=False)
+        self.conv1 = InPlaneConv(in_channels, out_channels, 3, stride, bias=False)
         self.norm1 = norm_of(out_channels)
-        self.across = Across(out_channels)
-        self.conv2 = InPlane(out_channels, out_channels, 3, bias=False)
+        self.across = CrossSliceConv(out_channels)
+        self.conv2 = InPlaneConv(out_channels, out_channels, 3, bias=False)
         self.norm2 = norm_of(out_channels)
         self.shortcut: nn.Module = nn.Identity()
-        if plane or in_channels != out_channels:
-            pool = nn.AvgPool3d((1, 2, 2)) if plane else nn.Identity()
-            self.shortcut = nn.Sequential(pool, InPlane(in_channels, out_channels, 1, bias=False))
+        if in_plane or in_channels != out_channels:
+            pool = nn.AvgPool3d((1, 2, 2)) if in_plane else nn.Identity()
+            self.shortcut = nn.Sequential(
+                pool, InPlaneConv(in_channels, out_channels, 1, bias=False)
+            )
         nn.init.zeros_(self.norm2.weight)  # each block starts as its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,9 +143,9 @@ class PromptableUNet3d(nn.Module):
         check_levels(widths, depths)
         levels = range(len(widths))
         halved = [(k > 0, k >= _FIRST_HALVED) for k in levels]
-        plane = FOLD * 2 ** (len(widths) - 1)
-        self.stride = (2 ** sum(h[1] for h in halved), plane, plane)
-        self.stem = InPlane(NUM_CHANNELS * FOLD**2, widths[0], 3)
+        in_plane = FOLD * 2 ** (len(widths) - 1)
+        self.stride = (2 ** sum(h[1] for h in halved), in_plane, in_plane)
+        self.stem = InPlaneConv(NUM_CHANNELS * FOLD**2, widths[0], 3)
         before = (widths[0], *widths[:-1])
         self.down = nn.ModuleList(
             nn.Sequential(
@@ -153,9 +155,9 @@ class PromptableUNet3d(nn.Module):
             for k in levels
         )
         pairs = list(pairwise(widths))[::-1]
-        self.lift = nn.ModuleList(InPlane(coarse, fine, 1) for fine, coarse in pairs)
+        self.lift = nn.ModuleList(InPlaneConv(coarse, fine, 1) for fine, coarse in pairs)
         self.up = nn.ModuleList(ResidualBlock3d(fine, fine) for fine, _ in pairs)
-        self.to_logits = InPlane(widths[0], FOLD**2, 3)
+        self.to_logits = InPlaneConv(widths[0], FOLD**2, 3)
         self.judge = nn.Sequential(nn.Linear(widths[-1] + 2 * widths[0], 64), nn.ReLU())
         self.to_quality = nn.Linear(64, 1)
 
@@ -221,8 +223,10 @@ def _unfold(x: Tensor) -> Tensor:
 
 def _enlarged(x: Tensor, slices: int) -> Tensor:
     """Twice the rows and columns, bilinear; each slice repeated where there are twice as many."""
-    planes = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
-    wide = functional.interpolate(planes, scale_factor=2.0, mode="bilinear", align_corners=False)
+    slices_first = x.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+    wide = functional.interpolate(
+        slices_first, scale_factor=2.0, mode="bilinear", align_corners=False
+    )
     y: Tensor = wide.movedim(1, -1).reshape(x.shape[0], x.shape[2], *wide.shape[2:], -1)
     if slices != x.shape[2]:
         y = y.repeat_interleave(2, dim=1)

@@ -1,9 +1,9 @@
-"""UniverSeg's network (https://arxiv.org/abs/2304.06131): a U-Net whose blocks let a picture and
+"""UniverSeg's network (https://arxiv.org/abs/2304.06131): a U-Net whose blocks let a image and
 each of the pairs that show the task look at each other. Names of parameters are the published ones.
 
 `UniverSeg` computes in the published order. `FirstLevel` and `Further` together give the same but
 for float32's rounding, at a third of the work, and with a few pairs at a time where maps are large:
-the convolution that joins picture and pair ("CrossConv") has no activation after it, so it is
+the convolution that joins image and pair ("CrossConv") has no activation after it, so it is
 linear. It can be computed on either half by itself, and where only its mean over the pairs is
 needed, on the mean pair.
 """
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_AT_ONCE = 8  # pairs laid together with the picture: 8 x 256 maps of 128 x 128 are 128 MiB
+_AT_ONCE = 8  # pairs laid together with the image: 8 x 256 maps of 128 x 128 are 128 MiB
 
 
 class CrossConvolution(nn.Module):
-    """The published ``cross``: one convolution over the channels of picture and pair."""
+    """The published ``cross``: one convolution over the channels of image and pair."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
         self.cross_conv = nn.Conv2d(channels, out, 3, padding=1)
 
 
-class Bent(nn.Module):
+class Activated(nn.Module):
     """A convolution with leaky ReLU, under the names of the published wrappers."""
 
     def __init__(self, width: int) -> None:
@@ -41,7 +41,7 @@ class CrossBlock(nn.Module):
     """One level's block.
 
     Args:
-        target: channels of the picture's features.
+        target: channels of the image's features.
         pair: channels of each pair's features.
         width: channels of what comes out.
     """
@@ -50,8 +50,8 @@ class CrossBlock(nn.Module):
         super().__init__()
         self.split = target
         self.cross = CrossConvolution(target + pair, width)
-        self.target = Bent(width)
-        self.support = Bent(width)
+        self.target = Activated(width)
+        self.support = Activated(width)
 
     def joint(self, target: Tensor, pairs: Tensor) -> Tensor:
         """The joint convolution, (S, width, H, W), of (1, target, H, W) and (S, pair, H, W)."""
@@ -63,7 +63,7 @@ class CrossBlock(nn.Module):
         return torch.cat(parts)
 
     def of_target(self, target: Tensor) -> Tensor:
-        """The picture's half of the joint convolution, (1, width, H, W)."""
+        """The image's half of the joint convolution, (1, width, H, W)."""
         joint = self.cross.cross_conv
         return functional.conv2d(target, joint.weight[:, : self.split], joint.bias, padding=1)
 
@@ -80,7 +80,7 @@ class CrossBlock(nn.Module):
 
 
 class UniverSeg(nn.Module):
-    """A picture, and pairs of picture and mask that show what is meant, to logits.
+    """A image, and pairs of image and mask that show what is meant, to logits.
 
     Args:
         width: features at every level.
@@ -99,11 +99,11 @@ class UniverSeg(nn.Module):
         self.out_conv = nn.ModuleDict({"conv": nn.Conv2d(width, 1, 1)})
 
     def forward(self, target: Tensor, pairs: Tensor) -> Tensor:
-        """Logits of one picture.
+        """Logits of one image.
 
         Args:
             target: (1, 1, H, W), 0…1.
-            pairs: (S, 2, H, W), S at least 1: picture 0…1, and mask.
+            pairs: (S, 2, H, W), S at least 1: image 0…1, and mask.
 
         Returns:
             (1, 1, H, W).

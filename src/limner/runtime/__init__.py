@@ -144,7 +144,7 @@ def compile_module(
     if remember:
         from limner.runtime import _embeddings
 
-        return _embeddings.Remembering(network, key)
+        return _embeddings.CachedEncoder(network, key)
     return network
 
 
@@ -161,26 +161,26 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def choose_precision(asked: str, agreement: Mapping[str, float] | None, has_bf16: bool) -> str:
+def choose_precision(requested: str, agreement: Mapping[str, float] | None, has_bf16: bool) -> str:
     """``"fp32"`` or ``"bf16"``: the same on every start, and never bf16 without evidence.
 
     Args:
-        asked: ``"fp32"``, ``"bf16"`` or ``"auto"``, which is bf16 where the processor has it and
-            the masks were measured to stay the same.
+        requested: ``"fp32"``, ``"bf16"`` or ``"auto"``, which is bf16 where the processor has it
+            and the masks were measured to stay the same.
         agreement: mean Dice of the masks against those of fp32, by precision.
         has_bf16: whether the device computes in bf16 natively.
 
     Raises:
         ValueError: unknown precision, or bf16 asked for where the device does not have it.
     """
-    if asked not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"Unknown precision {asked!r}; use auto, fp32 or bf16.")
-    if asked == "bf16" and not has_bf16:
+    if requested not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"Unknown precision {requested!r}; use auto, fp32 or bf16.")
+    if requested == "bf16" and not has_bf16:
         raise ValueError("This device does not compute in bf16; use fp32 or auto.")
-    if asked == "auto":
+    if requested == "auto":
         agreed = (agreement or {}).get("bf16", 0.0) >= LEAST_AGREEMENT
         return "bf16" if has_bf16 and agreed else "fp32"
-    return asked
+    return requested
 
 
 def facts() -> dict[str, str]:
@@ -192,7 +192,7 @@ def facts() -> dict[str, str]:
     """
     from limner.runtime import _embeddings, _openvino
 
-    shelves = {"networks": _openvino.SHELF, "embeddings": _embeddings.SHELF}
+    shelves = {"networks": _openvino.DISK_CACHE, "embeddings": _embeddings.DISK_CACHE}
     kept = (
         f"{s.size() / 1e6:,.0f} of {s.most_bytes / 1e6:,.0f} MB {n}" for n, s in shelves.items()
     )

@@ -53,7 +53,7 @@ def cache_folder() -> Path | None:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class DiskCache:
     """One kind of entries in a folder of their own. May be shared by threads and processes.
 
     Attributes:

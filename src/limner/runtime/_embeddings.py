@@ -1,6 +1,6 @@
-"""Encoded pictures on disk, for those who open the same pictures again; kept only on request.
+"""Encoded images on disk, for those who open the same images again; kept only on request.
 
-`load` and `save` are the whole interface; `Remembering` puts them around an encoder, so that
+`load` and `save` are the whole interface; `CachedEncoder` puts them around an encoder, so that
 neither the adapter nor the session has to know.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.runtime import _modules
-from limner.runtime._cache import Shelf
+from limner.runtime._cache import DiskCache
 
 if TYPE_CHECKING:
     from limner.runtime._network import Network
 
-# 500 pictures of a ViT-B at 1024 pixels. In float32, though half of it would do nearly as well: so
-# an answer never depends on whether its picture was seen before.
-SHELF = Shelf("embeddings", ".embedding", 2 * 2**30, "pictures are encoded again")
+# 500 images of a ViT-B at 1024 pixels. In float32, though half of it would do nearly as well: so
+# an answer never depends on whether its image was seen before.
+DISK_CACHE = DiskCache("embeddings", ".embedding", 2 * 2**30, "pictures are encoded again")
 
 _LARGEST_COUNT = 64  # arrays in an entry; a larger number means another format
 
@@ -46,7 +46,7 @@ def key_of(pixels: Sequence[NDArray[Any]], *facts: str) -> str:
 
 def load(key: str) -> tuple[NDArray[np.float32], ...] | None:
     """What was saved, the caller's own, or None where there is nothing whole."""
-    content = SHELF.read(key)
+    content = DISK_CACHE.read(key)
     if content is None:
         return None
     stream = io.BytesIO(content.tobytes())
@@ -57,7 +57,7 @@ def load(key: str) -> tuple[NDArray[np.float32], ...] | None:
         arrays = [np.lib.format.read_array(stream, allow_pickle=False) for _ in range(count)]
         return tuple(np.asarray(array, dtype=np.float32) for array in arrays)
     except (ValueError, EOFError, OSError):  # written by another version
-        SHELF.forget(key)
+        DISK_CACHE.forget(key)
         return None
 
 
@@ -79,14 +79,14 @@ def save(key: str, arrays: Sequence[NDArray[np.float32]]) -> bool:
         for array in arrays:
             np.lib.format.write_array(file, array, allow_pickle=False)
 
-    return SHELF.write(key, produce)
+    return DISK_CACHE.write(key, produce)
 
 
-class Remembering:
-    """An encoder that keeps its answers on disk, of each picture by itself.
+class CachedEncoder:
+    """An encoder that keeps its answers on disk, of each image by itself.
 
     Args:
-        network: pictures first in all its inputs and outputs. All that it depends on must be in its
+        network: images first in all its inputs and outputs. All that it depends on must be in its
             description, in `facts` or in limner's own code.
         facts: of `key_of`.
     """
@@ -97,7 +97,7 @@ class Remembering:
         self._network, self._facts = network, facts
 
     def __call__(self, *inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-        """See `limner.runtime.Network`; only pictures that are not there are computed."""
+        """See `limner.runtime.Network`; only images that are not there are computed."""
         facts = (self.description, _modules.code(), *self._facts)
         keys = [key_of([x[k : k + 1] for x in inputs], *facts) for k in range(len(inputs[0]))]
         found = {k: kept for k, key in enumerate(keys) if (kept := load(key)) is not None}

@@ -29,7 +29,9 @@ _TELEMETRY = "openvino_telemetry"
 
 # The published models in both precisions are some 4 GB; with less room the large ones would push
 # one another out at every change of model.
-SHELF = _cache.Shelf("compiled", ".compiled", 6 * 2**30, "every start compiles networks again")
+DISK_CACHE = _cache.DiskCache(
+    "compiled", ".compiled", 6 * 2**30, "every start compiles networks again"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +128,7 @@ def compiled(model: Any, precision: str) -> Compiled:
 def keep(key: str, compiled: Compiled) -> bool:
     """Put a compiled network into the cache; whether that was possible."""
     try:
-        return SHELF.write(key, compiled.network.export_model)
+        return DISK_CACHE.write(key, compiled.network.export_model)
     except RuntimeError as error:  # a network that cannot be exported only starts more slowly
         _log.info("A compiled network is not kept: %s", _reason(error))
         return False
@@ -134,7 +136,7 @@ def keep(key: str, compiled: Compiled) -> bool:
 
 def imported(key: str, precision: str) -> Compiled | None:
     """A network compiled before."""
-    array = SHELF.read(key)
+    array = DISK_CACHE.read(key)
     if array is None:
         return None
     tensor = openvino().Tensor(array)
@@ -143,7 +145,7 @@ def imported(key: str, precision: str) -> Compiled | None:
     except RuntimeError as error:
         _log.info("A compiled network is of no use any more: %s", _reason(error))
         del tensor, array
-        SHELF.forget(key)
+        DISK_CACHE.forget(key)
         return None
     _cache.release(array)  # OpenVINO has its own form of the weights by now
     return Compiled(network, network.create_infer_request(), (tensor, array))
@@ -229,8 +231,8 @@ def _most_threads() -> int | None:
     is given, nor the variable by which shared machines tell every program how many to use.
     """
     limits = [_quota(Path("/sys/fs/cgroup"))]
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    limits.append(int(told) if told.isascii() and told.isdecimal() else None)
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    limits.append(int(variable) if variable.isascii() and variable.isdecimal() else None)
     allowed = [n for n in limits if n]
     bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
     count = len(bound) or os.cpu_count() or 1

@@ -13,7 +13,7 @@ from limner import errors
 if TYPE_CHECKING:
     import torch
 
-# Pictures that a GPU encodes together. On CPUs nothing is gained: see docs/published.md.
+# Images that a GPU encodes together. On CPUs nothing is gained: see docs/published.md.
 AT_ONCE = 4
 
 
@@ -29,7 +29,7 @@ class TorchNetwork:
 
     Attributes:
         description: version, device and precision.
-        at_once: how many pictures are worth passing together.
+        at_once: how many images are worth passing together.
     """
 
     def __init__(

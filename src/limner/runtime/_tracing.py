@@ -78,8 +78,8 @@ class _Shapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         held = [c for c in constants if c.hasAttribute("value") and c.kindOf("value") == "t"]
         return any(self._is_unknown(node.t("value")) for node in held)
 
-    def __exit__(self, *said: Any) -> None:
-        super().__exit__(*said)  # type: ignore[no-untyped-call]
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._aside.shutdown()
 
     def __torch_dispatch__(

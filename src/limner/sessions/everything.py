@@ -101,12 +101,13 @@ class Settings:
     def of(cls, model: PromptableModel, **chosen: Any) -> Settings:
         """The defaults for a model, and what is chosen otherwise.
 
-        A model that judges its answers on any view (`ModelCard.judges`) doubts most answers to a
-        lone click, and rightly: it is asked twice, and less is expected of it. (For limner-2d on
-        validation pictures the median score on objects is 0.42 after one round and 0.75 after two.)
+        A model that predicts the quality of its answers on any view (`ModelCard.predicts_quality`)
+        doubts most answers to a lone click, and rightly: it is asked twice, and less is expected
+        of it. (For limner-2d on validation pictures the median score on objects is 0.42 after one
+        round and 0.75 after two.)
         """
         defaults = {"rounds": 2, "least_score": 0.75, "least_stability": 0.8}
-        return cls(**({**defaults, **chosen} if model.card.judges else chosen))
+        return cls(**({**defaults, **chosen} if model.card.predicts_quality else chosen))
 
 
 def everything(

@@ -30,21 +30,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from limner.adapters.correction import corrected
-from limner.adapters.markers import AREAS, Seeds, gather_seeds, obey, signed_distance
+from limner.adapters.correction import keep_local_correction
+from limner.adapters.markers import AREAS, Markers, enforce_marks, gather_markers, signed_distance
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
 from limner.models.classical.colour import ColourBins, features_of
 from limner.models.classical.graph_cut import contrast_links, minimum_cut
 from limner.models.classical.optical_flow import VARIANTS as FOLLOWERS
-from limner.models.classical.problem import Problem, connected_parts
+from limner.models.classical.problem import SegmentationProblem, connected_parts
 from limner.models.classical.random_walker import walk_randomly
 from limner.models.classical.region_growing import grow_region
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-Solver: TypeAlias = Callable[[Problem], NDArray[np.float32]]
+Solver: TypeAlias = Callable[[SegmentationProblem], NDArray[np.float32]]
 
 BACKGROUND_LOGIT = -8.0
 MOST_PIXELS = 300_000  # solved at once; a larger window is solved on a coarser grid
@@ -58,7 +58,7 @@ _LARGEST_HOLE = 0.05  # of the object's size: smaller holes are noise, unless ma
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class ClassicalEmbedding:
     """The smoothed channels of a view and its spacing in millimetres."""
 
     features: NDArray[np.float32]
@@ -75,22 +75,22 @@ class Classical:
 
     Args:
         card: its facts.
-        solve: gives logits for a `Problem`.
+        solve: gives logits for a `SegmentationProblem`.
     """
 
     def __init__(self, card: ModelCard, solve: Solver) -> None:
         self.card = card
         self._solve = solve
 
-    def embed(self, view: View) -> Embedding:
+    def embed(self, view: View) -> ClassicalEmbedding:
         """Normalise and smooth. NaN and infinities count as black and white."""
         pixels = np.nan_to_num(view.normalized(), nan=0.0, posinf=1.0, neginf=0.0)
         channels = pixels.reshape(*view.shape, -1)
-        return Embedding(features_of(channels, len(view.shape)), view.spacing)
+        return ClassicalEmbedding(features_of(channels, len(view.shape)), view.spacing)
 
     def segment(
         self,
-        embedding: Embedding,
+        embedding: ClassicalEmbedding,
         prompts: Sequence[Prompt],
         previous: NDArray[np.float32] | None = None,
     ) -> Segmentation:
@@ -114,25 +114,25 @@ class Classical:
 
     def _answered(
         self,
-        embedding: Embedding,
+        embedding: ClassicalEmbedding,
         prompts: Sequence[Prompt],
         previous: NDArray[np.float32] | None,
     ) -> Segmentation:
         """One question to the method, and what it says of the whole view."""
-        seeds = gather_seeds(prompts, embedding.shape, embedding.spacing, previous)
+        markers = gather_markers(prompts, embedding.shape, embedding.spacing, previous)
         logits = np.full(embedding.shape, BACKGROUND_LOGIT, dtype=np.float32)
         score = 0.0
-        if not seeds.is_empty and not seeds.outside.all():
-            window = _window(seeds)
-            problem = _problem(embedding, seeds.crop(window), window)
-            part = _tidied(self._solved(problem), problem.seeds)
+        if not markers.is_empty and not markers.outside.all():
+            window = _window(markers)
+            problem = _problem(embedding, markers.crop(window), window)
+            part = _tidied(self._solved(problem), problem.markers)
             if previous is not None:
-                part = corrected(part, previous[window], problem.seeds)
+                part = keep_local_correction(part, previous[window], problem.markers)
             logits[window] = part
             score = _score(part > 0, problem)
-        return Segmentation(obey(logits, seeds.marks), score)
+        return Segmentation(enforce_marks(logits, markers.marks), score)
 
-    def _solved(self, problem: Problem) -> NDArray[np.float32]:
+    def _solved(self, problem: SegmentationProblem) -> NDArray[np.float32]:
         """Logits of the window, through a coarser grid where it is too large to solve at once."""
         shape = problem.shape
         step = int(np.ceil((np.prod(shape) / MOST_PIXELS) ** (1.0 / len(shape))))
@@ -145,12 +145,12 @@ class Classical:
         return np.asarray(fine, dtype=np.float32)
 
 
-def cut_graph(problem: Problem) -> NDArray[np.float32]:
+def cut_graph(problem: SegmentationProblem) -> NDArray[np.float32]:
     """Least energy of colour, place and contrast, with the colours learnt again from the answer."""
     links = contrast_links(problem.features, problem.spacing, _LINKS)
     ratio = problem.first_ratio()
     prior = problem.prior_logit()
-    inside, outside = problem.seeds.inside, problem.seeds.outside
+    inside, outside = problem.markers.inside, problem.markers.outside
     mask = np.zeros(problem.shape, dtype=np.bool_)
     for _ in range(_ROUNDS):
         unary = _COLOUR * ratio + prior
@@ -163,31 +163,35 @@ def cut_graph(problem: Problem) -> NDArray[np.float32]:
     return np.asarray(np.clip(0.7 * signed_distance(mask, problem.spacing), -8.0, 8.0))
 
 
-def _window(seeds: Seeds) -> tuple[slice, ...]:
+def _window(markers: Markers) -> tuple[slice, ...]:
     """Where the object may be, with surroundings to learn the colours of the rest from."""
-    shape = seeds.marks.shape
-    if not seeds.is_local:
+    shape = markers.marks.shape
+    if not markers.is_local:
         return (slice(None),) * len(shape)
     window = []
-    for found, size in zip(np.nonzero(~seeds.outside), shape, strict=True):
+    for found, size in zip(np.nonzero(~markers.outside), shape, strict=True):
         low, high = int(found.min()), int(found.max()) + 1
         margin = max(_LEAST_SURROUNDINGS, round(_SURROUNDINGS * (high - low)))
         window.append(slice(max(0, low - margin), min(size, high + margin)))
     return tuple(window)
 
 
-def _problem(embedding: Embedding, seeds: Seeds, window: tuple[slice, ...]) -> Problem:
+def _problem(
+    embedding: ClassicalEmbedding, markers: Markers, window: tuple[slice, ...]
+) -> SegmentationProblem:
     features = embedding.features[window]
-    return Problem(features, embedding.spacing, seeds, ColourBins(features))
+    return SegmentationProblem(features, embedding.spacing, markers, ColourBins(features))
 
 
-def _coarser(problem: Problem, step: int) -> Problem:
+def _coarser(problem: SegmentationProblem, step: int) -> SegmentationProblem:
     """The same question about blocks of `step` pixels per axis; marks survive in their block."""
-    seeds = problem.seeds
-    marks = _blocks(seeds.marks.astype(np.float32), step)
-    inside, outside = (_blocks(m.astype(np.float32), step) for m in (seeds.inside, seeds.outside))
-    prior = None if seeds.prior is None else _blocks(seeds.prior, step)
-    coarse = Seeds(
+    markers = problem.markers
+    marks = _blocks(markers.marks.astype(np.float32), step)
+    inside, outside = (
+        _blocks(m.astype(np.float32), step) for m in (markers.inside, markers.outside)
+    )
+    prior = None if markers.prior is None else _blocks(markers.prior, step)
+    coarse = Markers(
         np.sign(marks).astype(np.int8),
         (inside >= 0.5) | (marks > 0),
         ((outside >= 0.5) | (marks < 0)) & ~(marks > 0),
@@ -196,7 +200,7 @@ def _coarser(problem: Problem, step: int) -> Problem:
     channels = [_blocks(problem.features[..., k], step) for k in range(problem.features.shape[-1])]
     features = np.stack(channels, axis=-1)
     spacing = tuple(s * step for s in problem.spacing)
-    return Problem(features, spacing, coarse, ColourBins(features))
+    return SegmentationProblem(features, spacing, coarse, ColourBins(features))
 
 
 def _blocks(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
@@ -210,9 +214,9 @@ def _blocks(values: NDArray[np.float32], step: int) -> NDArray[np.float32]:
     return result.astype(np.float32)
 
 
-def _tidied(logits: NDArray[np.float32], seeds: Seeds) -> NDArray[np.float32]:
+def _tidied(logits: NDArray[np.float32], markers: Markers) -> NDArray[np.float32]:
     """Without islands that no seed asked for and without small holes that no mark made."""
-    mask = connected_parts(logits > 0, seeds.inside)
+    mask = connected_parts(logits > 0, markers.inside)
     logits = np.where((logits > 0) & ~mask, np.float32(-1.0), logits)
     holes = ndimage.binary_fill_holes(mask) & ~mask
     labels, count = ndimage.label(holes)
@@ -220,12 +224,12 @@ def _tidied(logits: NDArray[np.float32], seeds: Seeds) -> NDArray[np.float32]:
         return logits
     sizes = np.bincount(labels.ravel())
     filled = sizes <= _LARGEST_HOLE * mask.sum()
-    filled[np.unique(labels[seeds.marks < 0])] = False
+    filled[np.unique(labels[markers.marks < 0])] = False
     filled[0] = False
     return np.where(filled[labels], np.maximum(logits, np.float32(0.5)), logits)
 
 
-def _score(mask: Mask, problem: Problem) -> float:
+def _score(mask: Mask, problem: SegmentationProblem) -> float:
     """How well colours tell the two sides of the border apart, 0…1: chance level is 0.5.
 
     A heuristic: it knows nothing of what the user means, only whether the mask ends at a change.

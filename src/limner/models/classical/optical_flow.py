@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.prompt_checks import check_understood, drawn
-from limner.adapters.protocols import Before, ModelCard, Segmentation, Variant, View
+from limner.adapters.prompt_checks import check_understood, draw_mask
+from limner.adapters.protocols import ModelCard, PreviousFrame, Segmentation, Variant, View
 from limner.prompts.types import Prompt
 
 Array = NDArray[Any]
@@ -35,7 +35,7 @@ _DARKER = 5.0  # how fast the score falls with the difference of grey, which is 
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class FlowFrame:
     """A frame.
 
     Attributes:
@@ -48,7 +48,7 @@ class Looked:
 
 
 @dataclass(frozen=True, eq=False)
-class _Kept:
+class _FlowState:
     """A frame that is remembered, with the object on it."""
 
     grey: Floats
@@ -56,22 +56,22 @@ class _Kept:
     origin: Array
     given: Array
 
-    def on(self, looked: Looked) -> tuple[Floats, Floats]:
+    def on(self, encoded: FlowFrame) -> tuple[Floats, Floats]:
         """Grey values and logits where another window is; beyond its own edge the nearest grey, and
         nothing of the object.
         """
-        shift = np.rint(np.subtract(looked.origin, self.origin)).astype(int)
-        if self.grey.shape == looked.grey.shape and not shift.any():
+        shift = np.rint(np.subtract(encoded.origin, self.origin)).astype(int)
+        if self.grey.shape == encoded.grey.shape and not shift.any():
             return self.grey, self.logits
         size = self.grey.shape
-        places = [np.arange(n) + k for n, k in zip(looked.grey.shape, shift.tolist(), strict=True)]
+        places = [np.arange(n) + k for n, k in zip(encoded.grey.shape, shift.tolist(), strict=True)]
         inside = [(p >= 0) & (p < n) for p, n in zip(places, size, strict=True)]
         near = np.ix_(*(np.clip(p, 0, n - 1) for p, n in zip(places, size, strict=True)))
         there = inside[0][:, None] & inside[1][None, :]
         return self.grey[near], np.where(there, self.logits[near], np.float32(-DRAWN))
 
 
-class Drift:
+class MaskFlow:
     """A mask that is copied, or moved with what is under it; stateless.
 
     Args:
@@ -100,27 +100,27 @@ class Drift:
             PromptError: another kind of prompt.
         """
         check_understood(self.card, prompts, embedding)
-        mask = drawn(prompts, embedding, previous)
+        mask = draw_mask(prompts, embedding, previous)
         return Segmentation(_logits(mask.astype(np.float32)), 1.0 if mask.any() else 0.0)
 
-    def look(self, view: View, origin: tuple[float, float]) -> Looked:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> FlowFrame:
         """A frame as grey values."""
         pixels = np.nan_to_num(view.normalized(), nan=0.0, posinf=1.0, neginf=0.0)
         grey = pixels.mean(axis=-1) if pixels.ndim == 3 else pixels
-        return Looked(np.asarray(grey, np.float32), origin)
+        return FlowFrame(np.asarray(grey, np.float32), origin)
 
     def remember(
         self,
         memory: Mapping[str, Array] | None,
-        looked: Looked,
+        encoded: FlowFrame,
         logits: Floats,
         *,
         place: int,
         given: bool,
     ) -> Mapping[str, Array]:
-        """The last frame, and a few annotated ones: `find` may be asked about either."""
+        """The last frame, and a few annotated ones: `track_object` may be asked about either."""
         before = [] if memory is None else _read(memory)
-        last = _Kept(looked.grey, logits, np.asarray(looked.origin), np.asarray(given))
+        last = _FlowState(encoded.grey, logits, np.asarray(encoded.origin), np.asarray(given))
         older = [kept for kept in before if kept.given][:MOST_GIVEN]
         return {
             f"{number}.{name}": value
@@ -128,34 +128,34 @@ class Drift:
             for name, value in vars(kept).items()
         }
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, Array],
-        looked: Looked,
-        before: Before | None,
+        encoded: FlowFrame,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:
         """The object where it moved to, from the remembered frame that shows it like `before`."""
-        shown = [kept.on(looked) for kept in _read(memory)]
-        grey, logits = shown[0]
-        if before is not None and len(shown) > 1:
+        remembered = [kept.on(encoded) for kept in _read(memory)]
+        grey, logits = remembered[0]
+        if before is not None and len(remembered) > 1:
             wanted = before.logits > 0
-            overlaps = [_overlap(logits > 0, wanted) for _, logits in shown]
-            grey, logits = shown[int(np.argmax(overlaps))]
+            overlaps = [_overlap(logits > 0, wanted) for _, logits in remembered]
+            grey, logits = remembered[int(np.argmax(overlaps))]
         soft = np.clip(logits / (2 * DRAWN) + 0.5, 0, 1).astype(np.float32)
         if not (logits > 0).any():
             return Segmentation(_logits(np.zeros_like(soft)), 0.0)
         window = _around(logits > 0)
         moved, was = soft[window], grey[window]
         if self._motion is not None:
-            moved, was = _moved(self._motion(was, looked.grey[window]), moved, was)
+            moved, was = _moved(self._motion(was, encoded.grey[window]), moved, was)
         found = np.zeros_like(soft)
         found[window] = moved
         mask = moved > 0.5
         if not mask.any():
             return Segmentation(_logits(found), 0.0)
-        wrong = np.abs(was - looked.grey[window])[mask].mean()
+        wrong = np.abs(was - encoded.grey[window])[mask].mean()
         return Segmentation(_logits(found), float(np.exp(-_DARKER * wrong)))
 
 
@@ -172,19 +172,19 @@ def lucas_kanade(before: Floats, after: Floats) -> Floats:
     return np.asarray(np.moveaxis(flow, 0, -1)[:rows, :columns], np.float32)
 
 
-def _moved(motion: Floats, *planes: Floats) -> list[Floats]:
+def _moved(motion: Floats, *maps: Floats) -> list[Floats]:
     """Planes of the first frame, on the second."""
     from scipy import ndimage
 
     places = np.indices(motion.shape[:2], dtype=np.float32) + np.moveaxis(motion, -1, 0)
-    return [ndimage.map_coordinates(p, places, order=1, mode="nearest") for p in planes]
+    return [ndimage.map_coordinates(p, places, order=1, mode="nearest") for p in maps]
 
 
-def _read(memory: Mapping[str, Array]) -> list[_Kept]:
+def _read(memory: Mapping[str, Array]) -> list[_FlowState]:
     """The remembered frames, the last one first."""
     names = ("grey", "logits", "origin", "given")
     count = len(memory) // len(names)
-    return [_Kept(*(memory[f"{k}.{name}"] for name in names)) for k in range(count)]
+    return [_FlowState(*(memory[f"{k}.{name}"] for name in names)) for k in range(count)]
 
 
 def _overlap(mask: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> float:
@@ -220,8 +220,10 @@ def _variant(name: str, summary: str, motion: Motion | None) -> Variant:
         window={2: 1024},
     )
 
-    def build(*, weights: Path | None = None, device: str = "auto", exact: bool = False) -> Drift:
-        return Drift(card, motion)
+    def build(
+        *, weights: Path | None = None, device: str = "auto", exact: bool = False
+    ) -> MaskFlow:
+        return MaskFlow(card, motion)
 
     return Variant(card, build)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from limner.adapters.markers import Seeds
+from limner.adapters.markers import Markers
 from limner.models.classical.colour import ColourBins
 
 Array = NDArray[Any]
@@ -20,19 +20,19 @@ _NEAR, _ALIKE = 2.0, 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class SegmentationProblem:
     """The part of a view in which the object may be, and what is known there.
 
     Attributes:
         features: ``(…, channel)``, 0…1, smoothed.
         spacing: millimetres per step.
-        seeds: as `gather_seeds` found them.
+        markers: as `gather_seeds` found them.
         bins: of `features`.
     """
 
     features: NDArray[np.float32]
     spacing: tuple[float, ...]
-    seeds: Seeds
+    markers: Markers
     bins: ColourBins
 
     @property
@@ -41,8 +41,8 @@ class Problem:
 
     def first_ratio(self) -> NDArray[np.float32]:
         """Log likelihood ratio of colours, from the prompts alone."""
-        inside, outside = self.seeds.inside, self.seeds.outside
-        prior = self.seeds.prior
+        inside, outside = self.markers.inside, self.markers.outside
+        prior = self.markers.prior
         if prior is None:  # clicks alone: the rest is like the average of the view
             rest = 0.02 + 0.98 * outside - 0.02 * inside
             return self.bins.log_ratio(self._around(inside), rest)
@@ -63,33 +63,35 @@ class Problem:
 
     def ratio_of(self, mask: Mask) -> NDArray[np.float32]:
         """Log likelihood ratio of colours, from an answer."""
-        return self.bins.log_ratio(mask + 3.0 * self.seeds.inside, ~mask + 3.0 * self.seeds.outside)
+        return self.bins.log_ratio(
+            mask + 3.0 * self.markers.inside, ~mask + 3.0 * self.markers.outside
+        )
 
     def prior_logit(self) -> Array:
         """Log odds of the object from its place alone; 0 where clicks are all there is."""
-        if self.seeds.prior is None:
+        if self.markers.prior is None:
             return np.zeros(self.shape, dtype=np.float32)
-        prior = np.clip(self.seeds.prior, 0.02, 0.98)
+        prior = np.clip(self.markers.prior, 0.02, 0.98)
         return np.asarray(np.log(prior) - np.log1p(-prior))
 
     def starts(self, ratio: Array) -> Mask:
         """Pixels taken for the object to begin with: the seeds, else the likeliest of the area."""
-        return self.seeds.inside if self.seeds.inside.any() else self.likeliest(ratio)
+        return self.markers.inside if self.markers.inside.any() else self.likeliest(ratio)
 
     def likeliest(self, ratio: Array) -> Mask:
         """The fifth of the area said to hold the object that looks most like it; else nothing."""
-        if self.seeds.prior is None:
+        if self.markers.prior is None:
             return np.zeros(self.shape, dtype=np.bool_)
         evidence = ratio + self.prior_logit()
-        open_pixels = ~self.seeds.outside & (self.seeds.prior > 0.5)
+        open_pixels = ~self.markers.outside & (self.markers.prior > 0.5)
         if not open_pixels.any():
-            open_pixels = ~self.seeds.outside
+            open_pixels = ~self.markers.outside
         if not open_pixels.any():
             return np.zeros(self.shape, dtype=np.bool_)
         return np.asarray(open_pixels & (evidence >= np.quantile(evidence[open_pixels], 0.8)))
 
 
-def connected_parts(mask: Mask, seeds: Mask) -> Mask:
+def connected_parts(mask: Mask, markers: Mask) -> Mask:
     """Parts that touch a seed; without seeds the largest and those of comparable size."""
     labels, count = ndimage.label(mask)
     if count <= 1:
@@ -97,7 +99,7 @@ def connected_parts(mask: Mask, seeds: Mask) -> Mask:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     kept = np.zeros(count + 1, dtype=np.bool_)
-    touched = np.unique(labels[seeds & mask])
+    touched = np.unique(labels[markers & mask])
     if touched.size:
         kept[touched] = True
     else:

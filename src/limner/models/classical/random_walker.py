@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.sparse import linalg
 
 from limner.models.classical.graph_cut import contrast_links, shifted_pair
-from limner.models.classical.problem import Problem
+from limner.models.classical.problem import SegmentationProblem
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -22,16 +22,16 @@ _BELIEF_LOCAL, _BELIEF_CLICKS = 0.02, 0.1
 _FIXED = 50.0
 
 
-def walk_randomly(problem: Problem) -> NDArray[np.float32]:
+def walk_randomly(problem: SegmentationProblem) -> NDArray[np.float32]:
     """Logit of the probability that a walk ends on the object before it ends on the rest."""
     ratio = problem.first_ratio()
-    starts = problem.starts(ratio) | (problem.likeliest(ratio) & ~problem.seeds.outside)
-    outside = problem.seeds.outside | _far_border(problem, ratio)
+    starts = problem.starts(ratio) | (problem.likeliest(ratio) & ~problem.markers.outside)
+    outside = problem.markers.outside | _far_border(problem, ratio)
     links = contrast_links(problem.features, problem.spacing, 1.0)
     odds = ratio + problem.prior_logit()
     belief = 0.5 * (1.0 + np.tanh(0.5 * odds))
-    fixed = starts | (outside & ~problem.seeds.inside)
-    trust = _BELIEF_LOCAL if problem.seeds.is_local else _BELIEF_CLICKS
+    fixed = starts | (outside & ~problem.markers.inside)
+    trust = _BELIEF_LOCAL if problem.markers.is_local else _BELIEF_CLICKS
     strength = np.where(fixed, _FIXED, trust).ravel()
     target = np.where(fixed, starts, belief).ravel()
     system, diagonal = _laplacian(problem.shape, links, strength)
@@ -63,13 +63,13 @@ def _laplacian(
     return system, degree
 
 
-def _far_border(problem: Problem, ratio: Array) -> Mask:
+def _far_border(problem: SegmentationProblem, ratio: Array) -> Mask:
     """With clicks alone: the view's border as background, except where it looks like the object."""
     border = np.zeros(problem.shape, dtype=np.bool_)
-    if problem.seeds.is_local:
+    if problem.markers.is_local:
         return border
     for axis, size in enumerate(problem.shape):
         if size > 2:
             edge = np.moveaxis(border, axis, 0)
             edge[0] = edge[-1] = True
-    return border & (ratio < 0.5) & ~problem.seeds.inside
+    return border & (ratio < 0.5) & ~problem.markers.inside

@@ -11,7 +11,7 @@ from skimage import morphology, segmentation
 
 from limner.adapters.markers import signed_distance
 from limner.models.classical.graph_cut import grid_offsets, shifted_pair
-from limner.models.classical.problem import Problem, connected_parts
+from limner.models.classical.problem import SegmentationProblem, connected_parts
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -22,10 +22,10 @@ _FEW = 40.0  # pixels: so small a region is seldom what a lone click means
 _UNLIKE = 0.5  # loss of plausibility per unit of tolerance beyond "as like the rest as the object"
 
 
-def grow_region(problem: Problem) -> NDArray[np.float32]:
+def grow_region(problem: SegmentationProblem) -> NDArray[np.float32]:
     """Seeded growing whose tolerance is where the region's border has the most contrast."""
     ratio = problem.first_ratio()
-    for _ in range(2 if problem.seeds.is_local else 1):
+    for _ in range(2 if problem.markers.is_local else 1):
         mask = _grown(problem, ratio)
         if not mask.any():
             break
@@ -35,11 +35,11 @@ def grow_region(problem: Problem) -> NDArray[np.float32]:
     )
 
 
-def _grown(problem: Problem, ratio: Array) -> Mask:
+def _grown(problem: SegmentationProblem, ratio: Array) -> Mask:
     """Pixels reached from the seeds below the best tolerance."""
     starts = problem.starts(ratio)
     cost = -(ratio + 0.5 * problem.prior_logit())
-    cost = np.where(problem.seeds.outside, 50.0, cost)
+    cost = np.where(problem.markers.outside, 50.0, cost)
     cost[starts] = min(float(cost.min()), -5.0)
     # The least tolerance at which each pixel is reached: grey-scale reconstruction from the seeds.
     seeded = np.where(starts, cost, 60.0)
@@ -48,14 +48,14 @@ def _grown(problem: Problem, ratio: Array) -> Mask:
         seeded, cost, method="erosion", footprint=footprint
     )
     tolerance = _best_tolerance(level, problem)
-    mask = np.asarray((level <= tolerance) & ~problem.seeds.outside)
+    mask = np.asarray((level <= tolerance) & ~problem.markers.outside)
     if min(problem.shape) >= 32 and not starts.all():
         opened = ndimage.binary_opening(mask, footprint) | starts
         mask = connected_parts(opened, starts)
     return mask
 
 
-def _best_tolerance(level: Array, problem: Problem) -> float:
+def _best_tolerance(level: Array, problem: SegmentationProblem) -> float:
     """The tolerance whose region has the most contrast along its border and the least inside.
 
     All tolerances are judged at once: a pair of neighbours is on the border for the tolerances
@@ -83,7 +83,7 @@ def _best_tolerance(level: Array, problem: Problem) -> float:
         closed_pairs = np.bincount(last.ravel(), minlength=size)
         length += np.bincount(first.ravel(), minlength=size) - closed_pairs
         pairs += closed_pairs
-    if not problem.seeds.is_local:
+    if not problem.markers.is_local:
         for axis in range(level.ndim):
             for end in (0, -1):
                 length += np.bincount(np.take(rank, end, axis=axis).ravel(), minlength=size)
@@ -94,20 +94,20 @@ def _best_tolerance(level: Array, problem: Problem) -> float:
     return float(steps[int(np.argmax(value * _plausible(area, rank, steps, problem)))])
 
 
-def _plausible(area: Array, rank: Array, steps: Array, problem: Problem) -> Array:
+def _plausible(area: Array, rank: Array, steps: Array, problem: SegmentationProblem) -> Array:
     """How plausible each candidate's region is by size and place, 0…1."""
-    prior = problem.seeds.prior
+    prior = problem.markers.prior
     if prior is None:  # more than a few pixels, and rather like the seeds than like the average
         return np.asarray((1.0 - np.exp(-area / _FEW)) * np.exp(-_UNLIKE * np.maximum(steps, 0.0)))
     common = np.bincount(rank.ravel(), prior.ravel(), minlength=area.size).cumsum()[: area.size]
     return np.asarray(2.0 * common / (area + float(prior.sum())))
 
 
-def _split(problem: Problem, mask: Mask) -> Mask:
+def _split(problem: SegmentationProblem, mask: Mask) -> Mask:
     """Give the basins of negative marks inside the region back, along the watershed of contrast."""
     # A rejected mark sits in a hole of its own, or just beside the region.
     around = ndimage.binary_dilation(ndimage.binary_fill_holes(mask), iterations=3)
-    rejected = (problem.seeds.marks < 0) & around
+    rejected = (problem.markers.marks < 0) & around
     if not rejected.any():
         return mask
     markers = np.zeros(problem.shape, dtype=np.int32)
@@ -116,7 +116,7 @@ def _split(problem: Problem, mask: Mask) -> Mask:
     depth = ndimage.distance_transform_edt(whole)
     radius = 1.5 * float(depth[rejected].max()) + 3.0
     near = ndimage.distance_transform_edt(~rejected) <= radius
-    markers[(mask & ~near) | problem.seeds.inside] = 1
+    markers[(mask & ~near) | problem.markers.inside] = 1
     markers[rejected] = 2
     slopes = [
         ndimage.gaussian_gradient_magnitude(problem.features[..., k], 1.0)

@@ -1,9 +1,9 @@
-"""imis: IMIS-Net, which takes clicks, boxes, words and all of them together on 2D pictures
+"""imis: IMIS-Net, which takes clicks, boxes, words and all of them together on 2D images
 (https://arxiv.org/abs/2411.12814, https://github.com/uni-medical/IMIS-Bench).
 
 The authors' weights file is not theirs to be had by a plain download; see the note of its card.
 Unlike SAM it works in 768 channels, its words join the prompts and are added to every mask, and its
-picture is squashed to a square by picking pixels. Words are a closed list (`_imis_labels`): the
+image is squashed to a square by picking pixels. Words are a closed list (`_imis_labels`): the
 network was never shown others, and the authors' own code refuses them. Clicks of earlier rounds are
 shown again together with the last answer, where the authors' training forgot them.
 """
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 
 from limner import errors
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
 from limner.adapters.sam import (
-    Embedding,
-    Encoding,
-    Frame,
-    Planes,
-    ask,
-    eight_bit,
-    in_groups,
+    Floats,
+    ImageEncoding,
+    InputFrame,
+    SamEmbedding,
+    clip_score,
+    encode_prompts,
+    group_by_length,
     mask_input,
-    score,
-    stack,
+    stack_prompts,
+    to_eight_bit,
 )
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
@@ -71,7 +71,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class Imis(Encoding, AsBatch):
+class Imis(ImageEncoding, BatchAnswers):
     """The network with everything around it.
 
     Args:
@@ -100,13 +100,13 @@ class Imis(Encoding, AsBatch):
         """Refuse a word that is not on the list."""
         _word([prompt])
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Squashed to the network's square and normalised."""
         check_understood(self.card, (), view.shape)
-        return network_input(eight_bit(view)), Frame.squashed(view.shape, SIZE)
+        return network_input(to_eight_bit(view)), InputFrame.squashed(view.shape, SIZE)
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: SamEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone: of three masks
         the one that the network trusts most.
@@ -121,24 +121,27 @@ class Imis(Encoding, AsBatch):
             MissingDependency: a word, and transformers is not installed.
         """
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES)) for q in questions]
+        encoded = [
+            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES))
+            for q in questions
+        ]
         words = [_word(q.prompts) for q in questions]
-        for question, word in zip(asked, words, strict=True):
+        for question, word in zip(encoded, words, strict=True):
             if not len(question.labels) and question.mask is None and word is None:
                 raise PromptError(f"{self.card.name} needs a click, a box, a word or a mask.")
         answers: dict[int, Segmentation] = {}
         for spoken in (False, True):
             chosen = [k for k, word in enumerate(words) if (word is not None) == spoken]
-            for group in in_groups([asked[k] for k in chosen], MOST_AT_ONCE):
+            for group in group_by_length([encoded[k] for k in chosen], MOST_AT_ONCE):
                 indices = [chosen[k] for k in group]
-                inputs = stack([asked[k] for k in indices], LOW_RES)
+                inputs = stack_prompts([encoded[k] for k in indices], LOW_RES)
                 text = self._text([words[k] for k in indices])
                 logits, quality = self._decoder(embedding.features, *inputs, text)
-                for index, planes, values in zip(indices, logits, quality, strict=True):
-                    answers[index] = _answer(planes, values, frame)
+                for index, maps, values in zip(indices, logits, quality, strict=True):
+                    answers[index] = _answer(maps, values, frame)
         return [answers[k] for k in range(len(questions))]
 
-    def _text(self, words: Sequence[str | None]) -> Planes:
+    def _text(self, words: Sequence[str | None]) -> Floats:
         """(B, T, DIM): words as the decoder takes them, all or none given; T is 0 or 1."""
         given = [labels.names().index(word) for word in words if word is not None]
         if not given:
@@ -147,7 +150,7 @@ class Imis(Encoding, AsBatch):
         return tokens[:, None]
 
 
-def network_input(pixels: NDArray[np.uint8]) -> Planes:
+def network_input(pixels: NDArray[np.uint8]) -> Floats:
     """(row, column, 3) as (1, 3, SIZE, SIZE), normalised; pixels are picked, not mixed."""
     from PIL import Image
 
@@ -158,14 +161,14 @@ def network_input(pixels: NDArray[np.uint8]) -> Planes:
 
 def _word(prompts: Sequence[Prompt]) -> str | None:
     """The name that the newest word means."""
-    said = [p.text for p in prompts if isinstance(p, TextPrompt)]
-    return labels.find(said[-1]) if said else None
+    texts = [p.text for p in prompts if isinstance(p, TextPrompt)]
+    return labels.find(texts[-1]) if texts else None
 
 
-def _answer(logits: Planes, quality: NDArray[np.float32], frame: Frame) -> Segmentation:
+def _answer(logits: Floats, quality: NDArray[np.float32], frame: InputFrame) -> Segmentation:
     best = int(quality.argmax())
     low_res = logits[best].copy()  # not the batch that it is part of
-    return Segmentation(frame.to_view(low_res), score(quality[best]), low_res)
+    return Segmentation(frame.to_view(low_res), clip_score(quality[best]), low_res)
 
 
 def _network(path: Path) -> Sam:
@@ -247,11 +250,17 @@ def _build(
         remember=keep_embeddings,
     )
     side = SIZE // 16
-    asked = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,), (None, None, DIM)]
+    encoded = [
+        (None, None, 2),
+        (None, None),
+        (None, 1, LOW_RES, LOW_RES),
+        (None,),
+        (None, None, DIM),
+    ]
     decoder = compiled(
         partial(_decoder, weights, exact),
         key=f"{key}-decoder",
-        inputs=[(1, DIM, side, side), *asked],
+        inputs=[(1, DIM, side, side), *encoded],
         precision="fp32",
     )
     words = partial(  # needed at the first word only

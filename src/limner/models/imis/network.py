@@ -50,7 +50,7 @@ class ImisMaskDecoder(MaskDecoder):
         """Masks, their quality and the kind of object, without the mask for clear prompts.
 
         Args:
-            embedding: (1, DIM, g, g), of the picture that all prompts are about.
+            embedding: (1, DIM, g, g), of the image that all prompts are about.
             places: (1, DIM, g, g), positions of its cells.
             sparse: (B, N, DIM), tokens of the prompts.
             dense: (B, DIM, g, g), maps of the prompts.
@@ -62,15 +62,15 @@ class ImisMaskDecoder(MaskDecoder):
         tokens, features = self.decode(embedding, places, sparse, dense)
         logits, quality = self.masks(tokens, features)
         batch, _, rows, columns = features.shape
-        said = self.text_output(text) @ features.flatten(2)  # a mask of its own, for all alike
-        logits = logits + said.sum(dim=1, keepdim=True).reshape(batch, 1, rows, columns)
+        text_mask = self.text_output(text) @ features.flatten(2)  # a mask of its own, for all alike
+        logits = logits + text_mask.sum(dim=1, keepdim=True).reshape(batch, 1, rows, columns)
         first = 1 + self.num_masks
         kinds = self.semantic_prediction_head(tokens[:, first : first + self.num_masks])
         return logits[:, _FIRST_ANSWER:], quality[:, _FIRST_ANSWER:], kinds[:, _FIRST_ANSWER:]
 
 
 class ImisDecode(nn.Module):
-    """The cheap half: prompts about one picture to masks.
+    """The cheap half: prompts about one image to masks.
 
     Args:
         prompt_encoder: of `network`.
@@ -106,7 +106,7 @@ class ImisDecode(nn.Module):
         has_mask: Tensor,
         text: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Answer B prompts about one picture.
+        """Answer B prompts about one image.
 
         Args:
             embedding: (1, DIM, g, g).
@@ -139,8 +139,8 @@ class FoldedImisDecode(ImisDecode):
         sparse = torch.cat([encoder.sparse(coords, labels), text], dim=1)
         dense = folded.dense_cells(encoder, mask, has_mask)
         tokens, features = folded.decode(decoder, embedding, encoder.positions(), sparse, dense)
-        said = decoder.text_output(text).sum(dim=1)  # a mask of its own, for all alike
-        logits, quality = folded.masks(decoder, tokens, features, embedding.shape[3], said)
+        text_mask = decoder.text_output(text).sum(dim=1)  # a mask of its own, for all alike
+        logits, quality = folded.masks(decoder, tokens, features, embedding.shape[3], text_mask)
         return logits[:, _FIRST_ANSWER:], quality[:, _FIRST_ANSWER:]
 
 

@@ -202,13 +202,13 @@ def find(text: str) -> str:
         return known[word]
     listed = ", ".join(_summary())
     close = dict.fromkeys(known[w] for w in difflib.get_close_matches(word, known, n=5))
-    hint = f"Did you mean {' or '.join(shown(n) for n in close)}? " if close else ""
+    hint = f"Did you mean {' or '.join(display_name(n) for n in close)}? " if close else ""
     raise PromptError(
         f"imis/vit_b does not know {text!r}. {hint}It knows {len(names())} words: {listed}."
     )
 
 
-def shown(name: str) -> str:
+def display_name(name: str) -> str:
     """A name as people spell it."""
     return _SPELT.get(name, name)
 
@@ -246,7 +246,7 @@ def _words() -> dict[str, str]:
 def _summary() -> list[str]:
     """The names, short enough to read: both sides and all numbers together."""
     listed = [line.partition(" = ")[0] for line in _TABLE.strip().splitlines()]
-    listed = [shown(name).replace("*", "left/right") for name in listed]
+    listed = [display_name(name).replace("*", "left/right") for name in listed]
     for what, letter, numbers in _NUMBERED:
         span = f"{letter}{numbers[0]} to {letter}{numbers[-1]}"
         listed.append(f"{what.replace('*', 'left/right')} {span}")

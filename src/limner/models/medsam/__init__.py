@@ -1,7 +1,7 @@
 """medsam: MedSAM, which outlines what is in a box (https://doi.org/10.1038/s41467-024-44824-z), and
 Segment Anything, whose network it is (https://arxiv.org/abs/2304.02643).
 
-``vit_b`` is MedSAM as its authors run it: the picture is squashed to a square of 1024 pixels by
+``vit_b`` is MedSAM as its authors run it: the image is squashed to a square of 1024 pixels by
 cubic interpolation and spread to 0…1, the box is the only prompt, and probabilities, not logits,
 are resized. ``vit_b_points`` is the predictor of Segment Anything, for its own weights and for
 those trained like it: the aspect is kept, colours are normalised, clicks, boxes, rough masks and
@@ -26,22 +26,22 @@ from PIL import Image
 from scipy import ndimage, sparse
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
 from limner.adapters.sam import (
-    Asked,
-    Embedding,
-    Encoding,
-    Frame,
-    Planes,
-    ask,
-    bilinear,
-    decode,
-    eight_bit,
-    empty,
+    EncodedPrompts,
+    Floats,
+    ImageEncoding,
+    InputFrame,
+    SamEmbedding,
+    clip_score,
+    decode_prompts,
+    empty_answer,
+    encode_prompts,
     log_odds,
     mask_input,
-    score,
+    resize_bilinear,
     sigmoid,
+    to_eight_bit,
 )
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
-Picture = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
 Entry = TypeVar("Entry")
 
 SIZE, LOW_RES = 1024, 256  # sides of the network's input and answer
@@ -115,14 +115,14 @@ POINTS_WEIGHTS = (
 )
 
 
-class MedSam(Encoding, AsBatch):
+class MedSam(ImageEncoding, BatchAnswers):
     """MedSAM: one box, one answer; what was answered before is not looked at.
 
     Args:
         card: its facts.
         encoder: (1, 3, 1024, 1024) to features.
         decoder: `limner.networks.blocks.mask_decoder.SamDecode`.
-        exact: squash pictures as the authors do, by scikit-image, instead of tens of times faster.
+        exact: squash images as the authors do, by scikit-image, instead of tens of times faster.
     """
 
     def __init__(
@@ -131,16 +131,16 @@ class MedSam(Encoding, AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder, self._exact = encoder, decoder, exact
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Squashed and spread to 0…1."""
         check_understood(self.card, (), view.shape)
-        picture = squash(eight_bit(view), SIZE, exact=self._exact)
-        low = picture.min()
-        spread = (picture - low) / max(float(picture.max() - low), 1e-8)
-        return _channels_first(spread), Frame.squashed(view.shape, SIZE)
+        image = squash(to_eight_bit(view), SIZE, exact=self._exact)
+        low = image.min()
+        spread = (image - low) / max(float(image.max() - low), 1e-8)
+        return _channels_first(spread), InputFrame.squashed(view.shape, SIZE)
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: SamEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
@@ -148,17 +148,19 @@ class MedSam(Encoding, AsBatch):
             PromptError: a question has several boxes, or another kind of prompt.
         """
         frame = embedding.frame
-        asked = [ask(self.card, question.prompts, frame) for question in questions]
-        answers = [empty(frame.shape) for _ in asked]
-        boxed = [k for k, question in enumerate(asked) if question.has_box]
-        decoded = decode(self._decoder, embedding.features, [asked[k] for k in boxed])
+        encoded = [encode_prompts(self.card, question.prompts, frame) for question in questions]
+        answers = [empty_answer(frame.shape) for _ in encoded]
+        boxed = [k for k, question in enumerate(encoded) if question.has_box]
+        decoded = decode_prompts(self._decoder, embedding.features, [encoded[k] for k in boxed])
         for k, (logits, quality) in zip(boxed, decoded, strict=True):
-            probability = bilinear(sigmoid(logits[CLEAR]), frame.shape)  # in this order, as trained
-            answers[k] = Segmentation(log_odds(probability), score(quality[CLEAR]))
+            probability = resize_bilinear(
+                sigmoid(logits[CLEAR]), frame.shape
+            )  # in this order, as trained
+            answers[k] = Segmentation(log_odds(probability), clip_score(quality[CLEAR]))
         return answers
 
 
-class SamPredictor(Encoding, AsBatch):
+class SamPredictor(ImageEncoding, BatchAnswers):
     """Segment Anything's predictor.
 
     Clicks alone may mean several things: of three answers the one that the network trusts most
@@ -174,12 +176,12 @@ class SamPredictor(Encoding, AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Shrunk or enlarged to 1024 pixels on the longer side, normalised, padded with 0."""
         check_understood(self.card, (), view.shape)
-        frame = Frame.longest(view.shape, SIZE)
+        frame = InputFrame.longest(view.shape, SIZE)
         rows, columns = frame.inside
-        resized = Image.fromarray(eight_bit(view)).resize(
+        resized = Image.fromarray(to_eight_bit(view)).resize(
             (columns, rows), Image.Resampling.BILINEAR
         )
         colours = np.asarray(resized, dtype=np.float32) - np.array(MEAN, np.float32)
@@ -188,7 +190,7 @@ class SamPredictor(Encoding, AsBatch):
         return _channels_first(padded), frame
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: SamEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
@@ -197,13 +199,13 @@ class SamPredictor(Encoding, AsBatch):
                 list.
         """
 
-        def chosen(asked: Asked, quality: NDArray[np.float32]) -> list[int]:
-            return [_AMBIGUOUS[int(np.argmax(quality[1:]))] if _is_open(asked) else CLEAR]
+        def chosen(encoded: EncodedPrompts, quality: NDArray[np.float32]) -> list[int]:
+            return [_AMBIGUOUS[int(np.argmax(quality[1:]))] if _is_open(encoded) else CLEAR]
 
         return [answers[0] for answers in self._answers(embedding, questions, chosen)]
 
     def propose(
-        self, embedding: Embedding, questions: Sequence[Question], least: float = 0.0
+        self, embedding: SamEmbedding, questions: Sequence[Question], least: float = 0.0
     ) -> list[list[Segmentation]]:
         """All three masks where clicks alone are asked about, as in Segment Anything's own
         automatic mode; otherwise the one. MedSAM's training used the one only, so with its weights
@@ -218,83 +220,88 @@ class SamPredictor(Encoding, AsBatch):
             PromptError: as for `segment_batch`.
         """
 
-        def chosen(asked: Asked, quality: NDArray[np.float32]) -> list[int]:
-            masks = _AMBIGUOUS if _is_open(asked) else (CLEAR,)
-            return [k for k in masks if score(quality[k]) >= least]
+        def chosen(encoded: EncodedPrompts, quality: NDArray[np.float32]) -> list[int]:
+            masks = _AMBIGUOUS if _is_open(encoded) else (CLEAR,)
+            return [k for k in masks if clip_score(quality[k]) >= least]
 
         return self._answers(embedding, questions, chosen)
 
     def _answers(
         self,
-        embedding: Embedding,
+        embedding: SamEmbedding,
         questions: Sequence[Question],
-        chosen: Callable[[Asked, NDArray[np.float32]], list[int]],
+        chosen: Callable[[EncodedPrompts, NDArray[np.float32]], list[int]],
     ) -> list[list[Segmentation]]:
         """The masks that `chosen` picks by question and predicted quality."""
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES)) for q in questions]
-        answers = [[empty(frame.shape)] for _ in asked]
-        meant = [k for k, q in enumerate(asked) if len(q.labels) or q.mask is not None]
-        decoded = decode(self._decoder, embedding.features, [asked[k] for k in meant])
-        for k, (logits, quality) in zip(meant, decoded, strict=True):
+        encoded = [
+            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES))
+            for q in questions
+        ]
+        answers = [[empty_answer(frame.shape)] for _ in encoded]
+        answerable = [k for k, q in enumerate(encoded) if len(q.labels) or q.mask is not None]
+        decoded = decode_prompts(
+            self._decoder, embedding.features, [encoded[k] for k in answerable]
+        )
+        for k, (logits, quality) in zip(answerable, decoded, strict=True):
             answers[k] = []
-            for index in chosen(asked[k], quality):
+            for index in chosen(encoded[k], quality):
                 low_res = logits[index].copy()  # not the batch that it is part of
-                found = Segmentation(frame.to_view(low_res), score(quality[index]), low_res)
+                found = Segmentation(frame.to_view(low_res), clip_score(quality[index]), low_res)
                 answers[k].append(found)
         return answers
 
 
-def _is_open(asked: Asked) -> bool:
+def _is_open(encoded: EncodedPrompts) -> bool:
     """Whether a question leaves open what is meant: clicks alone."""
-    return asked.mask is None and not asked.has_box
+    return encoded.mask is None and not encoded.has_box
 
 
-def _channels_first(picture: NDArray[np.floating]) -> Planes:
+def _channels_first(image: NDArray[np.floating]) -> Floats:
     """(row, column, 3) to (1, 3, row, column), float32."""
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)[None], dtype=np.float32)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
 
 
-def squash(picture: Picture, size: int, *, exact: bool) -> Picture:
+def squash(image: Bytes, size: int, *, exact: bool) -> Bytes:
     """Resize to a square by cubic splines, blurring first where it shrinks; fractions are cut off.
 
     The same as scikit-image's ``resize(order=3, anti_aliasing=True, preserve_range=True)``, which
     takes 2 to 4 s on the measuring machine where this takes 0.1 to 0.7 s, and a third of that on
-    grey pictures. Values differ in the last bits, so that of pictures with noise every pixel came
-    out the same, and of pictures with flat areas some pixels one grey level lower or higher, where
+    grey images. Values differ in the last bits, so that of images with noise every pixel came
+    out the same, and of images with flat areas some pixels one grey level lower or higher, where
     the exact value is a whole number.
 
     Args:
-        picture: (row, column, 3).
+        image: (row, column, 3).
         size: of the square's sides.
         exact: by scikit-image itself.
     """
-    if picture.shape[:2] == (size, size):
-        return picture
+    if image.shape[:2] == (size, size):
+        return image
     if exact:
         from skimage.transform import resize
 
         values = resize(  # type: ignore[no-untyped-call]
-            picture, (size, size), order=3, preserve_range=True, anti_aliasing=True
+            image, (size, size), order=3, preserve_range=True, anti_aliasing=True
         )
         return np.asarray(values, dtype=np.uint8)
-    grey = bool((picture == picture[..., :1]).all())
-    planes = [
-        _resized(_resized(picture[..., k].astype(np.float64), size), size)
+    grey = bool((image == image[..., :1]).all())
+    channels = [
+        _resize_columns(_resize_columns(image[..., k].astype(np.float64), size), size)
         for k in range(1 if grey else 3)
     ]
-    values = np.clip(np.stack(planes * (3 if grey else 1), axis=-1), picture.min(), picture.max())
+    values = np.clip(np.stack(channels * (3 if grey else 1), axis=-1), image.min(), image.max())
     return values.astype(np.uint8)
 
 
-def _resized(plane: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _resize_columns(channel: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """(row, column) to (size, row): columns resized, axes swapped."""
-    old = plane.shape[1]
+    old = channel.shape[1]
     blur = max(0.0, (old / size - 1.0) / 2.0)
     if blur > 0:
-        plane = ndimage.gaussian_filter1d(plane, blur, axis=1, mode="mirror")
-    plane = ndimage.spline_filter1d(plane, 3, axis=1, mode="mirror")
-    return np.asarray(_cubic(old, size) @ np.ascontiguousarray(plane.T), dtype=np.float64)
+        channel = ndimage.gaussian_filter1d(channel, blur, axis=1, mode="mirror")
+    channel = ndimage.spline_filter1d(channel, 3, axis=1, mode="mirror")
+    return np.asarray(_cubic(old, size) @ np.ascontiguousarray(channel.T), dtype=np.float64)
 
 
 def _cubic(old: int, new: int) -> sparse.csr_matrix:

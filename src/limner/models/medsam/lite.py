@@ -1,7 +1,7 @@
 """LiteMedSAM: MedSAM with a small encoder, fast on a laptop
 (https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM, baseline of the CVPR 2024 challenge).
 
-Unlike MedSAM, the aspect of the picture is kept and the rest is padding, the box is cut to whole
+Unlike MedSAM, the aspect of the image is kept and the rest is padding, the box is cut to whole
 pixels of the network's input, and logits are resized before they become probabilities. Volumes are
 done slice by slice: the box of a slice follows from the mask on the one before, `LiteMedSam.carry`.
 """
@@ -18,23 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
 from limner.adapters.resize_area import resize_area
 from limner.adapters.sam import (
     HIGH_CORNER,
     LOW_CORNER,
-    Asked,
-    Embedding,
-    Encoding,
-    Frame,
-    Planes,
-    bilinear,
-    decode,
-    eight_bit,
+    EncodedPrompts,
+    Floats,
+    ImageEncoding,
+    InputFrame,
+    SamEmbedding,
+    clip_score,
+    decode_prompts,
     one_box,
-    score,
+    resize_bilinear,
+    to_eight_bit,
 )
-from limner.adapters.weights import hash_of
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.prompts.types import Box, Prompt
@@ -70,7 +70,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class LiteMedSam(Encoding, AsBatch):
+class LiteMedSam(ImageEncoding, BatchAnswers):
     """The network with everything around it: one box, one answer.
 
     Args:
@@ -83,14 +83,14 @@ class LiteMedSam(Encoding, AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Resized by area, spread to 0…1, padded with 0."""
         check_understood(self.card, (), view.shape)
-        frame = Frame.longest(view.shape, SIZE)
+        frame = InputFrame.longest(view.shape, SIZE)
         return network_input(view, frame), frame
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: SamEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
@@ -98,14 +98,16 @@ class LiteMedSam(Encoding, AsBatch):
             PromptError: a question has no box, several, or another kind of prompt.
         """
         frame = embedding.frame
-        asked = [corners(self.card, question.prompts, frame) for question in questions]
+        encoded = [encode_box(self.card, question.prompts, frame) for question in questions]
         answers = []
-        for logits, quality in decode(self._decoder, embedding.features, asked):
+        for logits, quality in decode_prompts(self._decoder, embedding.features, encoded):
             inside = logits[CLEAR, : frame.inside[0], : frame.inside[1]]
-            answers.append(Segmentation(bilinear(inside, frame.shape), score(quality[CLEAR])))
+            answers.append(
+                Segmentation(resize_bilinear(inside, frame.shape), clip_score(quality[CLEAR]))
+            )
         return answers
 
-    def carry(
+    def next_prompts(
         self, view: View, before: Segmentation, prompts: Sequence[Prompt]
     ) -> Sequence[Prompt]:
         """What to ask on the next slice of a volume or frame of a video, as published.
@@ -118,7 +120,7 @@ class LiteMedSam(Encoding, AsBatch):
         Returns:
             A box around the mask before, or `prompts` where nothing of that is left.
         """
-        low, high = carried_box(before.logits > 0) or ((), ())
+        low, high = next_box(before.logits > 0) or ((), ())
         if not low:
             return prompts
         # The middles of the input's pixels, so that they are cut to the same ones again.
@@ -127,19 +129,19 @@ class LiteMedSam(Encoding, AsBatch):
         return [Box(start, tuple(max(b, a + 1.0) for a, b in zip(start, stop, strict=True)))]
 
 
-def network_input(view: View, frame: Frame) -> Planes:
-    """The picture at the top left of (1, 3, SIZE, SIZE), 0…1; the padding is 0, which is black
-    only because the darkest pixel of every picture is.
+def network_input(view: View, frame: InputFrame) -> Floats:
+    """The image at the top left of (1, 3, SIZE, SIZE), 0…1; the padding is 0, which is black
+    only because the darkest pixel of every image is.
     """
-    picture = resize_area(eight_bit(view), frame.inside)
-    low, high = int(picture.min()), int(picture.max())
-    spread = (picture - float(low)) / max(float(high - low), 1e-8)
+    image = resize_area(to_eight_bit(view), frame.inside)
+    low, high = int(image.min()), int(image.max())
+    spread = (image - float(low)) / max(float(high - low), 1e-8)
     padded = np.zeros((1, 3, SIZE, SIZE), np.float32)
     padded[0, :, : frame.inside[0], : frame.inside[1]] = spread.transpose(2, 0, 1)
     return padded
 
 
-def corners(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> Asked:
+def encode_box(card: ModelCard, prompts: Sequence[Prompt], frame: InputFrame) -> EncodedPrompts:
     """A box as the decoder takes it: (x, y) of its corners in pixels of the input, cut off towards
     0, as published.
 
@@ -153,25 +155,25 @@ def corners(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> Asked:
     scale = SIZE / max(frame.shape)
     cut = np.trunc(np.array([box.low, box.high], dtype=np.float64) * scale)
     coords_xy = np.clip(cut, 0, SIZE)[:, ::-1].astype(np.float32)
-    return Asked(coords_xy, np.array([LOW_CORNER, HIGH_CORNER], np.float32))
+    return EncodedPrompts(coords_xy, np.array([LOW_CORNER, HIGH_CORNER], np.float32))
 
 
-def carried_box(
+def next_box(
     mask: NDArray[np.bool_], number: int = 1
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """The box on the next slice that follows from a mask, in pixels of the network's input.
 
     Args:
         mask: (row, column), on the slice before.
-        number: of the object. The mask is shrunk as a picture of this grey level, so that of a
+        number: of the object. The mask is shrunk as a image of this grey level, so that of a
             number of 2 or more also thin parts survive the rounding; as published.
 
     Returns:
         (row, column) of the first and the last corner, `MARGIN` outside the mask; None where
         nothing of it is left.
     """
-    picture = mask.astype(np.uint8) * np.uint8(number)
-    small = resize_area(picture, Frame.longest(mask.shape, SIZE).inside)
+    image = mask.astype(np.uint8) * np.uint8(number)
+    small = resize_area(image, InputFrame.longest(mask.shape, SIZE).inside)
     rows, columns = (np.flatnonzero((small > 0).any(axis=axis)) for axis in (1, 0))
     if not rows.size:
         return None
@@ -219,7 +221,7 @@ def _build(
     exact: bool = False,
     keep_embeddings: bool = False,
 ) -> LiteMedSam:
-    digest = hash_of(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
+    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
     assert weights is not None
     from limner import runtime
 
@@ -238,14 +240,14 @@ def _build(
             remember=remember,
         )
 
-    asked = [(None, None, 2), (None, None), (None, 1, SIZE, SIZE), (None,)]
+    encoded = [(None, None, 2), (None, None), (None, 1, SIZE, SIZE), (None,)]
     return LiteMedSam(
         replace(CARD, weights_sha256=digest),
         compiled(file.encoder, "encoder", [(1, 3, SIZE, SIZE)], "auto", keep_embeddings),
         compiled(
             file.decoder if exact else file.folded,
             "decoder",
-            [(1, 256, GRID, GRID), *asked],
+            [(1, 256, GRID, GRID), *encoded],
             "fp32",
             False,
         ),

@@ -26,9 +26,9 @@ from PIL import Image
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import (
     Array,
-    AsBatch,
-    Before,
+    BatchAnswers,
     ModelCard,
+    PreviousFrame,
     Question,
     Segmentation,
     Variant,
@@ -39,21 +39,21 @@ from limner.adapters.sam import (
     LOW_CORNER,
     MASK_LOGIT,
     NEGATIVE,
-    NOTHING,
+    PADDING,
     POSITIVE,
-    Frame,
-    Planes,
-    bilinear,
-    eight_bit,
+    Floats,
+    InputFrame,
+    clip_score,
     mask_input,
     one_box,
-    score,
+    resize_bilinear,
     sigmoid,
+    to_eight_bit,
 )
-from limner.adapters.weights import hash_of
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
-from limner.models.medsam2.memory import added, recalled
+from limner.models.medsam2.memory import add_frame, read_memory
 from limner.prompts.types import Click, MaskPrompt, Prompt
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ SAM2_WEIGHTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class TrackedMask:
     """What was found on a frame by a memory.
 
     Attributes:
@@ -128,14 +128,14 @@ class Found:
     """
 
     memory: Mapping[str, Array]
-    logits: Planes
-    low_res: Planes
-    pointer: Planes
+    logits: Floats
+    low_res: Floats
+    pointer: Floats
     present: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class EncodedView:
     """A frame as the network sees it; g is the side of the input divided by 16.
 
     Attributes:
@@ -148,16 +148,16 @@ class Looked:
             remembered; by their identity.
     """
 
-    fine: Planes
-    middle: Planes
-    coarse: Planes
-    alone: Planes
-    frame: Frame
-    found: dict[int, Found] = field(default_factory=dict)
+    fine: Floats
+    middle: Floats
+    coarse: Floats
+    alone: Floats
+    frame: InputFrame
+    found: dict[int, TrackedMask] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Sam2Parts:
     """The network in parts; see `limner.models.medsam2.network`."""
 
     encoder: Network
@@ -166,28 +166,32 @@ class Parts:
     attention: Network
 
 
-class Sam2(AsBatch):
+class Sam2(BatchAnswers):
     """SAM 2's network with everything around it.
 
     Args:
         card: its facts.
         parts: the network.
         size: side of its input, a multiple of 32.
-        smooth: enlarge and shrink single pictures as SAM 2's predictor for pictures does, and not
+        smooth: enlarge and shrink single images as SAM 2's predictor for images does, and not
             like frames of a video.
     """
 
-    def __init__(self, card: ModelCard, parts: Parts, size: int, *, smooth: bool = False) -> None:
+    def __init__(
+        self, card: ModelCard, parts: Sam2Parts, size: int, *, smooth: bool = False
+    ) -> None:
         self.card = replace(card, runtime=parts.encoder.description)
         self.size, self._parts, self._smooth = size, parts, smooth
 
     # One frame.
 
-    def embed(self, view: View) -> Looked:
-        """The picture, encoded."""
+    def embed(self, view: View) -> EncodedView:
+        """The image, encoded."""
         return self._looked(view, smooth=self._smooth)
 
-    def segment_batch(self, embedding: Looked, questions: Sequence[Question]) -> list[Segmentation]:
+    def segment_batch(
+        self, embedding: EncodedView, questions: Sequence[Question]
+    ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
         As in SAM 2 a mask is taken as it is, and what was said before it is forgotten. One click
@@ -202,24 +206,26 @@ class Sam2(AsBatch):
         """
         return [self._answer(embedding, question) for question in questions]
 
-    def _answer(self, looked: Looked, question: Question) -> Segmentation:
-        frame, prompts = looked.frame, question.prompts
+    def _answer(self, encoded: EncodedView, question: Question) -> Segmentation:
+        frame, prompts = encoded.frame, question.prompts
         check_understood(self.card, prompts, frame.shape)
         masks = [k for k, p in enumerate(prompts) if isinstance(p, MaskPrompt)]
         since = prompts[masks[-1] + 1 :] if masks else prompts
         if masks and not since:
             return self._drawn(prompts[masks[-1]], frame)
-        coords, labels = points(self.card, since, frame)
-        shown = mask_input(question, frame, self.size // 4)
-        if not len(labels) and shown is None:
+        coords, labels = encode_points(self.card, since, frame)
+        mask_logits = mask_input(question, frame, self.size // 4)
+        if not len(labels) and mask_logits is None:
             raise PromptError(f"{self.card.name} needs a click, a box or a mask. Give one.")
-        coarse = looked.coarse + looked.alone[..., None, None]
-        logits, quality, _, _ = self._decoded(looked, coarse, coords, labels, shown)
-        index = trusted(quality) if len(labels) <= 1 else clear(logits, quality)
+        coarse = encoded.coarse + encoded.alone[..., None, None]
+        logits, quality, _, _ = self._decoded(encoded, coarse, coords, labels, mask_logits)
+        index = most_trusted(quality) if len(labels) <= 1 else most_stable(logits, quality)
         low_res = np.clip(logits[index], -MOST_LOGIT, MOST_LOGIT)
-        return Segmentation(bilinear(logits[index], frame.shape), score(quality[index]), low_res)
+        return Segmentation(
+            resize_bilinear(logits[index], frame.shape), clip_score(quality[index]), low_res
+        )
 
-    def _drawn(self, prompt: Prompt, frame: Frame) -> Segmentation:
+    def _drawn(self, prompt: Prompt, frame: InputFrame) -> Segmentation:
         """A mask as it was drawn."""
         assert isinstance(prompt, MaskPrompt)
         logits = np.where(prompt.mask, np.float32(MASK_LOGIT), np.float32(-MASK_LOGIT))
@@ -228,7 +234,7 @@ class Sam2(AsBatch):
 
     # From frame to frame.
 
-    def look(self, view: View, origin: tuple[float, float]) -> Looked:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> EncodedView:
         """A frame, encoded; several objects may be followed on the same look.
 
         Args:
@@ -240,39 +246,39 @@ class Sam2(AsBatch):
     def remember(
         self,
         memory: Mapping[str, Array] | None,
-        looked: Looked,
-        logits: Planes,
+        encoded: EncodedView,
+        logits: Floats,
         *,
         place: int,
         given: bool,
     ) -> dict[str, Array]:
         """The memory with one frame more.
 
-        What `find` said of this look by this memory is remembered in the network's own words. All
-        else, given or changed since, is remembered as SAM 2 does masks: their pixels as they are,
+        What `track_object` found on this view with this memory is remembered in the network's own
+        words. All else, given or changed since, is remembered as SAM 2 does masks: their pixels,
         and the decoder's pointer to them.
 
         Args:
             memory: so far; None for none.
-            looked: of `look`.
+            encoded: of `encode_window`.
             logits: of the view's shape, above 0 inside the object.
             place: the frame's number.
             given: whether the user said so; ten such frames are not forgotten.
         """
-        found = looked.found.get(id(memory))
+        found = encoded.found.get(id(memory))
         if given or found is None or not np.array_equal(found.logits, logits):
-            features, pointer = self._as_mask(looked, logits > 0)
+            features, pointer = self._as_mask(encoded, logits > 0)
         else:
-            mask = sigmoid(bilinear(found.low_res, (self.size, self.size)))
-            features, _, nobody = self._encoded(looked, mask, found.present)
+            mask = sigmoid(resize_bilinear(found.low_res, (self.size, self.size)))
+            features, _, nobody = self._encoded(encoded, mask, found.present)
             pointer = found.pointer if found.present else nobody[0]
-        return added(memory, place, features, pointer, given=given)
+        return add_frame(memory, place, features, pointer, given=given)
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, Array],
-        looked: Looked,
-        before: Before | None,
+        encoded: EncodedView,
+        before: PreviousFrame | None,
         *,
         place: int | None = None,
     ) -> Segmentation:
@@ -283,78 +289,86 @@ class Sam2(AsBatch):
 
         Args:
             memory: with one given frame at least.
-            looked: of `look`.
+            encoded: of `encode_window`.
             before: not looked at.
             place: the frame's number; None: frames are asked about one after the other.
         """
-        known = recalled(memory, place)
+        known = read_memory(memory, place)
         (coarse,) = self._parts.attention(
-            looked.coarse, known.features, known.slots, known.pointers, known.ago
+            encoded.coarse, known.features, known.slots, known.pointers, known.ago
         )
         nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
-        logits, quality, pointers, presence = self._decoded(looked, coarse, *nothing, None)
-        index, present = trusted(quality), bool(presence[0] > 0)
+        logits, quality, pointers, presence = self._decoded(encoded, coarse, *nothing, None)
+        index, present = most_trusted(quality), bool(presence[0] > 0)
         low_res = logits[index].copy() if present else np.full_like(logits[index], -MOST_LOGIT)
-        full = bilinear(low_res, looked.frame.shape)
-        looked.found[id(memory)] = Found(memory, full, low_res, pointers[index].copy(), present)
-        return Segmentation(full, score(quality[index]) * float(sigmoid(presence)[0]))
+        full = resize_bilinear(low_res, encoded.frame.shape)
+        encoded.found[id(memory)] = TrackedMask(
+            memory, full, low_res, pointers[index].copy(), present
+        )
+        return Segmentation(full, clip_score(quality[index]) * float(sigmoid(presence)[0]))
 
     # The network.
 
-    def _looked(self, view: View, *, smooth: bool) -> Looked:
+    def _looked(self, view: View, *, smooth: bool) -> EncodedView:
         check_understood(self.card, (), view.shape)
-        frame = Frame.squashed(view.shape, self.size)
+        frame = InputFrame.squashed(view.shape, self.size)
         fine, middle, coarse, alone = self._parts.encoder(
             network_input(view, self.size, smooth=smooth)
         )
-        return Looked(fine, middle, coarse, alone, frame)
+        return EncodedView(fine, middle, coarse, alone, frame)
 
     def _decoded(
-        self, looked: Looked, coarse: Planes, coords: Planes, labels: Planes, mask: Planes | None
-    ) -> tuple[Planes, ...]:
+        self,
+        encoded: EncodedView,
+        coarse: Floats,
+        coords: Floats,
+        labels: Floats,
+        mask: Floats | None,
+    ) -> tuple[Floats, ...]:
         """Logits (4, 4g, 4g), predicted IoU (4,), pointers (4, 256), logit of presence (1,)."""
         if not len(labels):
-            coords, labels = np.zeros((1, 2), np.float32), np.full(1, NOTHING, np.float32)
+            coords, labels = np.zeros((1, 2), np.float32), np.full(1, PADDING, np.float32)
         side = self.size // 4
-        shown = np.zeros((side, side), np.float32) if mask is None else mask
+        mask_logits = np.zeros((side, side), np.float32) if mask is None else mask
         return self._parts.decoder(
             coarse,
-            looked.fine,
-            looked.middle,
+            encoded.fine,
+            encoded.middle,
             coords[None],
             labels[None],
-            np.ascontiguousarray(shown[None, None]),
+            np.ascontiguousarray(mask_logits[None, None]),
             np.full(1, mask is not None, np.float32),
         )
 
-    def _as_mask(self, looked: Looked, mask: NDArray[np.bool_]) -> tuple[Planes, Planes]:
+    def _as_mask(self, encoded: EncodedView, mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
         """Features and pointer of a mask that is sure."""
         here = on_grid(mask, self.size)
         present = bool(here.any())
-        features, prompt, nobody = self._encoded(looked, here, present)
+        features, prompt, nobody = self._encoded(encoded, here, present)
         nothing = np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
-        _, _, pointers, presence = self._decoded(looked, looked.coarse, *nothing, prompt[0, 0])
+        _, _, pointers, presence = self._decoded(encoded, encoded.coarse, *nothing, prompt[0, 0])
         return features, pointers[CLEAR] if present and presence[0] > 0 else nobody[0]
 
-    def _encoded(self, looked: Looked, mask: Planes, present: bool) -> tuple[Planes, ...]:
+    def _encoded(self, encoded: EncodedView, mask: Floats, present: bool) -> tuple[Floats, ...]:
         """Features (T, 64), the mask for the decoder (1, 1, 4g, 4g), the pointer to nobody."""
-        return self._parts.memory(looked.coarse, mask[None, None], np.full(1, present, np.float32))
+        return self._parts.memory(encoded.coarse, mask[None, None], np.full(1, present, np.float32))
 
 
-def network_input(view: View, size: int, *, smooth: bool) -> Planes:
-    """A picture as (1, 3, size, size), squashed and normalised.
+def network_input(view: View, size: int, *, smooth: bool) -> Floats:
+    """A image as (1, 3, size, size), squashed and normalised.
 
     Args:
         view: two-dimensional.
         size: of a side.
         smooth: triangles over float32 instead of cubics over bytes.
     """
-    pixels = eight_bit(view)
+    pixels = to_eight_bit(view)
     if smooth:
-        planes = [
-            resized(pixels[..., k].astype(np.float32) / np.float32(255), size) for k in range(3)
+        channels = [
+            resize_smooth(pixels[..., k].astype(np.float32) / np.float32(255), size)
+            for k in range(3)
         ]
-        colours = np.stack(planes)
+        colours = np.stack(channels)
     else:
         squashed = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
         colours = np.asarray(squashed).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
@@ -362,23 +376,25 @@ def network_input(view: View, size: int, *, smooth: bool) -> Planes:
     return np.ascontiguousarray(((colours - mean) / std)[None])
 
 
-def resized(plane: Planes, size: int) -> Planes:
+def resize_smooth(values: Floats, size: int) -> Floats:
     """(row, column) to (size, size) by triangles that are as wide as the pixels that vanish."""
     return np.asarray(
-        Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32
+        Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32
     )
 
 
-def on_grid(mask: NDArray[np.bool_], size: int) -> Planes:
+def on_grid(mask: NDArray[np.bool_], size: int) -> Floats:
     """A mask as 0 and 1 (size, size); one that is too small for that is all that it touches."""
     if mask.shape == (size, size):
         return mask.astype(np.float32)
-    shares = resized(mask.astype(np.float32), size)
+    shares = resize_smooth(mask.astype(np.float32), size)
     least = min(0.5, float(shares.max())) or 0.5
     return (shares >= least).astype(np.float32)
 
 
-def points(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> tuple[Planes, Planes]:
+def encode_points(
+    card: ModelCard, prompts: Sequence[Prompt], frame: InputFrame
+) -> tuple[Floats, Floats]:
     """The corners of the box, then clicks: x and y in pixels of the input (N, 2), labels (N,).
 
     Raises:
@@ -394,16 +410,16 @@ def points(card: ModelCard, prompts: Sequence[Prompt], frame: Frame) -> tuple[Pl
     return np.array(places, np.float32).reshape(-1, 2), np.array(labels, np.float32)
 
 
-def trusted(quality: Planes) -> int:
+def most_trusted(quality: Floats) -> int:
     """Of the masks for prompts that leave something open, the one with the highest IoU."""
     return 1 + int(np.argmax(quality[1:]))
 
 
-def clear(logits: Planes, quality: Planes) -> int:
+def most_stable(logits: Floats, quality: Floats) -> int:
     """The mask for clear prompts; where a small change would move it, the most trusted other."""
     least = (logits[CLEAR] > STABLE_BY).sum()
     most = (logits[CLEAR] > -STABLE_BY).sum()
-    return CLEAR if least >= STABLE_FROM * most else trusted(quality)
+    return CLEAR if least >= STABLE_FROM * most else most_trusted(quality)
 
 
 def _part(path: Path, size: int, which: str) -> nn.Module:
@@ -427,7 +443,7 @@ def _build(
     exact: bool = False,
     keep_embeddings: bool = False,
 ) -> Sam2:
-    digest = hash_of(weights, card.name, advice)
+    digest = hash_weights(weights, card.name, advice)
     assert weights is not None
     from limner.runtime import compile_module
 
@@ -453,7 +469,7 @@ def _build(
     known = [(None, grid**2, 64), (None,), (None, 256), (None,)]
     # The authors compute all in bf16. Here those parts are that take the time and were measured to
     # leave masks as they are (`docs/notes/medsam2.md`).
-    parts = Parts(
+    parts = Sam2Parts(
         compiled("encoder", [(1, 3, size, size)], low=True, remember=keep_embeddings),
         compiled("decoder", [coarse, *features, (1, None, 2), (1, None), low_res, (1,)], low=False),
         compiled("memory", [coarse, (1, 1, size, size), (1,)], low=False),

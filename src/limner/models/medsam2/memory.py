@@ -23,7 +23,7 @@ GIVEN_SLOT = MOST_FEATURES  # in the network's table of times
 
 
 @dataclass(frozen=True, eq=False)
-class Recalled:
+class MemoryTokens:
     """What is looked at of a memory; see `limner.models.medsam2.network.MemoryAttention`."""
 
     features: Floats
@@ -32,7 +32,7 @@ class Recalled:
     ago: Floats
 
 
-def added(
+def add_frame(
     memory: Mapping[str, Array] | None,
     place: int,
     features: Floats,
@@ -80,7 +80,7 @@ def _without(
     return places[stays], kept[recent], memory[f"{kind}_pointers"][stays]
 
 
-def recalled(memory: Mapping[str, Array], place: int | None) -> Recalled:
+def read_memory(memory: Mapping[str, Array], place: int | None) -> MemoryTokens:
     """What to look at on a frame, as the authors choose it: all given frames; of found ones the six
     before it, and the pointers of fifteen; pointers of given ones that lie before it.
 
@@ -94,13 +94,13 @@ def recalled(memory: Mapping[str, Array], place: int | None) -> Recalled:
     near = (since >= 1) & (since <= MOST_POINTERS)
     kept = memory["found_features"]
     recent = since[len(found) - len(kept) :]
-    shown = (recent >= 1) & (recent <= MOST_FEATURES)
+    used = (recent >= 1) & (recent <= MOST_FEATURES)
     past = (now - given) * step
-    features = np.concatenate([memory["given_features"], kept[shown]])
-    slots = np.concatenate([np.full(len(given), GIVEN_SLOT), recent[shown] - 1])
+    features = np.concatenate([memory["given_features"], kept[used]])
+    slots = np.concatenate([np.full(len(given), GIVEN_SLOT), recent[used] - 1])
     pointers = [memory["given_pointers"][past >= 0], memory["found_pointers"][near]]
     ago = np.concatenate([past[past >= 0], since[near]])
-    return Recalled(
+    return MemoryTokens(
         widened(features),
         slots.astype(np.float32),
         np.concatenate(pointers).astype(np.float32),

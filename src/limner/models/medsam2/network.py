@@ -107,7 +107,7 @@ def _renamed(name: str, last: Mapping[str, int]) -> str:
 
 
 def network(size: int) -> Any:
-    """SAM 2.1 with Hiera-tiny for pictures of `size` pixels a side, weights by chance; a
+    """SAM 2.1 with Hiera-tiny for images of `size` pixels a side, weights by chance; a
     `transformers.Sam2VideoModel`.
 
     Raises:
@@ -148,7 +148,7 @@ WANTED = ("image_encoder.trunk.pos_embed", "maskmem_tpos_enc", "sam_mask_decoder
 
 
 class ImageEncoder(nn.Module):
-    """A picture (1, 3, S, S) as features (1, 32, 4g, 4g), (1, 64, 2g, 2g) and (1, 256, g, g); and
+    """A image (1, 3, S, S) as features (1, 32, 4g, 4g), (1, 64, 2g, 2g) and (1, 256, g, g); and
     what is added to the last where there is no memory, (1, 256).
     """
 
@@ -159,10 +159,10 @@ class ImageEncoder(nn.Module):
             part._loss_function = None  # or recording, which asks for all attributes, warns of it
         self.alone = whole.no_memory_embedding
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the class."""
-        fine, middle, coarse = self.encoder(picture).fpn_hidden_states
-        alone = self.alone.detach().reshape(1, -1).expand(picture.shape[0], -1)
+        fine, middle, coarse = self.encoder(image).fpn_hidden_states
+        alone = self.alone.detach().reshape(1, -1).expand(image.shape[0], -1)
         return self.decoder.conv_s0(fine), self.decoder.conv_s1(middle), coarse, alone
 
 
@@ -191,7 +191,7 @@ class MaskDecoder(nn.Module):
             coarse: (1, 256, g, g), with what memory says or as it is without.
             fine: (1, 32, 4g, 4g).
             middle: (1, 64, 2g, 2g).
-            coords: (1, N, 2), x and y in pixels of the picture; N is 1 at least.
+            coords: (1, N, 2), x and y in pixels of the image; N is 1 at least.
             labels: (1, N): 1 inside, 0 outside, 2 and 3 corners of a box, -1 nothing.
             mask: (1, 1, 4g, 4g), logits of a rough mask.
             has_mask: (1,), 1 where it counts and 0 where not.
@@ -202,11 +202,11 @@ class MaskDecoder(nn.Module):
         """
         points = self.prompts._embed_points(coords[:, None], labels[:, None].long(), pad=True)
         nothing = self.prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        shown = has_mask.reshape(-1, 1, 1, 1)
-        dense = shown * self.prompts.mask_embed(mask) + (1 - shown) * nothing
+        with_mask = has_mask.reshape(-1, 1, 1, 1)
+        dense = with_mask * self.prompts.mask_embed(mask) + (1 - with_mask) * nothing
         own = self.decoder
         tokens = [own.obj_score_token.weight, own.iou_token.weight, own.mask_tokens.weight]
-        told, seen = own.transformer(
+        tokens_out, seen = own.transformer(
             point_embeddings=torch.cat([torch.cat(tokens)[None, None], points], dim=2),
             image_embeddings=coarse + dense,
             image_positional_embeddings=self.places,
@@ -215,11 +215,11 @@ class MaskDecoder(nn.Module):
         features = seen.transpose(2, 3).reshape(coarse.shape)
         larger = own.activation(own.upscale_layer_norm(own.upscale_conv1(features) + middle))
         full = own.activation(own.upscale_conv2(larger) + fine)
-        objects = told[0, 0, 2 : 2 + own.num_mask_tokens]
+        objects = tokens_out[0, 0, 2 : 2 + own.num_mask_tokens]
         weights = [head(objects[k]) for k, head in enumerate(own.output_hypernetworks_mlps)]
         logits = (torch.stack(weights) @ full[0].flatten(1)).reshape(-1, *full.shape[2:])
-        quality = own.iou_prediction_head(told[0, 0, 1])
-        present = own.pred_obj_score_head(told[0, 0, 0])
+        quality = own.iou_prediction_head(tokens_out[0, 0, 1])
+        present = own.pred_obj_score_head(tokens_out[0, 0, 0])
         return logits, quality, self.pointer(objects), present
 
 

@@ -1,7 +1,7 @@
-"""sam_med2d: SAM-Med2D, Segment Anything with adapters learnt on medical pictures
+"""sam_med2d: SAM-Med2D, Segment Anything with adapters learnt on medical images
 (https://arxiv.org/abs/2308.16184, https://github.com/OpenGVLab/SAM-Med2D).
 
-It sees 256 pixels a side, picked from the picture and not mixed. Of its three masks the one that it
+It sees 256 pixels a side, picked from the image and not mixed. Of its three masks the one that it
 trusts most counts, whatever was said. A mask goes back into it as probabilities, where SAM takes
 logits. Colours are red, green, blue, as in the authors' predictor; their training read them the
 other way round.
@@ -20,18 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
 from limner.adapters.sam import (
-    Embedding,
-    Encoding,
-    Frame,
-    Planes,
-    ask,
-    decode,
-    eight_bit,
+    Floats,
+    ImageEncoding,
+    InputFrame,
+    SamEmbedding,
+    clip_score,
+    decode_prompts,
+    encode_prompts,
     mask_input,
-    score,
     sigmoid,
+    to_eight_bit,
 )
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
@@ -69,7 +69,7 @@ WEIGHTS = WeightsCard(
 )
 
 
-class SamMed2d(Encoding, AsBatch):
+class SamMed2d(ImageEncoding, BatchAnswers):
     """The network with everything around it.
 
     Args:
@@ -82,13 +82,13 @@ class SamMed2d(Encoding, AsBatch):
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder = encoder, decoder
 
-    def prepared(self, view: View) -> tuple[Planes, Frame]:
+    def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Squashed and normalised."""
         check_understood(self.card, (), view.shape)
-        return network_input(eight_bit(view)), Frame.squashed(view.shape, SIZE)
+        return network_input(to_eight_bit(view)), InputFrame.squashed(view.shape, SIZE)
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: SamEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
@@ -99,18 +99,21 @@ class SamMed2d(Encoding, AsBatch):
                 the card does not list.
         """
         frame = embedding.frame
-        asked = [ask(self.card, q.prompts, frame, shown(q, frame)) for q in questions]
-        if not all(len(question.labels) or question.mask is not None for question in asked):
+        encoded = [
+            encode_prompts(self.card, q.prompts, frame, mask_probabilities(q, frame))
+            for q in questions
+        ]
+        if not all(len(question.labels) or question.mask is not None for question in encoded):
             raise PromptError(f"{self.card.name} needs a click, a box or a mask. Give one.")
         answers = []
-        for logits, quality in decode(self._decoder, embedding.features, asked):
+        for logits, quality in decode_prompts(self._decoder, embedding.features, encoded):
             best = 1 + int(np.argmax(quality[1:]))  # the first mask is for SAM's clear prompts
             low_res = logits[best].copy()  # not the batch that it is part of
-            answers.append(Segmentation(frame.to_view(low_res), score(quality[best]), low_res))
+            answers.append(Segmentation(frame.to_view(low_res), clip_score(quality[best]), low_res))
         return answers
 
 
-def network_input(pixels: NDArray[np.uint8]) -> Planes:
+def network_input(pixels: NDArray[np.uint8]) -> Floats:
     """(row, column, 3) as (1, 3, SIZE, SIZE), normalised.
 
     Pixels are picked as OpenCV does: the one at or above and left of the exact place.
@@ -124,7 +127,7 @@ def network_input(pixels: NDArray[np.uint8]) -> Planes:
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
 
-def shown(question: Question, frame: Frame) -> Planes | None:
+def mask_probabilities(question: Question, frame: InputFrame) -> Floats | None:
     """The mask that is shown with the prompts: probabilities (LOW_RES, LOW_RES), or None."""
     logits = mask_input(question, frame, LOW_RES, most=math.inf)  # bounded by the sigmoid
     return None if logits is None else sigmoid(logits)
@@ -178,11 +181,11 @@ def _build(
         remember=keep_embeddings,
     )
     side = SIZE // 16
-    asked = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,)]
+    encoded = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,)]
     decoder = compiled(
         partial(_decoder, weights, exact),
         key=f"sam_med2d-{sha256}-decoder",
-        inputs=[(1, 256, side, side), *asked],
+        inputs=[(1, 256, side, side), *encoded],
         precision="fp32",
     )
     return SamMed2d(replace(CARD, weights_sha256=sha256), encoder, decoder)

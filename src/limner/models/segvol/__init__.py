@@ -27,24 +27,24 @@ from numpy.typing import NDArray
 
 from limner.adapters.axes import Axes, facing
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import AsBatch, ModelCard, Question, Segmentation, Variant, View
-from limner.adapters.sam import NEGATIVE, POSITIVE, bilinear, one_box, sigmoid
-from limner.adapters.weights import hash_of
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.sam import NEGATIVE, POSITIVE, one_box, resize_bilinear, sigmoid
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
 from limner.models.segvol import vocabulary as words
-from limner.models.segvol.prompts import Asked, Meant
+from limner.models.segvol.prompts import VolumePrompts, WindowPrompts
 from limner.models.segvol.tokens import sentence
 from limner.models.segvol.volume import (
     SIZE,
     Bounds,
-    Picture,
-    Planes,
+    Floats,
     Volume,
-    prepared,
-    prepared_as_published,
+    Window,
+    prepare_volume,
+    prepare_volume_as_published,
 )
-from limner.models.segvol.zoom import Zoomed, closer, published
+from limner.models.segvol.zoom import ZoomedAnswer, zoom_in, zoom_in_as_published
 from limner.prompts.types import Box, Click, Prompt, TextPrompt
 
 if TYPE_CHECKING:
@@ -91,39 +91,39 @@ WEIGHTS = WeightsCard(
 )
 
 
-class Encoded:
+class FeatureCache:
     """Encodings of the windows of one volume, the last regions looked at, at most `MOST_KEPT`."""
 
     def __init__(self) -> None:
-        self._features: OrderedDict[Any, Planes] = OrderedDict()
+        self._features: OrderedDict[Any, Floats] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._features)
 
-    def get(self, picture: Picture, encode: Callable[[Planes], Planes]) -> Planes:
+    def get(self, window: Window, encode: Callable[[Floats], Floats]) -> Floats:
         """What the encoder says of a window, from memory if it is there.
 
         Windows of one region do not push one another out: of a region with more than there is room
         for, the first are kept, which spares more than keeping the last.
         """
         with self._lock:
-            if picture.key in self._features:
-                self._features.move_to_end(picture.key)
-                return self._features[picture.key]
-        features = encode(picture.image())
+            if window.key in self._features:
+                self._features.move_to_end(window.key)
+                return self._features[window.key]
+        features = encode(window.image())
         with self._lock:
             while len(self._features) >= MOST_KEPT:
-                oldest = next((k for k in self._features if k[1:] != picture.key[1:]), None)
+                oldest = next((k for k in self._features if k[1:] != window.key[1:]), None)
                 if oldest is None:
                     return features
                 del self._features[oldest]
-            self._features[picture.key] = features
+            self._features[window.key] = features
         return features
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class VolumeEmbedding:
     """A volume that SegVol has looked at from afar.
 
     Attributes:
@@ -137,8 +137,8 @@ class Embedding:
     shape: tuple[int, ...]
     axes: Axes
     volume: Volume
-    coarse: Planes
-    windows: Encoded = field(default_factory=Encoded)
+    coarse: Floats
+    windows: FeatureCache = field(default_factory=FeatureCache)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ class Networks:
     make_speaker: Callable[[], Network]
 
 
-class SegVol(AsBatch):
+class SegVol(BatchAnswers):
     """The network with everything around it.
 
     Args:
@@ -177,7 +177,7 @@ class SegVol(AsBatch):
     ) -> None:
         self.card = replace(card, runtime=networks.encoder.description)
         self._networks, self._weights, self._as_published = networks, weights, as_published
-        self._said: OrderedDict[str, Planes] = OrderedDict()
+        self._vectors: OrderedDict[str, Floats] = OrderedDict()
 
     def check(self, prompt: Prompt) -> None:
         """Warn of words that the network has not seen, and refuse those that it cannot read."""
@@ -186,7 +186,7 @@ class SegVol(AsBatch):
             if not words.is_trained(prompt.text):
                 _log.warning("%s", words.unknown(prompt.text))
 
-    def embed(self, view: View) -> Embedding:
+    def embed(self, view: View) -> VolumeEmbedding:
         """Prepare the volume, and encode the whole of it shrunk."""
         check_understood(self.card, (), view.shape)
         pixels = view.array
@@ -196,15 +196,15 @@ class SegVol(AsBatch):
             axes = Axes.same(3) if view.turned is None else view.turned.inverse
             if view.windowed:
                 _log.warning("%s knows no window of intensities; it is ignored.", self.card.name)
-            volume = prepared_as_published(axes.apply(pixels))
+            volume = prepare_volume_as_published(axes.apply(pixels))
         else:
             axes = facing(view.directions, ORIENTATION)
             limits = view.intensity if view.windowed else None
-            volume = prepared(axes.apply(pixels), limits)
-        return Embedding(view.shape, axes, volume, self._encode(volume.coarse().image()))
+            volume = prepare_volume(axes.apply(pixels), limits)
+        return VolumeEmbedding(view.shape, axes, volume, self._encode(volume.coarse().image()))
 
     def segment_batch(
-        self, embedding: Embedding, questions: Sequence[Question]
+        self, embedding: VolumeEmbedding, questions: Sequence[Question]
     ) -> list[Segmentation]:
         """Answers in the order of the questions, each as if it had been asked alone.
 
@@ -219,47 +219,51 @@ class SegVol(AsBatch):
                 together with a box.
             CheckpointError: a word, and the weights file has no text tower.
         """
-        said = [self._word(q.prompts) for q in questions]
-        vectors = self._speak([word for word in said if word is not None])
-        meant = [
-            self._meant(embedding, q.prompts, None if word is None else vectors[word])
-            for q, word in zip(questions, said, strict=True)
+        texts = [self._word(q.prompts) for q in questions]
+        vectors = self._speak([word for word in texts if word is not None])
+        volume_prompts = [
+            self._volume_prompts(embedding, q.prompts, None if word is None else vectors[word])
+            for q, word in zip(questions, texts, strict=True)
         ]
-        asked = [m.shrunk(embedding.volume.shape) for m in meant]
-        coarse = self._decode(embedding.coarse, asked)
-        look = partial(self._look, embedding)
+        window_prompts = [m.shrunk(embedding.volume.shape) for m in volume_prompts]
+        coarse = self._decode(embedding.coarse, window_prompts)
+        decode_window = partial(self._decode_window, embedding)
         answers = []
-        for question, m, a, low_res in zip(questions, meant, asked, coarse, strict=True):
-            logits = enlarged(low_res)
+        for question, m, a, low_res in zip(
+            questions, volume_prompts, window_prompts, coarse, strict=True
+        ):
+            logits = upsample_logits(low_res)
             if self._as_published:
-                zoomed = published(embedding.volume, a, logits, look)
+                zoomed = zoom_in_as_published(embedding.volume, a, logits, decode_window)
             else:
-                zoomed = closer(embedding.volume, m, logits, look, question.memory)
+                zoomed = zoom_in(embedding.volume, m, logits, decode_window, question.memory)
             answers.append(_answer(embedding, zoomed))
         return answers
 
     def _word(self, prompts: Sequence[Prompt]) -> str | None:
         """The newest word."""
-        said = [p.text for p in prompts if isinstance(p, TextPrompt)]
-        return words.find(said[-1]) if said else None
+        texts = [p.text for p in prompts if isinstance(p, TextPrompt)]
+        return words.find(texts[-1]) if texts else None
 
     def _sentence(self, word: str) -> tuple[int, ...]:
         return sentence(word, self.card.name, self._weights)
 
-    def _speak(self, said: Sequence[str]) -> dict[str, Planes]:
+    def _speak(self, texts: Sequence[str]) -> dict[str, Floats]:
         """Words as the decoder takes them, (DIM,)."""
-        new = [word for word in dict.fromkeys(said) if word not in self._said]
+        new = [word for word in dict.fromkeys(texts) if word not in self._vectors]
         if new:
             speaker = self._networks.make_speaker()
             for word in new:
                 tokens = np.array([self._sentence(word)], np.float32)
-                self._said[word] = speaker(tokens)[0][0]
-        found = {word: self._said[word] for word in said}
-        while len(self._said) > MOST_WORDS:
-            self._said.popitem(last=False)
+                self._vectors[word] = speaker(tokens)[0][0]
+        found = {word: self._vectors[word] for word in texts}
+        while len(self._vectors) > MOST_WORDS:
+            self._vectors.popitem(last=False)
         return found
 
-    def _meant(self, embedding: Embedding, prompts: Sequence[Prompt], text: Planes | None) -> Meant:
+    def _volume_prompts(
+        self, embedding: VolumeEmbedding, prompts: Sequence[Prompt], text: Floats | None
+    ) -> VolumePrompts:
         """Prompts in voxels of the volume; what lies outside it is moved to its edge."""
         check_understood(self.card, prompts, embedding.shape)
         one_box(self.card, prompts)
@@ -280,37 +284,39 @@ class SegVol(AsBatch):
                 f"{CARD.name} takes both."
             )
         places = np.array(points, np.float64).reshape(-1, 3)
-        return Meant(places, np.array(labels, np.float32), box, text)
+        return VolumePrompts(places, np.array(labels, np.float32), box, text)
 
-    def _encode(self, image: Planes) -> Planes:
+    def _encode(self, image: Floats) -> Floats:
         return self._networks.encoder(np.ascontiguousarray(image[None, None]))[0]
 
-    def _look(self, embedding: Embedding, picture: Picture, asked: Asked) -> Planes:
+    def _decode_window(
+        self, embedding: VolumeEmbedding, window: Window, window_prompts: WindowPrompts
+    ) -> Floats:
         """Logits of `SIZE` for prompts about a window."""
-        features = embedding.windows.get(picture, self._encode)
-        return enlarged(self._decode(features, [asked])[0])
+        features = embedding.windows.get(window, self._encode)
+        return upsample_logits(self._decode(features, [window_prompts])[0])
 
-    def _decode(self, features: Planes, asked: Sequence[Asked]) -> list[Planes]:
-        """Low-resolution logits, (32, 64, 64) each, for prompts about one picture."""
+    def _decode(self, features: Floats, window_prompts: Sequence[WindowPrompts]) -> list[Floats]:
+        """Low-resolution logits, (32, 64, 64) each, for prompts about one image."""
         forms: dict[tuple[int, bool], list[int]] = {}
-        tokens = [a.tokens() for a in asked]
+        tokens = [a.tokens() for a in window_prompts]
         for k, (_, labels) in enumerate(tokens):
-            forms.setdefault((len(labels), asked[k].text is not None), []).append(k)
-        answers: dict[int, Planes] = {}
+            forms.setdefault((len(labels), window_prompts[k].text is not None), []).append(k)
+        answers: dict[int, Floats] = {}
         for alike in forms.values():
             for start in range(0, len(alike), MOST_AT_ONCE):
                 part = alike[start : start + MOST_AT_ONCE]
                 points, labels = (np.stack([tokens[k][j] for k in part]) for j in (0, 1))
-                spoken = [[t] for k in part if (t := asked[k].text) is not None]
+                spoken = [[t] for k in part if (t := window_prompts[k].text) is not None]
                 text = np.array(spoken, np.float32).reshape(len(part), -1, DIM)
                 (low_res,) = self._networks.decoder(features, points, labels, text)
                 answers.update(zip(part, low_res[:, 0], strict=True))
-        return [answers[k] for k in range(len(asked))]
+        return [answers[k] for k in range(len(window_prompts))]
 
 
-def enlarged(low_res: Planes) -> Planes:
+def upsample_logits(low_res: Floats) -> Floats:
     """(32, 64, 64) to `SIZE`, linearly; the first axis stays."""
-    return bilinear(low_res, SIZE[1:])
+    return resize_bilinear(low_res, SIZE[1:])
 
 
 def _inside(box: Box, volume: Volume) -> Bounds:
@@ -321,7 +327,7 @@ def _inside(box: Box, volume: Volume) -> Bounds:
     return (low[0], low[1], low[2]), (high[0], high[1], high[2])
 
 
-def _answer(embedding: Embedding, zoomed: Zoomed) -> Segmentation:
+def _answer(embedding: VolumeEmbedding, zoomed: ZoomedAnswer) -> Segmentation:
     axes, volume = embedding.axes, embedding.volume
     turned = np.full(volume.array.shape, BACKGROUND, np.float32)
     zoomed.fill(
@@ -334,8 +340,8 @@ def _answer(embedding: Embedding, zoomed: Zoomed) -> Segmentation:
 def _expected_dice(logits: NDArray[np.float32]) -> float:
     """Of a mask, if the probabilities are true; of an empty one 0."""
     inside = shares = common = 0.0
-    for plane in logits:
-        probability = sigmoid(np.nan_to_num(plane, nan=BACKGROUND))
+    for slice_logits in logits:
+        probability = sigmoid(np.nan_to_num(slice_logits, nan=BACKGROUND))
         found = probability > 0.5
         inside += float(found.sum())
         shares += float(probability.sum(dtype=np.float64))
@@ -390,7 +396,7 @@ def _build(
     from limner.checkpoints.archive import weights_file
 
     file = None if weights is None else weights_file(weights)
-    sha256 = hash_of(file, card.name, advice)
+    sha256 = hash_weights(file, card.name, advice)
     assert file is not None
     from limner.runtime import compile_module
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.sam import HIGH_CORNER, LOW_CORNER, NOTHING, POSITIVE
-from limner.models.segvol.volume import SIZE, Bounds, Planes, Shape, picked
+from limner.adapters.sam import HIGH_CORNER, LOW_CORNER, PADDING, POSITIVE
+from limner.models.segvol.volume import SIZE, Bounds, Floats, Shape, picked
 
 Indices = NDArray[np.int64]
 Points = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """Prompts about one picture, in voxels of it.
+class WindowPrompts:
+    """Prompts about one image, in voxels of it.
 
     Attributes:
         points: float32 (N, 3), whole numbers; N may be 0.
@@ -33,7 +33,7 @@ class Asked:
     points: Points
     labels: NDArray[np.float32]
     box: Points | None = None
-    text: Planes | None = None
+    text: Floats | None = None
 
     def tokens(self) -> tuple[Points, NDArray[np.float32]]:
         """Points and labels as the decoder takes them: clicks, then the corners of the box, or
@@ -42,7 +42,7 @@ class Asked:
         if self.box is not None:
             more, kinds = self.box.reshape(2, 3), [LOW_CORNER, HIGH_CORNER]
         elif len(self.labels):
-            more, kinds = np.zeros((1, 3), np.float32), [NOTHING]
+            more, kinds = np.zeros((1, 3), np.float32), [PADDING]
         else:
             return self.points, self.labels
         return np.concatenate([self.points, more]), np.append(
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Meant:
+class VolumePrompts:
     """Prompts about one object, in voxels of the volume.
 
     Attributes:
@@ -69,17 +69,17 @@ class Meant:
     points: NDArray[np.float64]
     labels: NDArray[np.float32]
     box: Bounds | None = None
-    text: Planes | None = None
+    text: Floats | None = None
 
     @property
     def voxels(self) -> NDArray[np.float64]:
         """The voxels that the points are in, (N, 3)."""
         return np.asarray(np.rint(self.points))
 
-    def shrunk(self, shape: Shape) -> Asked:
+    def shrunk(self, shape: Shape) -> WindowPrompts:
         """The prompts on the whole volume shrunk to `SIZE`."""
         box = None if self.box is None else shrunk_box(*self.box, shape)
-        return Asked(shrunk_points(self.points, shape), self.labels, box, self.text)
+        return WindowPrompts(shrunk_points(self.points, shape), self.labels, box, self.text)
 
 
 def shrunk_box(low: Sequence[float], high: Sequence[float], shape: Shape) -> Points:

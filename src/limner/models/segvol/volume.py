@@ -1,8 +1,8 @@
-"""A volume as SegVol is shown it: mapped to 0…1, cut to what is not background, shrunk.
+"""CT volumes as SegVol's input: mapped to 0…1, cut to the foreground, shrunk to 32 x 256 x 256.
 
-Nothing is copied but what is looked at. Two ways to prepare one: `prepared`, which reads the limits
-of intensity from counts, and `prepared_as_published`, which repeats the authors' arithmetic in
-float32 to the bit and needs a copy of the volume for it.
+Nothing is copied but what is looked at. There are two ways to prepare a volume: `prepare_volume`
+reads the limits of intensity from counts; `prepare_volume_as_published` repeats the authors'
+arithmetic in float32 to the bit and needs a copy of the volume for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Planes = NDArray[np.float32]
+Floats = NDArray[np.float32]
 Shape = tuple[int, int, int]
 Bounds = tuple[Shape, Shape]  # first voxels inside, first ones outside
 
@@ -26,7 +26,7 @@ _BLOCK = 8192  # values in a row that NumPy 1 adds up before it goes on
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class Window:
     """What the network is shown once.
 
     Attributes:
@@ -35,7 +35,7 @@ class Picture:
     """
 
     key: tuple[Hashable, ...]
-    image: Callable[[], Planes]
+    image: Callable[[], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,25 +52,25 @@ class Volume:
     array: Array
     low: Shape
     shape: Shape
-    normalized: Callable[[Array], Planes]
+    normalized: Callable[[Array], Floats]
 
     @property
     def kept(self) -> Array:
         """The voxels that are kept, as stored."""
         return self.array[_slices(self.low, np.add(self.low, self.shape))]
 
-    def coarse(self) -> Picture:
+    def coarse(self) -> Window:
         """All of it, voxels picked."""
-        return Picture(("whole",), self._shrunk)
+        return Window(("whole",), self._shrunk)
 
-    def _shrunk(self) -> Planes:
-        planes, rows, columns = (
+    def _shrunk(self) -> Floats:
+        slices, rows, columns = (
             picked(n, size, exact=True) for n, size in zip(self.shape, SIZE, strict=True)
         )
         kept = self.kept
-        return np.stack([self.normalized(kept[k][np.ix_(rows, columns)]) for k in planes])
+        return np.stack([self.normalized(kept[k][np.ix_(rows, columns)]) for k in slices])
 
-    def window(self, start: Sequence[int] | NDArray[np.int64], bounds: Bounds) -> Picture:
+    def window(self, start: Sequence[int] | NDArray[np.int64], bounds: Bounds) -> Window:
         """A window at full resolution.
 
         Args:
@@ -78,9 +78,9 @@ class Volume:
             bounds: what may be shown; the rest of the window is 0.
         """
         first = tuple(int(n) for n in start)
-        return Picture((first, bounds), lambda: self._cut(first, bounds))
+        return Window((first, bounds), lambda: self._cut(first, bounds))
 
-    def _cut(self, start: Sequence[int], bounds: Bounds) -> Planes:
+    def _cut(self, start: Sequence[int], bounds: Bounds) -> Floats:
         out = np.zeros(SIZE, np.float32)
         low = np.maximum(start, bounds[0])
         high = np.minimum(np.add(start, SIZE), bounds[1])
@@ -102,7 +102,7 @@ def picked(old: int, new: int, *, exact: bool) -> NDArray[np.int64]:
     return np.minimum((place * scale).astype(np.int64), old - 1)
 
 
-def prepared(array: Array, limits: tuple[float, float] | None = None) -> Volume:
+def prepare_volume(array: Array, limits: tuple[float, float] | None = None) -> Volume:
     """A volume as the authors prepare it, up to rounding.
 
     Theirs: clip to percentiles of the voxels brighter than the mean of all; subtract their mean,
@@ -115,7 +115,7 @@ def prepared(array: Array, limits: tuple[float, float] | None = None) -> Volume:
     low, high = foreground_limits(array) if limits is None else limits
     scale = np.float32(1.0 / max(high - low, 1e-8))
 
-    def normalized(values: Array) -> Planes:
+    def normalized(values: Array) -> Floats:
         exact = np.result_type(values.dtype, np.float32)  # float64 where 24 bits are too few
         shifted = values.astype(exact) - exact.type(low)
         return np.asarray(np.clip(shifted * scale, 0.0, 1.0), dtype=np.float32)
@@ -139,13 +139,13 @@ def foreground_limits(array: Array) -> tuple[float, float]:
         return float(least), float(least)
     if array.dtype.kind in "iu" and int(most) - int(least) < _MOST_COUNTS:
         counts = np.zeros(int(most) - int(least) + 1, np.int64)
-        for plane in array:
-            numbers = (plane.astype(np.int64) - int(least)).ravel()
+        for pixels in array:
+            numbers = (pixels.astype(np.int64) - int(least)).ravel()
             counts += np.bincount(numbers, minlength=len(counts))
         first = int(np.floor(mean)) + 1 - int(least)
         found = _percentiles(counts[first:], percentiles)
         return found[0] + int(least) + first, found[1] + int(least) + first
-    brighter = np.concatenate([plane[plane > mean] for plane in array])
+    brighter = np.concatenate([pixels[pixels > mean] for pixels in array])
     low, high = np.percentile(brighter, percentiles)
     return float(low), float(high)
 
@@ -162,7 +162,7 @@ def _percentiles(counts: NDArray[np.int64], percents: Sequence[float]) -> list[f
     return found
 
 
-def prepared_as_published(array: Array) -> Volume:
+def prepare_volume_as_published(array: Array) -> Volume:
     """A volume as the authors prepare it, to the bit.
 
     They hold it in float32 and in the order of NIfTI, columns slowest; their sums are rounded in
@@ -183,26 +183,28 @@ def prepared_as_published(array: Array) -> Volume:
     span = np.maximum((most - mean) / deviation - floor, np.float32(1e-8))
     del stored, brighter
 
-    def normalized(values: Array) -> Planes:
+    def normalized(values: Array) -> Floats:
         out = np.clip(values.astype(np.float32), low, high)
         return np.asarray(((out - mean) / deviation - floor) / span, dtype=np.float32)
 
-    first, last = _bounds(np.any(normalized(plane) > 0, axis=k) for plane in array for k in (1, 0))
+    first, last = _bounds(
+        np.any(normalized(pixels) > 0, axis=k) for pixels in array for k in (1, 0)
+    )
     return Volume(array, first, _size(first, last), normalized)
 
 
-def _sum(values: Planes) -> np.float32:
+def _sum(values: Floats) -> np.float32:
     """As NumPy 1.26 does it: blocks one after the other, pairwise within a block."""
     whole = values.size - values.size % _BLOCK
     sums = values[:whole].reshape(-1, _BLOCK).sum(axis=1)
     return np.float32(np.cumsum(np.append(sums, values[whole:].sum()), dtype=np.float32)[-1])
 
 
-def _mean(values: Planes) -> np.float32:
+def _mean(values: Floats) -> np.float32:
     return np.float32(float(_sum(values)) / values.size)
 
 
-def _deviation(values: Planes) -> np.float32:
+def _deviation(values: Floats) -> np.float32:
     away = values - _sum(values) / np.float32(values.size)
     away *= away
     return np.float32(np.sqrt(_mean(away)))
@@ -210,7 +212,7 @@ def _deviation(values: Planes) -> np.float32:
 
 def _brighter(array: Array, low: float) -> Bounds:
     """Where the voxels above a value are; the whole where there are none."""
-    return _bounds(np.any(plane > low, axis=k) for plane in array for k in (1, 0))
+    return _bounds(np.any(pixels > low, axis=k) for pixels in array for k in (1, 0))
 
 
 def _bounds(found: Any) -> Bounds:

@@ -1,8 +1,8 @@
 """Zoom-out-zoom-in (https://arxiv.org/abs/2311.13385, section 3.3): the whole volume shrunk, then
 windows at full resolution over what was found, whose answers replace the first.
 
-`closer` is how limner does it, `published` how the authors' script does, to the voxel and with what
-went wrong there (see `docs/models.md`). Neither knows the network: it is a function from a picture
+`zoom_in` is how limner does it; `zoom_in_as_published` repeats the authors' script to the voxel,
+with its defects (see `docs/models.md`). Neither knows the network: it is a function from a window
 and prompts to logits.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.sam import NOTHING, POSITIVE
+from limner.adapters.sam import PADDING, POSITIVE
 from limner.models.segvol.prompts import (
-    Asked,
     Indices,
-    Meant,
     Points,
     Reflection,
+    VolumePrompts,
+    WindowPrompts,
     reflected,
     shape_of,
 )
-from limner.models.segvol.volume import SIZE, Bounds, Picture, Planes, Shape, Volume
+from limner.models.segvol.volume import SIZE, Bounds, Floats, Shape, Volume, Window
 
 OVERLAP = 0.5  # of neighbouring windows
 MOST_LARGER = 2  # times: the region of the round before is kept unless it is this much too large
@@ -34,7 +34,7 @@ MOST_POINTS = 4  # clicks shown per window in the published way, after a first o
 
 
 @dataclass(frozen=True, eq=False)
-class Zoomed:
+class ZoomedAnswer:
     """What both looks gave.
 
     Attributes:
@@ -43,61 +43,67 @@ class Zoomed:
         logits: of the closer look, of that shape, float32; NaN where no window was looked at.
     """
 
-    coarse: Planes
+    coarse: Floats
     bounds: Bounds | None = None
-    logits: Planes | None = None
+    logits: Floats | None = None
 
-    def fill(self, out: Planes) -> None:
+    def fill(self, out: Floats) -> None:
         """Write the answer into an array of the volume's shape."""
-        planes, rows, columns = reflected(shape_of(out.shape))
+        slices, rows, columns = reflected(shape_of(out.shape))
         places = np.ix_(rows, columns)
-        for k, plane in enumerate(planes):
-            out[k] = self.coarse[plane][places]
+        for k, index in enumerate(slices):
+            out[k] = self.coarse[index][places]
         if self.bounds is not None and self.logits is not None:
             inside = out[_slices(*self.bounds)]
             np.copyto(inside, self.logits, where=~np.isnan(self.logits))
 
 
-Look = Callable[[Picture, Asked], Planes]
+DecodeWindow = Callable[[Window, WindowPrompts], Floats]
 Choose = Callable[[Indices], tuple[Points, NDArray[np.float32]]]
 
 
 # How limner does it
 
 
-def closer(
-    volume: Volume, meant: Meant, coarse: Planes, look: Look, before: Bounds | None = None
-) -> Zoomed:
+def zoom_in(
+    volume: Volume,
+    volume_prompts: VolumePrompts,
+    coarse: Floats,
+    decode_window: DecodeWindow,
+    before: Bounds | None = None,
+) -> ZoomedAnswer:
     """Look closer at what was found, at the user's box and at the clicks on the object.
 
     Args:
         volume: what is looked at.
-        meant: the prompts.
-        coarse: logits of the whole, answered to ``meant.shrunk(volume.shape)``.
-        look: the network.
+        volume_prompts: the prompts.
+        coarse: logits of the whole, answered to ``volume_prompts.shrunk(volume.shape)``.
+        decode_window: the network.
         before: bounds of the closer look of the round before, kept if they still do, since its
             windows are known.
     """
     mask = Reflection(coarse > 0, volume.shape)
-    bounds = _region(mask, meant, before)
+    bounds = _region(mask, volume_prompts, before)
     if bounds is None:
-        return Zoomed(coarse)
+        return ZoomedAnswer(coarse)
     windows = list(_windows(bounds))
     total = np.zeros(_size(bounds), np.float32)
     count = np.zeros(total.shape, np.uint8)
     for start in windows:
-        asked = _asked_closer(mask, meant, start, bounds, alone=len(windows) == 1)
-        if asked is not None:
-            _add(look(volume.window(start, bounds), asked), start, bounds, total, count)
+        prompts = _window_prompts(mask, volume_prompts, start, bounds, alone=len(windows) == 1)
+        if prompts is not None:
+            _add(decode_window(volume.window(start, bounds), prompts), start, bounds, total, count)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, where no window was looked at
         np.divide(total, count, out=total)
-    return Zoomed(coarse, bounds, total)
+    return ZoomedAnswer(coarse, bounds, total)
 
 
-def _region(mask: Reflection, meant: Meant, before: Bounds | None) -> Bounds | None:
+def _region(
+    mask: Reflection, volume_prompts: VolumePrompts, before: Bounds | None
+) -> Bounds | None:
     """What to look at closer: as large as a window at least, where the volume is."""
-    spans = [span for span in (mask.bounds(), meant.box) if span is not None]
-    for at in meant.voxels[meant.labels == POSITIVE]:
+    spans = [span for span in (mask.bounds(), volume_prompts.box) if span is not None]
+    for at in volume_prompts.voxels[volume_prompts.labels == POSITIVE]:
         spans.append((shape_of(at), shape_of(at + 1)))
     if not spans:
         return None
@@ -112,57 +118,67 @@ def _region(mask: Reflection, meant: Meant, before: Bounds | None) -> Bounds | N
     return shape_of(first), shape_of(first + size)
 
 
-def _asked_closer(
-    mask: Reflection, meant: Meant, start: Indices, bounds: Bounds, *, alone: bool
-) -> Asked | None:
+def _window_prompts(
+    mask: Reflection, volume_prompts: VolumePrompts, start: Indices, bounds: Bounds, *, alone: bool
+) -> WindowPrompts | None:
     """The prompts of a window, None where there is nothing to ask.
 
     The box of a window is that of what was found there, which with clicks alone reaches to those on
     the object, and within the user's own. If there is one window only, the user's own is taken.
     """
     low, high = (np.array(end) for end in _inside(start, bounds))
-    shown = ((meant.voxels >= low) & (meant.voxels < high)).all(axis=1)
-    points, labels = meant.voxels[shown], meant.labels[shown]
-    own = None if meant.box is None else _common(meant.box, (shape_of(low), shape_of(high)))
+    shown = ((volume_prompts.voxels >= low) & (volume_prompts.voxels < high)).all(axis=1)
+    points, labels = volume_prompts.voxels[shown], volume_prompts.labels[shown]
+    own = (
+        None
+        if volume_prompts.box is None
+        else _common(volume_prompts.box, (shape_of(low), shape_of(high)))
+    )
     found = mask.within(shape_of(low), shape_of(high))
     if own is not None:
         found = own if alone or found is None else _common(found, own) or own
-    elif meant.box is not None:
+    elif volume_prompts.box is not None:
         found = None
     if found is None and not (labels == POSITIVE).any():
         return None
     box = None
-    if found is not None and (meant.box is not None or len(meant.labels)):
+    if found is not None and (volume_prompts.box is not None or len(volume_prompts.labels)):
         box = _corners(found, start)
-        if meant.box is None and (labels == POSITIVE).any():
+        if volume_prompts.box is None and (labels == POSITIVE).any():
             near = points[labels == POSITIVE] - start
             box = np.append(
                 np.minimum(box[:3], near.min(axis=0)), np.maximum(box[3:], near.max(axis=0))
             )
     placed = (points - start).astype(np.float32)
-    return Asked(placed, labels, None if box is None else box.astype(np.float32), meant.text)
+    return WindowPrompts(
+        placed, labels, None if box is None else box.astype(np.float32), volume_prompts.text
+    )
 
 
 # How the authors do it
 
 
-def published(
-    volume: Volume, asked: Asked, coarse: Planes, look: Look, choose: Choose | None = None
-) -> Zoomed:
+def zoom_in_as_published(
+    volume: Volume,
+    prompts: WindowPrompts,
+    coarse: Floats,
+    decode_window: DecodeWindow,
+    choose: Choose | None = None,
+) -> ZoomedAnswer:
     """Look closer as the authors' script does.
 
     Args:
         volume: what is looked at.
-        asked: the prompts on the whole shrunk to `SIZE`; clicks or a box, not both.
+        prompts: the prompts on the whole shrunk to `SIZE`; clicks or a box, not both.
         coarse: logits of the whole, answered to them.
-        look: the network.
+        decode_window: the network.
         choose: clicks on the object in a window, (M, 3), to those that are shown, with labels; by
             default drawn at random, but always alike.
     """
     mask = Reflection(coarse > 0, volume.shape)
     found = mask.bounds()
     if found is None:
-        return Zoomed(coarse)
+        return ZoomedAnswer(coarse)
     low, high = np.array(found[0]), np.array(found[1])
     more = np.maximum(0, np.array(SIZE) - (high - low)) // 2
     bounds = shape_of(np.maximum(0, low - more)), shape_of(np.minimum(volume.shape, high + more))
@@ -170,15 +186,15 @@ def published(
     total = np.zeros(_size(bounds), np.float32)
     count = np.zeros(total.shape, np.uint8)
     for start in windows:
-        # The authors pad the picture and what was found, but not the user's prompts; so those are
+        # The authors pad the image and what was found, but not the user's prompts; so those are
         # shifted against both where the region is smaller than a window.
         shift = np.maximum(0, np.array(bounds[0]) - start)
         shown = _asked_as_published(
-            mask, asked, start, bounds, shift, choose or drawn, alone=len(windows) == 1
+            mask, prompts, start, bounds, shift, choose or drawn, alone=len(windows) == 1
         )
-        _add(look(volume.window(start, bounds), shown), start, bounds, total, count)
+        _add(decode_window(volume.window(start, bounds), shown), start, bounds, total, count)
     total /= count
-    return Zoomed(coarse, bounds, total)
+    return ZoomedAnswer(coarse, bounds, total)
 
 
 def drawn(positions: Indices) -> tuple[Points, NDArray[np.float32]]:
@@ -187,41 +203,43 @@ def drawn(positions: Indices) -> tuple[Points, NDArray[np.float32]]:
     """
     nothing = np.full((1, 3), -1.0, np.float32)
     if not len(positions):
-        return nothing, np.full(1, NOTHING, np.float32)
+        return nothing, np.full(1, PADDING, np.float32)
     chance = np.random.default_rng(0)
     order = [chance.integers(len(positions)), *chance.permutation(len(positions))[:MOST_POINTS]]
     points = positions[order].astype(np.float32)
     missing = MOST_POINTS + 1 - len(points)
-    labels = np.repeat(np.array([POSITIVE, NOTHING], np.float32), [len(points), missing])
+    labels = np.repeat(np.array([POSITIVE, PADDING], np.float32), [len(points), missing])
     return np.concatenate([points, np.repeat(nothing, missing, axis=0)]), labels
 
 
 def _asked_as_published(
     mask: Reflection,
-    asked: Asked,
+    prompts: WindowPrompts,
     start: Indices,
     bounds: Bounds,
     shift: Indices,
     choose: Choose,
     *,
     alone: bool,
-) -> Asked:
+) -> WindowPrompts:
     """The prompts of a window in the authors' script."""
     points, labels, box = np.zeros((0, 3), np.float32), np.zeros(0, np.float32), None
     found = mask.within(*_inside(start, bounds))
     first = start + shift
-    if len(asked.labels):
+    if len(prompts.labels):
         low, high = _inside(first, bounds)
-        points, labels = choose(mask.positions(asked.positive, low, high) - first)
+        points, labels = choose(mask.positions(prompts.positive, low, high) - first)
         box = _corners(found, start)
-    elif asked.box is not None and alone:
+    elif prompts.box is not None and alone:
         low, high = _inside(first, bounds)
         solid = np.zeros(SIZE, np.bool_)
-        solid[_slices(asked.box[:3], asked.box[3:] + 1)] = True
+        solid[_slices(prompts.box[:3], prompts.box[3:] + 1)] = True
         box = _corners(Reflection(solid, mask.shape).within(low, high), first)
-    elif asked.box is not None:
+    elif prompts.box is not None:
         box = _corners(found, start)
-    return Asked(points, labels, None if box is None else box.astype(np.float32), asked.text)
+    return WindowPrompts(
+        points, labels, None if box is None else box.astype(np.float32), prompts.text
+    )
 
 
 # Both
@@ -241,7 +259,7 @@ def _windows(bounds: Bounds) -> Iterator[Indices]:
 
 
 def _add(
-    logits: Planes, start: Indices, bounds: Bounds, total: Planes, count: NDArray[np.uint8]
+    logits: Floats, start: Indices, bounds: Bounds, total: Floats, count: NDArray[np.uint8]
 ) -> None:
     """Add the answer of a window where it is part of the region."""
     low, high = _inside(start, bounds)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.prompt_checks import check_understood, drawn
+from limner.adapters.prompt_checks import check_understood, draw_mask
 from limner.adapters.protocols import (
     EncodedFrame,
     MemoryLimits,
@@ -29,8 +29,8 @@ from limner.adapters.protocols import (
     Variant,
     View,
 )
-from limner.adapters.sam import bilinear, eight_bit, sigmoid
-from limner.adapters.weights import hash_of
+from limner.adapters.sam import resize_bilinear, sigmoid, to_eight_bit
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Prompt
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from limner.models.xmem.network import XMemNetwork
     from limner.runtime import Network
 
-Planes = NDArray[np.float32]
+Floats = NDArray[np.float32]
 Shapes = Mapping[str, tuple[int, ...]]
 
 SHORTER_SIDE = 480  # of a frame as the network was shown it
@@ -77,11 +77,11 @@ WEIGHTS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class FrameFeatures:
     """What the network needs again of a frame.
 
     Attributes:
-        picture: (1, 3, H, W), normalised and padded.
+        image: (1, 3, H, W), normalised and padded.
         deep: features at stride 16.
         shared: what the frame adds in the decoder.
         shape: of the view.
@@ -89,16 +89,16 @@ class Features:
         padding: rows above and columns to the left of it there.
     """
 
-    picture: Planes
-    deep: Planes
-    shared: tuple[Planes, ...]
+    image: Floats
+    deep: Floats
+    shared: tuple[Floats, ...]
     shape: tuple[int, int]
     inside: tuple[int, int]
     padding: tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Parts:
+class XMemParts:
     """The network in parts; see `limner.models.xmem.network`."""
 
     frame: Network
@@ -120,7 +120,7 @@ class XMem:
     def __init__(
         self,
         card: ModelCard,
-        parts: Parts,
+        parts: XMemParts,
         sensory_channels: int,
         memory: MemoryLimits = MemoryLimits(),  # noqa: B008 - frozen
         side: int | None = SHORTER_SIDE,
@@ -156,7 +156,7 @@ class XMem:
         return view.shape
 
     def segment(
-        self, embedding: Any, prompts: Sequence[Prompt], previous: Planes | None = None
+        self, embedding: Any, prompts: Sequence[Prompt], previous: Floats | None = None
     ) -> Segmentation:
         """What was drawn, on what there was before: exactly that.
 
@@ -169,7 +169,7 @@ class XMem:
             PromptError: another kind of prompt.
         """
         check_understood(self.card, prompts, embedding)
-        mask = drawn(prompts, embedding, previous)
+        mask = draw_mask(prompts, embedding, previous)
         logits = np.where(mask, np.float32(DRAWN), np.float32(-DRAWN))
         return Segmentation(logits, 1.0 if mask.any() else 0.0)
 
@@ -179,52 +179,50 @@ class XMem:
         """A frame, once for all objects."""
         check_understood(self.card, (), view.shape)
         rows, columns = view.shape
-        inside = scaled((rows, columns), self.side)
-        colours = eight_bit(view).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+        inside = scale_shape((rows, columns), self.side)
+        colours = to_eight_bit(view).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (MEAN, STD))
-        normal = bilinear((colours - mean) / std, inside)  # in this order, as published
-        picture, padding = padded(normal[None])
-        key, shrinkage, selection, deep, *shared = self._parts.frame(picture)
+        normal = resize_bilinear((colours - mean) / std, inside)  # in this order, as published
+        image, padding = pad_to_stride(normal[None])
+        key, shrinkage, selection, deep, *shared = self._parts.frame(image)
         return EncodedFrame(
             grid=(key.shape[2], key.shape[3]),
             key=_rows(key[0]),
             shrinkage=shrinkage.ravel(),
             selection=_rows(selection[0]),
-            features=Features(picture, deep, tuple(shared), (rows, columns), inside, padding),
+            features=FrameFeatures(image, deep, tuple(shared), (rows, columns), inside, padding),
         )
 
     def encode_memory(
-        self, frame: EncodedFrame, probabilities: Planes, sensory: Planes
-    ) -> tuple[Planes, Planes]:
+        self, frame: EncodedFrame, probabilities: Floats, sensory: Floats
+    ) -> tuple[Floats, Floats]:
         """What to remember of objects (N, H, W) on a frame: (Q, N, V); and their sensory memory
         (N, C, h, w) after a deep update.
         """
-        seen: Features = frame.features
+        seen: FrameFeatures = frame.features
         number = range(len(probabilities))
         others = [sum((probabilities[j] for j in number if j != i), _none(seen)) for i in number]
         masks = np.stack([probabilities, np.stack(others)], axis=1)
-        value, after = _in_parts(
-            partial(self._parts.memory, seen.picture, seen.deep), masks, sensory
-        )
+        value, after = _in_parts(partial(self._parts.memory, seen.image, seen.deep), masks, sensory)
         rows = value.reshape(*value.shape[:2], -1).transpose(2, 0, 1)
         return np.ascontiguousarray(rows), after
 
     def segment_frame(
-        self, frame: EncodedFrame, readout: Planes, sensory: Planes
-    ) -> tuple[Planes, Planes]:
+        self, frame: EncodedFrame, readout: Floats, sensory: Floats
+    ) -> tuple[Floats, Floats]:
         """Probabilities (N, H, W) of each object by itself from what memory says of it, (Q, N, V);
         and their sensory memory after that.
         """
-        seen: Features = frame.features
-        planes = readout.transpose(1, 2, 0).reshape(*readout.shape[1:], *frame.grid)
-        logits, after = _in_parts(partial(self._parts.decoder, *seen.shared), planes, sensory)
+        seen: FrameFeatures = frame.features
+        maps = readout.transpose(1, 2, 0).reshape(*readout.shape[1:], *frame.grid)
+        logits, after = _in_parts(partial(self._parts.decoder, *seen.shared), maps, sensory)
         return sigmoid(logits[:, 0]), after
 
-    def to_grid(self, frame: EncodedFrame, mask: NDArray[np.bool_]) -> Planes:
+    def to_grid(self, frame: EncodedFrame, mask: NDArray[np.bool_]) -> Floats:
         """A mask of the view's shape as 0 and 1 on the network's grid, by the nearest pixel. What
         is too small for that is all the pixels that it touches.
         """
-        seen: Features = frame.features
+        seen: FrameFeatures = frame.features
         index = (
             np.minimum((np.arange(new) * np.float32(old / new)).astype(int), old - 1)
             for old, new in zip(seen.shape, seen.inside, strict=True)
@@ -233,16 +231,18 @@ class XMem:
         if not small.any():
             scale = np.divide(seen.inside, seen.shape)
             small[tuple((np.argwhere(mask) * scale).astype(int).T)] = True
-        return padded(small.astype(np.float32))[0]
+        return pad_to_stride(small.astype(np.float32))[0]
 
-    def to_view(self, frame: EncodedFrame, probabilities: Planes) -> Planes:
+    def to_view(self, frame: EncodedFrame, probabilities: Floats) -> Floats:
         """Probabilities (…, H, W) on the network's grid, on the view's."""
-        seen: Features = frame.features
+        seen: FrameFeatures = frame.features
         (top, left), (rows, columns) = seen.padding, seen.inside
-        return bilinear(probabilities[..., top : top + rows, left : left + columns], seen.shape)
+        return resize_bilinear(
+            probabilities[..., top : top + rows, left : left + columns], seen.shape
+        )
 
 
-def _in_parts(network: Callable[..., tuple[Planes, ...]], *inputs: Planes) -> list[Planes]:
+def _in_parts(network: Callable[..., tuple[Floats, ...]], *inputs: Floats) -> list[Floats]:
     """What a network says of N objects, some at a time, which bounds the memory that it needs."""
     parts = [
         network(*(np.ascontiguousarray(one[start : start + AT_ONCE]) for one in inputs))
@@ -251,7 +251,7 @@ def _in_parts(network: Callable[..., tuple[Planes, ...]], *inputs: Planes) -> li
     return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
-def scaled(shape: tuple[int, int], side: int | None) -> tuple[int, int]:
+def scale_shape(shape: tuple[int, int], side: int | None) -> tuple[int, int]:
     """Rows and columns of a frame whose shorter side becomes `side`, rounded as published."""
     if side is None or min(shape) == side:
         return shape
@@ -259,23 +259,23 @@ def scaled(shape: tuple[int, int], side: int | None) -> tuple[int, int]:
     return (side, longer) if shape[0] <= shape[1] else (longer, side)
 
 
-def padded(planes: Planes) -> tuple[Planes, tuple[int, int]]:
+def pad_to_stride(maps: Floats) -> tuple[Floats, tuple[int, int]]:
     """Planes (…, H, W) with zeros around so that sides are multiples of `STRIDE`; and how many rows
     are above, and columns to the left.
     """
-    missing = [-size % STRIDE for size in planes.shape[-2:]]
+    missing = [-size % STRIDE for size in maps.shape[-2:]]
     before = missing[0] // 2, missing[1] // 2
     widths = [(a, n - a) for a, n in zip(before, missing, strict=True)]
-    return np.pad(planes, [(0, 0)] * (planes.ndim - 2) + widths), before
+    return np.pad(maps, [(0, 0)] * (maps.ndim - 2) + widths), before
 
 
-def _rows(planes: Planes) -> Planes:
+def _rows(maps: Floats) -> Floats:
     """(C, h, w) to (h * w, C)."""
-    return np.ascontiguousarray(planes.reshape(len(planes), -1).T)
+    return np.ascontiguousarray(maps.reshape(len(maps), -1).T)
 
 
-def _none(seen: Features) -> Planes:
-    return np.zeros(seen.picture.shape[2:], np.float32)
+def _none(seen: FrameFeatures) -> Floats:
+    return np.zeros(seen.image.shape[2:], np.float32)
 
 
 def _shapes(path: Path) -> Shapes:
@@ -332,7 +332,7 @@ def build(
     Raises:
         CheckpointError: no file, or of another network.
     """
-    digest = hash_of(weights, card.name, advice)
+    digest = hash_weights(weights, card.name, advice)
     assert weights is not None
     from limner.runtime import compile_module
 
@@ -356,7 +356,7 @@ def build(
     hidden = several(sensory, 16)
     # float32 until bf16 has been shown to leave masks as they are: with random weights, the only
     # ones measured so far, Dice is 0.96, 0.96 and 0.83 for a small object (`docs/notes/xmem.md`).
-    parts = Parts(
+    parts = XMemParts(
         compiled("frame", [one(3, 1)]),
         compiled("memory", [one(3, 1), one(1024, 16), several(2, 1), hidden]),
         compiled("decoder", [*shared, several(value, 16), hidden]),

@@ -26,8 +26,8 @@ class XMemNetwork(nn.Module):
         key: channels of keys.
         value: of what is remembered.
         hidden: of the sensory memory; 0 for the published variant without one.
-        planes: of masks beside the picture: 2 (the object, all others), or 1 of the variant that
-            was trained with single objects.
+        mask_channels: of masks beside the image: 2 (the object, all others), or 1 of the variant
+            that was trained with single objects.
         adapters: channels inside of adapters in the key encoder; 0 for none.
     """
 
@@ -36,13 +36,13 @@ class XMemNetwork(nn.Module):
         key: int = 64,
         value: int = 512,
         hidden: int = 64,
-        planes: int = 2,
+        mask_channels: int = 2,
         *,
         adapters: int = 0,
     ) -> None:
         super().__init__()
         self.key_encoder = KeyEncoder(adapters)
-        self.value_encoder = ValueEncoder(value, hidden, planes)
+        self.value_encoder = ValueEncoder(value, hidden, mask_channels)
         self.key_proj = KeyProjection(key)
         self.decoder = Decoder(value, hidden)
         self.hidden = hidden
@@ -70,7 +70,7 @@ class XMemNetwork(nn.Module):
 
 
 class Adapter(nn.Module):
-    """What training on other pictures adds to a block that stays as it is: a perceptron at each
+    """What training on other images adds to a block that stays as it is: a perceptron at each
     pixel, times a weight. Begins as nothing.
 
     Args:
@@ -94,7 +94,7 @@ class Adapter(nn.Module):
 
 
 class KeyEncoder(Stem):
-    """ResNet-50 to a sixteenth of the picture.
+    """ResNet-50 to a sixteenth of the image.
 
     Args:
         adapters: channels inside of the adapter behind each block; 0 for none.
@@ -109,9 +109,9 @@ class KeyEncoder(Stem):
             for block in blocks if adapters else ():
                 block.adapter = Adapter(channels, adapters)
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 3, H, W) to features at strides 16, 8 and 4, of 1024, 512 and 256 channels."""
-        f4 = self.res2(self.stem(picture))
+        f4 = self.res2(self.stem(image))
         f8 = self.layer2(f4)
         return self.layer3(f8), f8, f4
 
@@ -218,11 +218,11 @@ class ScalesUpdate(_Gate):
 
 
 class ValueEncoder(Stem):
-    """ResNet-18 of the picture with masks, fused with the frame's features."""
+    """ResNet-18 of the image with masks, fused with the frame's features."""
 
-    def __init__(self, value: int, hidden: int, planes: int) -> None:
-        super().__init__(3 + planes)
-        self.planes = planes
+    def __init__(self, value: int, hidden: int, mask_channels: int) -> None:
+        super().__init__(3 + mask_channels)
+        self.mask_channels = mask_channels
         self.layer1 = stage(BasicBlock, 2, 64, 64, 1)
         self.layer2 = stage(BasicBlock, 2, 64, 128, 2)
         self.layer3 = stage(BasicBlock, 2, 128, 256, 2)
@@ -249,7 +249,7 @@ class Upsampling(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What memory says of each object, to logits at a quarter of the picture."""
+    """What memory says of each object, to logits at a quarter of the image."""
 
     def __init__(self, value: int, hidden: int) -> None:
         super().__init__()
@@ -269,14 +269,14 @@ class FrameEncoder(nn.Module):
         self.encoder, self.projection = network.key_encoder, network.key_proj
         self.decoder = network.decoder
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Keys, shrinkage, selection and features of 1024 channels at stride 16; and what the frame
         adds in the decoder: twice at stride 16, then at strides 8 and 4.
 
         Args:
-            picture: (1, 3, H, W) with sides that are multiples of 16.
+            image: (1, 3, H, W) with sides that are multiples of 16.
         """
-        f16, f8, f4 = self.encoder(picture)
+        f16, f8, f4 = self.encoder(image)
         sums = self.decoder.fuser.block1.of_shared(f16)
         skips = self.decoder.up_16_8.skip_conv(f8), self.decoder.up_8_4.skip_conv(f4)
         return (*self.projection(f16), f16, *sums, *skips)
@@ -290,19 +290,19 @@ class MemoryEncoder(nn.Module):
         self.encoder, self.hidden = network.value_encoder, network.hidden
 
     def forward(
-        self, picture: Tensor, f16: Tensor, masks: Tensor, hidden: Tensor
+        self, image: Tensor, f16: Tensor, masks: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Values (N, value, h, w) and sensory memory (N, hidden, h, w).
 
         Args:
-            picture: (1, 3, H, W).
+            image: (1, 3, H, W).
             f16: (1, 1024, h, w).
             masks: (N, 2, H, W): the object, and the sum of all others, as probabilities.
             hidden: (N, hidden, h, w).
         """
         encoder = self.encoder
-        whole = picture.expand(masks.shape[0], -1, -1, -1)
-        x = encoder.stem(torch.cat([whole, masks[:, : encoder.planes]], dim=1))
+        whole = image.expand(masks.shape[0], -1, -1, -1)
+        x = encoder.stem(torch.cat([whole, masks[:, : encoder.mask_channels]], dim=1))
         x = encoder.layer3(encoder.layer2(encoder.layer1(x)))
         value = encoder.fuser(f16, x)
         if not self.hidden:

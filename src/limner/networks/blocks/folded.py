@@ -1,6 +1,6 @@
 """SAM's cheap half arranged for a CPU: the same function of the same weights, in another order.
 
-A prompt has some ten tokens, the picture 4,096 cells. As published, every attention between them
+A prompt has some ten tokens, the image 4,096 cells. As published, every attention between them
 projects all cells to queries, keys or values, moves them to heads and back, and that is where the
 time goes. Here the projections are folded into the tokens instead, which are few:
 
@@ -74,7 +74,7 @@ def decode(
         dense: (B, g * g, dim), of `dense_cells`.
 
     Returns:
-        Tokens (B, T + N, dim) and features (B, 16 * g * g, dim / 8) in the order that `planes`
+        Tokens (B, T + N, dim) and features (B, 16 * g * g, dim / 8) in the order that `mask_maps`
         understands.
     """
     own = decoder.own_tokens()[None]
@@ -115,10 +115,10 @@ def masks(
     )
     if more is not None:
         filters = filters + more[:, None]
-    return planes(filters, features, side), decoder.iou_prediction_head(tokens[:, 0])
+    return mask_maps(filters, features, side), decoder.iou_prediction_head(tokens[:, 0])
 
 
-def planes(filters: Tensor, features: Tensor, side: int) -> Tensor:
+def mask_maps(filters: Tensor, features: Tensor, side: int) -> Tensor:
     """Filters (B, M, C) on features (B, 16 * g * g, C) to (B, M, 4g, 4g); `side` is g."""
     values = features @ filters.transpose(1, 2)
     # Cell, then its quarter, then the quarter's quarter, each as row and column.
@@ -172,9 +172,9 @@ def _at_cells(attention: Attention, query: Tensor, keys: Tensor, values: Tensor)
     The bias of the keys is the same for all of them and so without effect.
     """
     heads, width = attention.heads, attention.width
-    asked = _apart(attention.q_proj(query), heads, width) * width**-0.5
-    asked = asked @ attention.k_proj.weight.reshape(heads, width, -1)
-    shares = (asked.flatten(1, 2) @ keys.transpose(1, 2)).softmax(dim=-1)
+    query_heads = _apart(attention.q_proj(query), heads, width) * width**-0.5
+    query_heads = query_heads @ attention.k_proj.weight.reshape(heads, width, -1)
+    shares = (query_heads.flatten(1, 2) @ keys.transpose(1, 2)).softmax(dim=-1)
     seen = (shares @ values).reshape(query.shape[0], heads, -1, values.shape[2])
     seen = seen @ attention.v_proj.weight.reshape(heads, width, -1).transpose(1, 2)
     out: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2) + attention.v_proj.bias)

@@ -1,4 +1,4 @@
-"""SAM's mask decoder: from a picture's embedding and prompts to masks and their predicted quality
+"""SAM's mask decoder: from a image's embedding and prompts to masks and their predicted quality
 (https://arxiv.org/abs/2304.02643, appendix A). Names of parameters are the published ones.
 
 A family whose decoder has more tokens or outputs derives from `MaskDecoder`: it overrides
@@ -34,7 +34,7 @@ class Perceptron(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Prompts and a picture to masks.
+    """Prompts and a image to masks.
 
     Args:
         dim: channels of the embedding and the tokens.
@@ -67,10 +67,10 @@ class MaskDecoder(nn.Module):
     def decode(
         self, embedding: Tensor, places: Tensor, sparse: Tensor, dense: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the transformer makes of prompts and picture.
+        """What the transformer makes of prompts and image.
 
         Args:
-            embedding: (1, dim, g, g), of the picture that all prompts are about; or (B, ...).
+            embedding: (1, dim, g, g), of the image that all prompts are about; or (B, ...).
             places: (1, dim, g, g), positions of its cells.
             sparse: (B, N, dim), tokens of the prompts; N may be 0.
             dense: (B, dim, g, g), maps of the prompts.
@@ -124,7 +124,7 @@ class SamDecode(nn.Module):
     def forward(
         self, embedding: Tensor, coords: Tensor, labels: Tensor, mask: Tensor, has_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Answer B prompts about one picture.
+        """Answer B prompts about one image.
 
         Args:
             embedding: (1, dim, g, g).

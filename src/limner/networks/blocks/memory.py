@@ -74,16 +74,16 @@ def read(chosen: NDArray[np.int64], weights: Floats, values: Floats) -> Floats:
     return np.asarray(affinity @ values, dtype=np.float32)
 
 
-def remembered_terms(keys: Floats, shrinkage: Floats) -> Floats:
+def memory_terms(keys: Floats, shrinkage: Floats) -> Floats:
     """What of `similarity` depends on what is remembered alone, (N, 2C + 1): its product with
-    `asked_terms` is the similarity, so that most of the work is done once per element.
+    `query_terms` is the similarity, so that most of the work is done once per element.
     """
     scale = shrinkage[:, None] * np.float32(1 / math.sqrt(keys.shape[1]))
     return np.asarray(np.concatenate([keys, np.square(keys), np.ones_like(scale)], axis=1) * scale)
 
 
-def asked_terms(queries: Floats, selection: Floats) -> Floats:
-    """What depends on the queries alone, (Q, 2C + 1); see `remembered_terms`."""
+def query_terms(queries: Floats, selection: Floats) -> Floats:
+    """What depends on the queries alone, (Q, 2C + 1); see `memory_terms`."""
     chosen = queries * selection
     own = (queries * chosen).sum(axis=1, keepdims=True)
     return np.concatenate([2 * chosen, -selection, -own], axis=1)

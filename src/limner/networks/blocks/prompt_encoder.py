@@ -34,7 +34,7 @@ class RandomPositions(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.zeros(axes, dim // 2))
 
     def forward(self, share: Tensor) -> Tensor:
-        """(..., axes), in 2D as x, y, in shares 0…1 of the picture's sides to (..., dim)."""
+        """(..., axes), in 2D as x, y, in shares 0…1 of the image's sides to (..., dim)."""
         phase = (2.0 * share - 1.0) @ self.positional_encoding_gaussian_matrix
         phase = 2.0 * math.pi * phase
         return torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)
@@ -53,7 +53,7 @@ class PromptEncoder(nn.Module):
 
     Args:
         dim: channels of tokens and maps.
-        grid: side of the picture's embedding; masks have four times that.
+        grid: side of the image's embedding; masks have four times that.
         input_size: side of the network's input in pixels.
         mask_channels: of the last layer but one that reads the mask.
     """
@@ -112,11 +112,11 @@ class PromptEncoder(nn.Module):
             has_mask: (B,), 1 where the mask counts and 0 where there is none.
 
         Returns:
-            (B, dim, grid, grid), to be added to the picture's embedding.
+            (B, dim, grid, grid), to be added to the image's embedding.
         """
         without = self.no_mask_embed.weight[:, :, None, None]
         return torch.where(has_mask[:, None, None, None] > 0, self.mask_downscaling(mask), without)
 
     def positions(self) -> Tensor:
-        """(1, dim, grid, grid): the positions of the cells of the picture's embedding."""
+        """(1, dim, grid, grid): the positions of the cells of the image's embedding."""
         return self.pe_layer.grid(self.grid)

@@ -1,4 +1,4 @@
-"""Residual networks (https://arxiv.org/abs/1512.03385) down to a sixteenth of the picture.
+"""Residual networks (https://arxiv.org/abs/1512.03385) down to a sixteenth of the image.
 
 Names of parameters inside the blocks are those that published weights have; the stages are named by
 whoever builds them.
@@ -71,10 +71,10 @@ class Bottleneck(nn.Module):
 
 
 class Stem(nn.Module):
-    """What comes before the stages: a 7x7 convolution and a maximum, to a quarter of the picture.
+    """What comes before the stages: a 7x7 convolution and a maximum, to a quarter of the image.
 
     Args:
-        channels: of the picture.
+        channels: of the image.
     """
 
     def __init__(self, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""TinyViT (https://arxiv.org/abs/2207.10666) as the picture's encoder in LiteMedSAM: convolutions
+"""TinyViT (https://arxiv.org/abs/2207.10666) as the image's encoder in LiteMedSAM: convolutions
 at full resolution, then attention within windows on ever coarser grids. Names of parameters are the
 published ones.
 
@@ -26,7 +26,7 @@ _EXPANSION = 4  # of channels inside convolution blocks and perceptrons
 _OUT = 256  # channels of the embedding
 
 
-class Normed(nn.Sequential):
+class ConvNorm(nn.Sequential):
     """A convolution without bias, then batch normalisation."""
 
     def __init__(
@@ -46,9 +46,9 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         wide = _EXPANSION * dim
-        self.conv1 = Normed(dim, wide)
-        self.conv2 = Normed(wide, wide, 3, groups=wide)
-        self.conv3 = Normed(wide, dim)
+        self.conv1 = ConvNorm(dim, wide)
+        self.conv2 = ConvNorm(wide, wide, 3, groups=wide)
+        self.conv3 = ConvNorm(wide, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) to the same."""
@@ -56,14 +56,14 @@ class ConvolutionBlock(nn.Module):
         return functional.gelu(x + self.conv3(inner))
 
 
-class Merging(nn.Module):
+class PatchMerging(nn.Module):
     """To the next stage's channels, and by `stride` to its grid."""
 
     def __init__(self, dim: int, out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Normed(dim, out)
-        self.conv2 = Normed(out, out, 3, stride=stride, groups=out)
-        self.conv3 = Normed(out, out)
+        self.conv1 = ConvNorm(dim, out)
+        self.conv2 = ConvNorm(out, out, 3, stride=stride, groups=out)
+        self.conv3 = ConvNorm(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, H, W) to (B, out, H / stride, W / stride)."""
@@ -139,7 +139,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.side, self.window = side, window
         self.attn = WindowAttention(dim, heads, window)
-        self.local_conv = Normed(dim, dim, 3, groups=dim)
+        self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
         self.mlp = Perceptron(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,12 +178,12 @@ class Stage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class Beginning(nn.Module):
+class PatchStem(nn.Module):
     """Pixels to channels, each pixel by itself."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.seq = nn.Sequential(Normed(3, dim // 2), nn.GELU(), Normed(dim // 2, dim))
+        self.seq = nn.Sequential(ConvNorm(3, dim // 2), nn.GELU(), ConvNorm(dim // 2, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, dim, H, W)."""
@@ -212,7 +212,7 @@ class TinyViT(nn.Module):
         windows: Sequence[int] = LITE_WINDOWS,
     ) -> None:
         super().__init__()
-        self.patch_embed = Beginning(dims[0])
+        self.patch_embed = PatchStem(dims[0])
         stages, side = [], size
         for k, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
             blocks: list[nn.Module] = [
@@ -221,7 +221,7 @@ class TinyViT(nn.Module):
             ]
             following = dims[k + 1] if k + 1 < len(dims) else None
             stride = 2 if k + 2 < len(dims) else 1
-            merging = None if following is None else Merging(dim, following, stride)
+            merging = None if following is None else PatchMerging(dim, following, stride)
             stages.append(Stage(blocks, merging))
             side //= stride
         self.layers = nn.ModuleList(stages)

@@ -1,7 +1,7 @@
-"""The transformer of SAM's mask decoder: tokens and the picture attend to each other in turn
+"""The transformer of SAM's mask decoder: tokens and the image attend to each other in turn
 (https://arxiv.org/abs/2304.02643, appendix A). Names of parameters are the published ones.
 
-Its layer normalisations use PyTorch's own epsilon, 1e-5, unlike those of the picture's encoder.
+Its layer normalisations use PyTorch's own epsilon, 1e-5, unlike those of the image's encoder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens to themselves, tokens to picture, an MLP on the tokens, picture to tokens.
+    """Tokens to themselves, tokens to image, an MLP on the tokens, image to tokens.
 
     Args:
         dim: channels.
@@ -68,9 +68,9 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(dim, heads, 2)
 
     def forward(
-        self, tokens: Tensor, picture: Tensor, token_places: Tensor, picture_places: Tensor
+        self, tokens: Tensor, image: Tensor, token_places: Tensor, image_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, dim), (B, M, dim) and their positions to the new tokens and picture."""
+        """(B, N, dim), (B, M, dim) and their positions to the new tokens and image."""
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
@@ -78,17 +78,17 @@ class TwoWayBlock(nn.Module):
             tokens = tokens + self.self_attn(placed, placed, tokens)
         tokens = self.norm1(tokens)
 
-        keys = picture + picture_places
-        tokens = tokens + self.cross_attn_token_to_image(tokens + token_places, keys, picture)
+        keys = image + image_positions
+        tokens = tokens + self.cross_attn_token_to_image(tokens + token_places, keys, image)
         tokens = self.norm2(tokens)
         tokens = self.norm3(tokens + self.mlp(tokens))
 
         seen = self.cross_attn_image_to_token(keys, tokens + token_places, tokens)
-        return tokens, self.norm4(picture + seen)
+        return tokens, self.norm4(image + seen)
 
 
 class TwoWayTransformer(nn.Module):
-    """Two such blocks, and a last look of the tokens at the picture.
+    """Two such blocks, and a last look of the tokens at the image.
 
     Args:
         dim: channels.
@@ -106,20 +106,20 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens: Tensor, picture: Tensor, picture_places: Tensor
+        self, tokens: Tensor, image: Tensor, image_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Answer.
 
         Args:
             tokens: (B, N, dim); as they come in they are also their own positions.
-            picture: (B, M, dim), one per cell.
-            picture_places: (1, M, dim), positions of the cells.
+            image: (B, M, dim), one per cell.
+            image_positions: (1, M, dim), positions of the cells.
 
         Returns:
-            New tokens (B, N, dim) and picture (B, M, dim).
+            New tokens (B, N, dim) and image (B, M, dim).
         """
         places = tokens
         for layer in self.layers:
-            tokens, picture = layer(tokens, picture, places, picture_places)
-        seen = self.final_attn_token_to_image(tokens + places, picture + picture_places, picture)
-        return self.norm_final_attn(tokens + seen), picture
+            tokens, image = layer(tokens, image, places, image_positions)
+        seen = self.final_attn_token_to_image(tokens + places, image + image_positions, image)
+        return self.norm_final_attn(tokens + seen), image

@@ -1,4 +1,4 @@
-"""The plain vision transformer that encodes pictures for Segment Anything
+"""The plain vision transformer that encodes images for Segment Anything
 (https://arxiv.org/abs/2304.02643, after ViTDet, https://arxiv.org/abs/2203.16527).
 
 Most blocks attend within windows, a few over the whole grid; positions are a learnt table plus,
@@ -38,7 +38,7 @@ class Mlp(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One token per patch of the picture."""
+    """One token per patch of the image."""
 
     def __init__(self, patch: int, dim: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ImageEncoder(nn.Module):
     """ViT-B of Segment Anything unless said otherwise.
 
     Args:
-        size: side of the square picture, a multiple of `patch`.
+        size: side of the square image, a multiple of `patch`.
         patch: pixels per token and axis.
         dim: channels.
         depth: number of blocks.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from limner.adapters.axes import Axes, Bounds
 from limner.adapters.resize import shrink
-from limner.models import FollowingModel, PromptableModel, View
+from limner.models import PromptableModel, TrackerModel, View
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -73,12 +73,13 @@ class ImageView:
         """What the model's expensive half says of a window shrunk to `shape`; cached."""
         return self._once(("embed", bounds, shape), lambda: model.embed(self.crop(bounds, shape)))
 
-    def tracker_embedding(self, model: FollowingModel, bounds: Bounds, shape: Shape) -> Any:
+    def tracker_embedding(self, model: TrackerModel, bounds: Bounds, shape: Shape) -> Any:
         """What a model that follows sees in a window shrunk to `shape`; cached."""
         scale = np.divide(shape, np.subtract(bounds[1], bounds[0]))
         top, left = (float(n) for n in np.multiply(bounds[0], scale))
         return self._once(
-            ("look", bounds, shape), lambda: model.look(self.crop(bounds, shape), (top, left))
+            ("look", bounds, shape),
+            lambda: model.encode_window(self.crop(bounds, shape), (top, left)),
         )
 
     def _once(self, key: tuple[str, Bounds, Shape], make: Callable[[], Any]) -> Any:

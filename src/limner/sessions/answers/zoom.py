@@ -91,7 +91,7 @@ def answer_queries(
 
 def _exact_mask(model: PromptableModel, query: Query) -> NDArray[np.bool_] | None:
     """The mask that is the answer as it is, if the model says that of masks."""
-    last = query.prompts[-1] if query.prompts and model.card.exact_masks else None
+    last = query.prompts[-1] if query.prompts and model.card.mask_is_answer else None
     return last.mask if isinstance(last, MaskPrompt) else None
 
 
@@ -140,7 +140,8 @@ def _zoom_in(
         prediction = _locate_object(model, view, query, limits)
         found = prediction.found
         if prediction.logits.shape == view.shape or (
-            model.card.judges and is_close(prediction.bounds, around(view, prompts, found, limits))
+            model.card.predicts_quality
+            and is_close(prediction.bounds, around(view, prompts, found, limits))
         ):
             return prediction
     bounds = around(view, prompts, found, limits)
@@ -163,7 +164,7 @@ def _locate_object(
     any that is not. Other models see the whole.
     """
     windows = [view.whole]
-    if model.card.judges:
+    if model.card.predicts_quality:
         windows = ever_larger(view, query.prompts, limits)
     best: tuple[tuple[bool, float], ViewPrediction] | None = None
     for bounds in windows:

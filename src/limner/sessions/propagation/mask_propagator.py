@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limner.errors import SessionError
-from limner.models import CarryingModel, PromptableModel, Segmentation
+from limner.models import MaskCarrier, PromptableModel, Segmentation
 from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
 from limner.sessions.answers.answer import Answer, Query
 from limner.sessions.answers.zoom import answer_queries
@@ -64,7 +64,7 @@ class MaskPropagator:
         """
         step = spans[0].frames.step
         frames = sorted({k for span in spans for k in span.frames})[::step]
-        skips = not isinstance(self._model, CarryingModel)
+        skips = not isinstance(self._model, MaskCarrier)
         asked = {k for span in spans for k in span.frames if not (skips and known(span, k))}
         state: dict[FrameSpan, SpanState] = {}
         vanished: set[FrameSpan] = set()
@@ -120,12 +120,12 @@ class MaskPropagator:
     def _next_prompts(self, frame: int, before: SpanState) -> Sequence[Prompt]:
         """What is asked on the next frame; nothing where the object has vanished."""
         region, understood = before.answer.region, self._model.card.prompts
-        if isinstance(self._model, CarryingModel):  # it also decides when an object has vanished
+        if isinstance(self._model, MaskCarrier):  # it also decides when an object has vanished
             here, memory = self._plane(frame), before.answer.memory
             kept = None if memory is None else memory.on(here.whole, here.shape)
             shown = Segmentation(region.full(), before.answer.score, kept)
             view = here.crop(here.whole, here.shape)
-            return tuple(self._model.carry(view, shown, before.said))
+            return tuple(self._model.next_prompts(view, shown, before.said))
         if not self._by_masks:
             repeated = tuple(p for p in before.said if num_axes(p) is None)
             if not repeated:
@@ -141,4 +141,4 @@ class MaskPropagator:
     def follows_masks(model: PromptableModel) -> bool:
         """Whether a mask is carried from frame to frame by us, as a mask or as a box."""
         takes = bool(model.card.prompts & {"mask", "box"})
-        return takes and not isinstance(model, CarryingModel)
+        return takes and not isinstance(model, MaskCarrier)

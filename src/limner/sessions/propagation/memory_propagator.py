@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.models import EncodedFrame, PropagatingModel
+from limner.models import EncodedFrame, MemoryModel
 from limner.networks.blocks.memory import aggregated
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.image_view import ImageView
@@ -50,7 +50,7 @@ class MemoryPropagator:
         model: what sees and remembers.
     """
 
-    def __init__(self, model: PropagatingModel) -> None:
+    def __init__(self, model: MemoryModel) -> None:
         self._model, self._limits = model, model.memory
         self.banks: list[tuple[tuple[int, ...], MemoryBank]] = []
         self.sensory: dict[int, Floats] = {}
@@ -269,7 +269,7 @@ def chain_digests(
 
 
 def propagate_with_memory(
-    model: PropagatingModel,
+    model: MemoryModel,
     spans: Sequence[FrameSpan],
     marks: Mapping[int, Sequence[int]],
     view: Callable[[int], ImageView],

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.axes import Bounds
-from limner.models import Before, FollowingModel
+from limner.models import PreviousFrame, TrackerModel
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.sparse_logits import BACKGROUND_LOGIT, STEP, SparseLogits
@@ -63,7 +63,7 @@ class ObjectTracker:
 
     def __init__(
         self,
-        model: FollowingModel,
+        model: TrackerModel,
         span: FrameSpan,
         marks: Mapping[int, NDArray[np.bool_]],
         view: Callable[[int], ImageView],
@@ -213,10 +213,10 @@ class ObjectTracker:
         shown = None
         if last is not None and last[1].mask_bounds is not None:
             past = self._view(last[0]).crop(bounds, shape)
-            shown = Before(past, last[1].shrunk(*bounds, shape))
+            shown = PreviousFrame(past, last[1].shrunk(*bounds, shape))
         assert memory is not None
         seen = self._seen(self._view(frame), bounds, shape)
-        found = self._model.find(memory, seen, shown, place=frame)
+        found = self._model.track_object(memory, seen, shown, place=frame)
         logits = np.asarray(found.logits, dtype=np.float32)
         if logits.shape != shape:
             raise ValueError(
@@ -262,7 +262,7 @@ class ObjectTracker:
 
 
 def track_objects(
-    model: FollowingModel,
+    model: TrackerModel,
     found: Sequence[FrameSpan],
     marks: Mapping[int, Sequence[int]],
     view: Callable[[int], ImageView],

@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from limner.adapters.protocols import PropagatingModel
-from limner.models import CarryingModel, PromptableModel
+from limner.adapters.protocols import MemoryModel
+from limner.models import MaskCarrier, PromptableModel
 from limner.prompts.types import to_json
 from limner.sessions.history.log import Action, PromptLog
 
@@ -26,8 +26,8 @@ def digest(*facts: Any) -> str:
 def of_model(model: PromptableModel, *, zoom: bool, exact: bool) -> str:
     """What a model answers depends on, besides the question."""
     card = model.card
-    limits = repr(model.memory) if isinstance(model, PropagatingModel) else ""
-    own_way = isinstance(model, CarryingModel)
+    limits = repr(model.memory) if isinstance(model, MemoryModel) else ""
+    own_way = isinstance(model, MaskCarrier)
     return digest(card.name, card.weights_sha256, zoom, exact, limits, own_way)
 
 

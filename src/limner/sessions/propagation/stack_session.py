@@ -10,9 +10,9 @@ from functools import cache, cached_property, partial
 from typing import Any, TypeAlias
 
 from limner import rle
-from limner.adapters.protocols import PropagatingModel
+from limner.adapters.protocols import MemoryModel
 from limner.errors import SessionError
-from limner.models import FollowingModel
+from limner.models import TrackerModel
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.prediction import Prediction
@@ -70,12 +70,12 @@ class StackSession(PlanesSession):
         ``how="carry"``: the answer on one frame becomes the prompt on the next: its mask, or a box
         around it. With several frames with prompts, each carries to the frames nearest to it. An
         object that vanishes is not carried further, and is taken off frames that an earlier
-        propagation had put it on. A model with a method ``carry(view, before,
+        propagation had put it on. A model with a method ``next_prompts(view, before,
         prompts)`` says itself what to ask next, from the answer before and the user's prompts; one
         that takes neither masks nor boxes is asked with the same texts and examples everywhere. A
-        model with a memory of each object (`limner.models.FollowingModel`) sees the annotated frame
+        model with a memory of each object (`limner.models.TrackerModel`) sees the annotated frame
         and the next one ahead, and what it found since; one with a memory of all objects together
-        (`limner.models.PropagatingModel`) all annotated frames on the way. Forward and backward are
+        (`limner.models.MemoryModel`) all annotated frames on the way. Forward and backward are
         two passes, each of which begins anew. Where the session has a propagator, that is the model
         that carries, and it sees the answers on annotated frames as masks.
 
@@ -142,7 +142,7 @@ class StackSession(PlanesSession):
         self, run: PropagationRun, parts: Sequence[FrameSpan], step: int
     ) -> Iterator[Prediction]:
         """All spans of one direction."""
-        if not isinstance(self._carrier, (FollowingModel, PropagatingModel)):
+        if not isinstance(self._carrier, (TrackerModel, MemoryModel)):
             where = self._pass_of(run, parts, self._by_source(parts), ends=self._walk_ends)
             yield from self._written(where, partial(self._walk, where))
             return
@@ -151,9 +151,9 @@ class StackSession(PlanesSession):
             where = self._pass_of(run, absent, self._by_source(absent))
             yield from self._written(where, lambda: ())
         rest = [span for span in parts if span not in absent]
-        if rest and isinstance(self._carrier, FollowingModel):
+        if rest and isinstance(self._carrier, TrackerModel):
             yield from self._followed(run, rest, self._carrier)
-        elif rest and isinstance(self._carrier, PropagatingModel):
+        elif rest and isinstance(self._carrier, MemoryModel):
             yield from self._recalled(run, rest, self._carrier)
 
     def _walk(self, where: PropagationPlan) -> Answers:
@@ -169,7 +169,7 @@ class StackSession(PlanesSession):
         return walk.carried(where.missing, self._begun, known)
 
     def _followed(
-        self, run: PropagationRun, parts: Sequence[FrameSpan], model: FollowingModel
+        self, run: PropagationRun, parts: Sequence[FrameSpan], model: TrackerModel
     ) -> Iterator[Prediction]:
         """By a memory of one object at a time."""
         follows_from = self._by_source(parts, ahead=True)
@@ -198,7 +198,7 @@ class StackSession(PlanesSession):
         kept.drop()
 
     def _recalled(
-        self, run: PropagationRun, parts: Sequence[FrameSpan], model: PropagatingModel
+        self, run: PropagationRun, parts: Sequence[FrameSpan], model: MemoryModel
     ) -> Iterator[Prediction]:
         """By a memory of all objects together."""
         step = parts[0].frames.step

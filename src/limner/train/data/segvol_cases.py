@@ -22,7 +22,7 @@ from limner.atomic import atomic_bytes, atomic_path
 from limner.datasets.volume_folders import Names, Source
 from limner.errors import FormatError
 from limner.models.segvol import ORIENTATION
-from limner.models.segvol.volume import Volume, picked, prepared
+from limner.models.segvol.volume import Volume, picked, prepare_volume
 from limner.train.data import supervoxels
 from limner.train.segvol_config import FinetuneConfig
 
@@ -186,7 +186,7 @@ def _prepare(source: Source, pseudo: Pseudo | None, stem: Path) -> dict[str, Any
     if pixels.dtype.kind == "f":
         pixels = np.nan_to_num(pixels)
     axes = facing(image.geometry.direction if image.geometry.has_spacing else None, ORIENTATION)
-    volume = prepared(axes.apply(pixels))
+    volume = prepare_volume(axes.apply(pixels))
     arrays: dict[str, Array] = {"image": volume.normalized(volume.kept).astype(np.float16)}
     names: Names = {}
     labels = None

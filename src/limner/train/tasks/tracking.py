@@ -13,7 +13,7 @@ from torch import Tensor
 from limner.checkpoints.load import fill, read_weights
 from limner.networks import motion
 from limner.networks.fusion2d import IMAGE_CENTRE, IMAGE_SCALE
-from limner.networks.tracker2d import FollowNetwork, places, read
+from limner.networks.tracker2d import TrackerNetwork, places, read
 from limner.networks.tracker_facts import TRUST
 from limner.train.config import TrainConfig
 from limner.train.data.device_volumes import Bank3d
@@ -50,15 +50,15 @@ class Sequences:
         if any(s.split for s in volumes.solids):
             self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
 
-    def network(self) -> FollowNetwork:
+    def network(self) -> TrackerNetwork:
         """A new network, channels last."""
-        network = FollowNetwork(self._config.widths, self._config.depths).to(self._device)
+        network = TrackerNetwork(self._config.widths, self._config.depths).to(self._device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
     def start(self, path: Path, network: torch.nn.Module) -> None:
         """From a run of the same network, or of that for pictures with the same widths."""
-        assert isinstance(network, FollowNetwork)
+        assert isinstance(network, TrackerNetwork)
         weights, _ = read_weights(path)
         if "frame.stem.weight" in weights:
             fill(network, weights, path)
@@ -73,7 +73,7 @@ class Sequences:
         done: float,
     ) -> tuple[int, dict[str, Tensor]]:
         """Gradients of one batch; frames after the first are learnt from."""
-        assert isinstance(network, FollowNetwork)
+        assert isinstance(network, TrackerNetwork)
         config = self._config
         size = int(rng.choice(np.asarray(config.sizes)))
         batch_rng = BatchRandom(config.batch_size, generator)
@@ -102,7 +102,7 @@ class Sequences:
         """Mean Dice per set, of held-out volumes followed from their middle slice on, and of the
         first mask copied.
         """
-        assert isinstance(network, FollowNetwork)
+        assert isinstance(network, TrackerNetwork)
         if self._held_out is None:
             return None
         network.eval()
@@ -160,7 +160,7 @@ def measure_held_out_dice(
     return result
 
 
-def track_clips(network: FollowNetwork, clips: Clips, precision: str) -> Tensor:
+def track_clips(network: TrackerNetwork, clips: Clips, precision: str) -> Tensor:
     """Masks (B, T - 1, 1, S, S), 0 or 1, of the frames after the first."""
     walk = TrackerRollout(network, clips, precision)
     answers = []
@@ -180,7 +180,7 @@ class TrackerRollout:
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
     """
 
-    def __init__(self, network: FollowNetwork, clips: Clips, precision: str) -> None:
+    def __init__(self, network: TrackerNetwork, clips: Clips, precision: str) -> None:
         self._network, self._clips, self._bf16 = network, clips, precision == "bf16"
         number, frames = clips.image.shape[:2]
         shown = (clips.image - IMAGE_CENTRE) * IMAGE_SCALE
