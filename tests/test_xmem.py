@@ -118,7 +118,7 @@ def stages(model: xmem.XMem, case: parity.Case) -> Stages:
 
 def test_frames_as_keys(stages: Stages, case: parity.Case) -> None:
     frame = stages.frames[0]
-    parity.check(frame.features.picture, case, "frame0", 1e-6)
+    parity.check(frame.features.image, case, "frame0", 1e-6)
     for mine, name in ((frame.key, "key"), (frame.selection, "selection")):
         assert np.abs(mine.T.reshape(case[name].shape) - case[name]).max() < STAGE
     assert np.abs(frame.shrinkage - case["shrinkage"].ravel()).max() < STAGE
@@ -128,7 +128,7 @@ def test_frames_as_keys(stages: Stages, case: parity.Case) -> None:
 def test_features_of_all_scales(weights: Path, stages: Stages, case: parity.Case) -> None:
     network = xmem.network_of(weights).eval()
     with torch.no_grad():
-        found = network.key_encoder(torch.from_numpy(stages.frames[0].features.picture))
+        found = network.key_encoder(torch.from_numpy(stages.frames[0].features.image))
     for value, name in zip(found, ("f16", "f8", "f4"), strict=True):
         parity.check(value.numpy(), case, name, STAGE)
 

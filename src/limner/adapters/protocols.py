@@ -36,10 +36,10 @@ class ModelCard:
         window: the most pixels per axis, per number of axes, that the model works well on, such as
             ``{2: 256, 3: 96}``, or ``{3: (64, 128, 128)}`` for slices, rows and columns; sessions
             shrink and crop to it when they zoom.
-        mask_is_answer: whether a mask that is the newest prompt is the answer, to the pixel: of models
-            that propagate what was drawn. Others take it as a rough guess.
-        predicts_quality: whether the score is a learnt prediction of the mask's quality, which compares
-            answers on different views.
+        mask_is_answer: whether a mask that is the newest prompt is the answer, to the pixel: of
+            models that propagate what was drawn. Others take it as a rough guess.
+        predicts_quality: whether the score is a learnt prediction of the mask's quality, which
+            compares answers on different views.
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
             2026.3, bf16"``; None where it is plain NumPy.

@@ -78,7 +78,7 @@ class ImageView:
         scale = np.divide(shape, np.subtract(bounds[1], bounds[0]))
         top, left = (float(n) for n in np.multiply(bounds[0], scale))
         return self._once(
-            ("look", bounds, shape),
+            ("window", bounds, shape),
             lambda: model.encode_window(self.crop(bounds, shape), (top, left)),
         )
 
