@@ -105,7 +105,7 @@ def _nothing(view: View) -> Segmentation:
 class Follower(_Drawn):
     """Remembers how bright the object is, and on how many frames it was seen."""
 
-    def look(self, view: View, origin: tuple[float, float]) -> View:
+    def encode_window(self, view: View, origin: tuple[float, float]) -> View:
         self._see(view)
         return view
 
@@ -127,7 +127,7 @@ class Follower(_Drawn):
             value = np.float32([looked.array[mask].mean()]) if given else value
         return {"value": value, "steps": memory["steps"] + 1}
 
-    def find(
+    def track_object(
         self,
         memory: Mapping[str, np.ndarray],
         looked: View,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from limner.adapters.automatic_network import AutomaticNetwork
 from limner.adapters.network_plan import NetworkPlan
 from limner.adapters.protocols import ModelCard, Variant
-from limner.adapters.weights import hash_of
+from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _build(
     from limner import runtime
     from limner.checkpoints.load import read_weights
 
-    digest = hash_of(weights, CARD.name, f"a file that limner train wrote ({WEIGHTS.note})")
+    digest = hash_weights(weights, CARD.name, f"a file that limner train wrote ({WEIGHTS.note})")
     assert weights is not None
     _, facts = read_weights(weights)
     plan = NetworkPlan.from_json(facts.get("plan"), weights)

@@ -134,8 +134,8 @@ class MemoryReader(nn.Module):
         """(Q, VALUE).
 
         Args:
-            query: (Q, T) of `limner.networks.blocks.memory.asked_terms`.
-            remembered: (T, N), `remembered_terms`, transposed.
+            query: (Q, T) of `limner.networks.blocks.memory.query_terms`.
+            remembered: (T, N), `memory_terms`, transposed.
             value: (N, VALUE).
         """
         return (query @ remembered).softmax(dim=1) @ value

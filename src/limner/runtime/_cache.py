@@ -182,7 +182,7 @@ class DiskCache:
 
 
 def release(content: NDArray[np.uint8]) -> None:
-    """Give back the memory of what `Shelf.read` returned; it comes again if it is looked at."""
+    """Give back the memory of what `DiskCache.read` returned; it comes again if it is looked at."""
     mapped = getattr(content, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         mapped.madvise(mmap.MADV_DONTNEED)

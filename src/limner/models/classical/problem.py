@@ -26,7 +26,7 @@ class SegmentationProblem:
     Attributes:
         features: ``(…, channel)``, 0…1, smoothed.
         spacing: millimetres per step.
-        markers: as `gather_seeds` found them.
+        markers: as `gather_markers` found them.
         bins: of `features`.
     """
 
