@@ -26,6 +26,7 @@ NAMES = {
     "read",
     "read_labels",
     "resume",
+    "segment_automatically",
     "write",
 }
 

@@ -37,6 +37,7 @@ _HOMES = {
     "read": "limner.io",
     "read_labels": "limner.io",
     "resume": "limner.sessions",
+    "segment_automatically": "limner.pipeline.automatic",
     "write": "limner.io",
 }
 _MODULES = ("metrics", "models")
@@ -63,6 +64,7 @@ __all__ = [
     "read",
     "read_labels",
     "resume",
+    "segment_automatically",
     "write",
 ]
 
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from limner.geometry import Geometry
     from limner.io import Image, read, read_labels, write
     from limner.models import create_model
+    from limner.pipeline.automatic import segment_automatically
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
     from limner.sessions import Prediction, Session, open_session, resume
     from limner.sessions.everything import everything

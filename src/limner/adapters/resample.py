@@ -113,3 +113,21 @@ def _matrix(source: int, target: int) -> Any:
     )
     matrix.sum_duplicates()
     return matrix
+
+
+def resampled_shape(
+    shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float] | None
+) -> tuple[int, ...]:
+    """Pixels per axis of the same extent at another spacing.
+
+    Args:
+        shape: of the image.
+        spacing: of the image, millimetres per step.
+        wanted: millimetres per step; None: as it is. With one axis less than the image has it is
+            about rows and columns, and slices stay; with one more, likewise.
+    """
+    if wanted is None:
+        return tuple(shape)
+    full = (*spacing[: max(0, len(spacing) - len(wanted))], *wanted)[-len(shape) :]
+    steps = zip(shape, spacing, full, strict=True)
+    return tuple(max(1, round(n * s / w)) for n, s, w in steps)

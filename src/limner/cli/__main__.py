@@ -17,6 +17,7 @@ import typer
 import limner
 from limner._version import __version__
 from limner.cli._messages import Messages
+from limner.cli.auto import auto
 from limner.cli.bench import app as bench_app
 from limner.cli.convert import convert
 from limner.cli.demo import demo
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (segment, propagate, everything, info, resume, convert, demo, doctor):
+for command in (segment, auto, propagate, everything, info, resume, convert, demo, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")

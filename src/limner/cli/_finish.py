@@ -26,6 +26,7 @@ def check_output(
     journal: Path | None = None,
     inputs: Iterable[Path | None] = (),
     scores: Path | None = None,
+    others: Iterable[Path | None] = (),
 ) -> None:
     """Refuse a place where nothing can be written, before any work is done.
 
@@ -36,6 +37,7 @@ def check_output(
         journal: of the session.
         inputs: other files that are read, such as prompts and weights.
         scores: of the frames.
+        others: more files that are written.
 
     Raises:
         MissingDependency: a film without PyAV.
@@ -45,14 +47,15 @@ def check_output(
     from limner.io import manifest_path, writer
 
     writer(output)
-    places = (output, manifest_path(output), preview, journal, scores)
+    more = list(others)
+    places = (output, manifest_path(output), preview, journal, scores, *more)
     written = [p for p in places if p is not None]
     for number, path in enumerate(written):
         if any(_is_same(path, other) for other in written[:number]):
             raise FormatError(f"{path} would be written twice; name another file.")
         if any(_is_same(path, other) for other in inputs if other is not None):
             raise FormatError(f"{path} is one of the inputs and would be lost; name another file.")
-    for path in filter(None, (output, preview, scores)):
+    for path in filter(None, (output, preview, scores, *more)):
         folder = path.resolve().parent
         if not folder.is_dir():
             raise FormatError(f"The folder {folder} does not exist; make it first.")

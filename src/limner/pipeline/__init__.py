@@ -1,0 +1,1 @@
+"""Work on whole images without prompts: image in, labels out."""
