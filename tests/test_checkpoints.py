@@ -544,5 +544,5 @@ def test_a_file_of_another_family_is_recognised(
 
 
 def test_the_models_that_are_recommended_exist() -> None:
-    names = {card.name for card in models.cards()}
+    names = {card.name for card in models.list_models()}
     assert {kind.model for kind in _recognise._KINDS if kind.model} <= names

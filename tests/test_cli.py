@@ -492,7 +492,7 @@ def test_odd_environments_are_no_reason_to_fail(
     assert out.exists()
     done = _program("models", env=surroundings)
     assert done.returncode == 0, done.stderr
-    for card in limner.models():
+    for card in limner.list_models():
         assert card.name in done.stdout
 
 
@@ -873,7 +873,7 @@ def test_models_are_listed_in_any_width_without_broken_words() -> None:
     done = _program("models", env={**os.environ, "COLUMNS": "30"})
     lines = done.stdout.splitlines()
     words = done.stdout.split()
-    for card in limner.models():
+    for card in limner.list_models():
         assert card.name in lines
         assert set(card.prompts) <= set(words)
     assert all(len(line) <= 30 or len(line.split()) == 1 for line in lines)  # such as addresses

@@ -396,7 +396,7 @@ def test_a_3d_model_goes_over_the_masks() -> None:
         session.name(2, "other")
         list(session.propagate(object_id=1))
         before = session.export()
-        after = limner.finish(session, Grows())
+        after = limner.refine_3d(session, Grows())
         assert np.array_equal(session.export().mask(1), before.mask(1))
     assert np.array_equal(after.mask(1)[3], before.mask(1)[3]), "as it was drawn"
     assert (after.mask(1) & ~before.mask(1)).any()
@@ -408,10 +408,10 @@ def test_a_3d_model_goes_over_the_masks() -> None:
     with limner.open_session(image, "toy") as session:
         session.add(limner.MaskPrompt(truth[3]), frame=3)
         with pytest.raises(SessionError, match="does not work in 3D"):
-            limner.finish(session, "limner-2d")
+            limner.refine_3d(session, "limner-2d")
     video = limner.Image(pixels, image.geometry, kind="video")
     with limner.open_session(video, "toy") as session, pytest.raises(SessionError, match="video"):
-        limner.finish(session)
+        limner.refine_3d(session)
 
 
 def test_the_command_finishes_with_a_3d_model(

@@ -18,7 +18,12 @@ import limner
 from limner.errors import SessionError
 from limner.prompts import MaskPrompt
 from limner.sessions.base import BaseSession
-from limner.sessions.history.events import Committed, Propagated, Requested, event_from_json
+from limner.sessions.history.events import (
+    Committed,
+    Propagated,
+    PropagationRequest,
+    event_from_json,
+)
 from limner.sessions.history.journal import read_journal
 from limner.sessions.propagation import snapshots
 from sequence_makers import Colours, Follower, Walker, moving
@@ -136,7 +141,7 @@ def test_kill_9_and_going_on_gives_the_same_masks(kind: str, last: int, tmp_path
     with limner.resume(journal, image=image, model=model) as session:
         done = len(scores(session))
         assert last <= done < 45
-        found = list(session.go_on())
+        found = list(session.resume_propagation())
         assert len(found) == 45
         whole = undisturbed(kind, {1: (6,), 2: (6, 15)})
         assert same(masks(session), masks(whole))
@@ -173,7 +178,7 @@ def test_without_a_good_snapshot_the_pass_begins_again(
         file.write_bytes(content[: len(content) // 2] if damage == "torn" else b"PK" * 999)
     model.seen.clear()
     with limner.resume(journal, image=image, model=model) as session:
-        list(session.go_on())
+        list(session.resume_propagation())
         assert same(masks(session), masks(undisturbed(kind, {1: (0,)})))
     assert model.seen[:3] == [0, 1, 2]
     assert not file.parent.exists()
@@ -327,11 +332,11 @@ def test_going_on_without_a_beginning_says_so() -> None:
     image, labels = moving(6)
     with limner.open_session(image, Walker()) as session:
         with pytest.raises(SessionError, match="No propagation was begun"):
-            session.go_on()
+            session.resume_propagation()
         say(session, labels, {1: (0,)})
         next(iter(session.propagate(stop=3, direction="forward")))
-        assert session._log.requested == Requested(None, 3, "forward", None, "carry")
-        assert [p.frame for p in session.go_on()] == [1, 2]
+        assert session._log.requested == PropagationRequest(None, 3, "forward", None, "carry")
+        assert [p.frame for p in session.resume_propagation()] == [1, 2]
 
 
 def test_what_is_propagated_together_is_undone_together(kind: str) -> None:
@@ -495,7 +500,7 @@ def test_a_frame_that_could_not_be_read_does_not_end_an_object(kind: str, stop: 
         there = session.labels.any(axis=(1, 2))
         assert not there[8]
         assert there[[7, 9, 15]].all()
-        assert 8 not in {d.frame for d in session.doubtful(16)}
+        assert 8 not in {d.frame for d in session.frames_to_review(16)}
         model.seen.clear()
         list(session.propagate())
         assert set(model.seen) <= {0}

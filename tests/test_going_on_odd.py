@@ -136,7 +136,7 @@ def test_an_object_complete_at_the_crash_keeps_what_it_has(stop: int, tmp_path: 
     with limner.open_session(image, Rivals(), journal=journal) as session:
         some(said(session), stop)
     with limner.resume(journal, image=image, model=Rivals()) as session:
-        list(session.go_on())
+        list(session.resume_propagation())
         found = masks(session)
     assert not (found[1] & found[2]).any()
     assert found[1].any(axis=(1, 2)).sum() > 2
@@ -220,7 +220,7 @@ def test_another_journal_of_the_same_name_leaves_no_snapshot_to_go_on_from(
         session.add(MaskPrompt(labels[0] == 1), frame=0)
         monkeypatch.setattr(snapshots, "EVERY", 99)
         some(session, 10)
-        list(session.go_on())
+        list(session.resume_propagation())
         whole = afresh(session, image, KINDS[kind]())
         assert np.array_equal(masks(session)[1], whole[1])
 
@@ -254,7 +254,7 @@ def test_a_full_disk_loses_nothing(
     assert caplog.text.count("cannot be kept") == (kind != "walk"), "said once"
     _, events = read_journal(journal)
     assert sum(isinstance(event_from_json(e), Committed) for e in events) == done
-    found = list(session.go_on())
+    found = list(session.resume_propagation())
     assert [p.known for p in found] == [k < done for k in range(COUNT - 1)]
     whole = afresh(session, image, KINDS[kind]())
     session.close()
@@ -289,7 +289,7 @@ def test_ctrl_c_anywhere_loses_at_most_the_frame_under_way(
     session.close()
     model = KINDS[kind]()
     with limner.resume(journal, image=image, model=model) as session:
-        found = list(session.go_on())
+        found = list(session.resume_propagation())
         assert [p.known for p in found] == [k < 9 for k in range(1, COUNT)]
         assert not set(range(1, 6)) & set(model.seen), "it goes on from its snapshot"
         whole = afresh(session, image, KINDS[kind]())

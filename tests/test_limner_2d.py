@@ -235,4 +235,4 @@ def test_it_is_the_default_for_pictures() -> None:
     assert 3 in CARDS[models.default_model("volume")].ndim
 
 
-CARDS = {card.name: card for card in models.cards()}
+CARDS = {card.name: card for card in models.list_models()}

@@ -117,7 +117,7 @@ def test_the_journal_and_the_manifest_name_both(tmp_path: Path) -> None:
         limner.resume(journal, image=image, propagator=Walker())
     with limner.resume(journal, image=image, propagator=carrier) as session:
         assert session.propagator is carrier
-        assert len(list(session.go_on())) == 7
+        assert len(list(session.resume_propagation())) == 7
         assert np.array_equal(session.labels, labels == 1)
 
 
@@ -224,7 +224,7 @@ def test_jumps_of_area_and_of_place_are_in_doubt_and_steady_motion_is_not() -> N
 
 
 def _doubtful(session: BaseSession, **options: int) -> list[int]:
-    return [d.frame for d in session.doubtful(**options)]
+    return [d.frame for d in session.frames_to_review(**options)]
 
 
 def test_doubtful_frames_are_spread_out_and_name_the_object() -> None:
@@ -242,11 +242,11 @@ def test_doubtful_frames_are_spread_out_and_name_the_object() -> None:
             return limner.models.Segmentation(found.logits, score)
 
     with limner.open_session(image, Unsure()) as session:
-        assert session.doubtful() == ()
+        assert session.frames_to_review() == ()
         for i in (1, 2):
             session.add(limner.MaskPrompt(labels[0] == i), frame=0, object_id=i)
         list(session.propagate())
-        found = session.doubtful(3)
+        found = session.frames_to_review(3)
         assert [d.frame for d in found] == [11, 40, 50]
         assert [d.object_id for d in found] == [1, 1, 2]
         assert found[0].score == pytest.approx(0.1)
@@ -254,7 +254,7 @@ def test_doubtful_frames_are_spread_out_and_name_the_object() -> None:
         session.add(limner.MaskPrompt(labels[11] == 1), frame=11)
         assert 11 not in _doubtful(session, count=3)
     with limner.open_session(np.zeros((9, 9), np.uint8), "toy") as session:
-        assert session.doubtful() == ()
+        assert session.frames_to_review() == ()
 
 
 # The command.

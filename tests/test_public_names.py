@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
 import limner
+from limner import sessions
 
 NAMES = {
     "Box",
@@ -19,12 +24,13 @@ NAMES = {
     "TextPrompt",
     "create_model",
     "everything",
-    "finish",
+    "list_models",
     "metrics",
     "models",
     "open_session",
     "read",
     "read_labels",
+    "refine_3d",
     "resume",
     "segment_automatically",
     "write",
@@ -44,10 +50,25 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(limner, "segment_everything")
 
 
-def test_models_can_be_called_for_cards_and_imported_as_a_package() -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (lambda: limner.finish, lambda: limner.refine_3d),
+        (lambda: limner.models(), lambda: limner.list_models()),
+        (lambda: sessions.Entry, lambda: sessions.PromptEntry),
+    ],
+)
+def test_old_names_still_work_and_say_their_new_one(
+    old: Callable[[], object], new: Callable[[], object]
+) -> None:
+    with pytest.warns(DeprecationWarning, match="is now"):
+        assert old() == new()
+
+
+def test_models_are_listed_with_their_cards_and_can_be_made() -> None:
     from limner.models import create_model, variants
 
-    cards = limner.models()
+    cards = limner.list_models()
     assert "toy" in {card.name for card in cards}
     here = [variant.card for variant in variants() if not variant.weights]
     assert set(map(id, here)) <= set(map(id, cards))

@@ -1,77 +1,24 @@
-"""One suite for every kind of session, then what is special to each."""
+"""What is special to each kind of session that runs here; the contract of all is in
+`test_session_contract.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 import limner
 from limner import phantoms
-from limner.adapters.protocols import BatchModel, ModelCard, Question, Segmentation, View
+from limner.adapters.protocols import ModelCard, Question, Segmentation
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
 from limner.prompts.types import Prompt
 from limner.sessions.answers.answer_cache import AnswerCache
 from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_to_json
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kind of session with prompts that fit it."""
-
-    image: limner.Image
-    truth: np.ndarray
-    click: Prompt
-    other: Prompt
-    box: Prompt
-    frame: int | None
-
-
-def _image_case() -> Case:
-    phantom = phantoms.image(3, (96, 80))
-    return Case(
-        phantom.image,
-        phantom.truth,
-        limner.Click((48, 40)),
-        limner.Click((5, 5), positive=False),
-        limner.Box((30, 20), (60, 60)),
-        None,
-    )
-
-
-def _volume_case() -> Case:
-    phantom = phantoms.volume(3, (20, 48, 40))
-    return Case(
-        phantom.image,
-        phantom.truth,
-        limner.Click((10, 24, 20)),
-        limner.Click((2, 3, 4), positive=False),
-        limner.Box((5, 10, 8), (15, 30, 30)),
-        None,
-    )
-
-
-def _video_case() -> Case:
-    phantom = phantoms.sequence(3, (8, 48, 48))
-    return Case(
-        phantom.image,
-        phantom.truth,
-        limner.Click((24, 24)),
-        limner.Click((3, 4), positive=False),
-        limner.Box((10, 10), (36, 36)),
-        2,
-    )
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "image": _image_case,
-    "volume": _volume_case,
-    "video": _video_case,
-}
+from session_makers import CASES, Case, Recalling, Watching, image_case, video_case
 
 
 @pytest.fixture(params=CASES)
@@ -83,254 +30,9 @@ def _session(case: Case, **options: object) -> BaseSession:
     return limner.open_session(case.image, "toy", **options)  # type: ignore[arg-type]
 
 
-class Watching:
-    """The toy model, keeping what it was shown of the round before."""
-
-    def __init__(self) -> None:
-        self._toy = create_model("toy")
-        self.card = self._toy.card
-        self.seen: list[np.ndarray | None] = []
-
-    def embed(self, view: View) -> object:
-        return self._toy.embed(view)
-
-    def segment(
-        self, embedding: object, prompts: object, previous: np.ndarray | None = None
-    ) -> Segmentation:
-        self.seen.append(previous)
-        return self._toy.segment(embedding, prompts, previous)  # type: ignore[arg-type]
-
-
-class Recalling:
-    """The toy model, asked in batches; it remembers how often it was asked, and says it by its
-    score, so that a memory that is lost or of another object shows.
-    """
-
-    def __init__(self, kinds: frozenset[str] | None = None) -> None:
-        self._toy = create_model("toy")
-        card = self._toy.card
-        self.card = ModelCard(**{**card.__dict__, "prompts": kinds or card.prompts, "zoom": False})
-        self.embedded = 0
-        self.batches: list[list[Question]] = []
-
-    def embed(self, view: View) -> object:
-        self.embedded += 1
-        return self._toy.embed(view)
-
-    def segment(
-        self, embedding: object, prompts: Sequence[Prompt], previous: np.ndarray | None = None
-    ) -> Segmentation:
-        raise AssertionError("a model that answers in batches is asked so")
-
-    def segment_batch(self, embedding: object, questions: Sequence[Question]) -> list[Segmentation]:
-        self.batches.append(list(questions))
-        return [self._one(embedding, q) for q in questions]
-
-    def _one(self, embedding: object, question: Question) -> Segmentation:
-        found = self._toy.segment(embedding, question.prompts, question.previous)  # type: ignore[arg-type]
-        times = np.ones(1) if question.memory is None else question.memory[0] + 1
-        return Segmentation(found.logits, float(times[0]) / 100, (times, np.zeros(1000)))
-
-
-def test_a_session_answers_the_verbs_of_the_protocol(case: Case) -> None:
-    with _session(case) as session:
-        assert isinstance(session, limner.Session)
-
-
-def test_a_click_is_answered_with_mask_logits_score_and_box(case: Case) -> None:
-    shape = case.image.geometry.shape if case.frame is None else case.image.geometry.shape[1:]
-    with _session(case) as session:
-        session.add(case.click, frame=case.frame)
-        prediction = session.predict(frame=case.frame)
-        assert prediction.mask.shape == shape
-        assert prediction.mask.dtype == np.bool_
-        assert prediction.logits.dtype == np.float32
-        assert np.array_equal(prediction.logits > 0, prediction.mask)
-        assert 0 <= prediction.score <= 1
-        assert prediction.mask[tuple(int(x) for x in case.click.at)]
-        inside = np.argwhere(prediction.mask)
-        assert prediction.box is not None
-        assert tuple(inside.min(axis=0)) == prediction.box.low
-        assert tuple(inside.max(axis=0) + 1) == prediction.box.high
-
-
-def test_box_is_what_changed_since_the_last_prediction(case: Case) -> None:
-    with _session(case) as session:
-        session.add(case.box, frame=case.frame)
-        first = session.predict(frame=case.frame)
-        assert session.predict(frame=case.frame).box is None
-        session.add(case.other, frame=case.frame)
-        session.add(case.click, frame=case.frame)
-        second = session.predict(frame=case.frame)
-        differs = np.argwhere(first.mask != second.mask)
-        if len(differs):
-            assert tuple(differs.min(axis=0)) == second.box.low
-            assert tuple(differs.max(axis=0) + 1) == second.box.high
-        else:
-            assert second.box is None
-
-
-def test_undo_and_redo_bring_back_exactly_what_was(case: Case) -> None:
-    with _session(case) as session:
-        session.add(case.click, frame=case.frame)
-        first = session.predict(frame=case.frame)
-        session.add(case.other, frame=case.frame)
-        second = session.predict(frame=case.frame)
-        session.undo()
-        assert session.prompts == (case.click,)
-        assert np.array_equal(session.predict(frame=case.frame).logits, first.logits)
-        session.redo()
-        assert session.prompts == (case.click, case.other)
-        assert np.array_equal(session.predict(frame=case.frame).logits, second.logits)
-
-
-def test_undo_is_unlimited_per_object_and_per_session(case: Case) -> None:
-    with _session(case) as session:
-        for _ in range(5):
-            session.add(case.click, object_id=1, frame=case.frame)
-            session.add(case.box, object_id=2, frame=case.frame)
-        session.undo(object_id=1)
-        assert [e.object_id for e in session.entries].count(1) == 4
-        assert [e.object_id for e in session.entries].count(2) == 5
-        for _ in range(9):
-            session.undo()
-        assert session.prompts == ()
-        with pytest.raises(SessionError, match="nothing to undo"):
-            session.undo()
-        for _ in range(10):
-            session.redo()
-        assert len(session.prompts) == 10
-        with pytest.raises(SessionError, match="nothing to redo"):
-            session.redo()
-
-
-def test_reset_can_be_undone(case: Case) -> None:
-    with _session(case) as session:
-        session.add(case.click, object_id=1, frame=case.frame)
-        session.add(case.box, object_id=7, frame=case.frame)
-        session.reset(object_id=7)
-        assert session.object_ids == (1,)
-        session.reset()
-        assert session.object_ids == ()
-        assert not session.labels.any()
-        session.undo()
-        session.undo()
-        assert session.object_ids == (1, 7)
-
-
-def test_several_objects_share_one_label_map_and_overlaps_are_kept(case: Case) -> None:
-    with _session(case) as session:
-        session.add(case.box, object_id=2, frame=case.frame)
-        session.add(case.box, object_id=5, frame=case.frame)
-        session.name(5, "lesion")
-        masks = {i: session.predict(object_id=i, frame=case.frame).mask for i in (2, 5)}
-        found = session.export()
-        assert found.num_overlapping() == int((masks[2] & masks[5]).sum()) > 0
-        assert found.names == {5: "lesion"}
-        labels = session.labels
-        assert labels.shape == case.image.geometry.shape
-        assert set(np.unique(labels)) == {0, 5}  # the higher id wins
-        assert labels.source.mask(2).sum() == masks[2].sum()
-
-
-def test_labels_are_read_only_so_that_an_edit_is_never_lost_silently(case: Case) -> None:
-    with _session(case) as session:
-        session.add(case.box, frame=case.frame)
-        labels = session.labels
-        with pytest.raises(ValueError, match="read-only"):
-            labels[...] = 0
-        assert (labels * 2).source is None
-
-
-def test_wrong_prompts_are_refused_and_leave_no_trace(case: Case) -> None:
-    outside = limner.Click(tuple(10_000.0 for _ in case.click.at))
-    with _session(case) as session:
-        with pytest.raises(PromptError, match="outside"):
-            session.add(outside, frame=case.frame)
-        with pytest.raises(PromptError, match="understands"):
-            session.add(limner.Example(np.zeros((4, 4)), np.ones((4, 4))), frame=case.frame)
-        with pytest.raises(ValueError, match="object id"):
-            session.add(case.click, object_id=0, frame=case.frame)
-        assert session.prompts == ()
-        assert not session.can_undo
-
-
-def test_unknown_objects_and_empty_conversations_are_errors(case: Case) -> None:
-    with _session(case) as session:
-        with pytest.raises(SessionError, match="no prompts"):
-            session.predict(object_id=4, frame=case.frame)
-        with pytest.raises(SessionError, match="no object 9"):
-            session.undo(object_id=9)
-        session.add(case.click, frame=case.frame)
-        with pytest.raises(SessionError, match="no object 9"):
-            session.reset(object_id=9)
-
-
-def test_a_closed_session_says_so(case: Case) -> None:
-    session = _session(case)
-    session.close()
-    with pytest.raises(SessionError, match="closed"):
-        session.add(case.click, frame=case.frame)
-    with pytest.raises(SessionError, match="closed"):
-        session.predict(frame=case.frame)
-    with pytest.raises(SessionError, match="closed"):
-        _ = session.labels
-
-
-def test_a_failing_model_leaves_the_conversation_as_it_was(case: Case) -> None:
-    toy = create_model("toy")
-
-    class Failing:
-        card = toy.card
-        fail = True
-
-        def embed(self, view: View) -> object:
-            return toy.embed(view)
-
-        def segment(self, *arguments: object) -> Segmentation:
-            if self.fail:
-                raise RuntimeError("out of order")
-            return toy.segment(*arguments)  # type: ignore[arg-type]
-
-    model = Failing()
-    with limner.open_session(case.image, model) as session:
-        session.add(case.click, frame=case.frame)
-        with pytest.raises(RuntimeError):
-            session.predict(frame=case.frame)
-        model.fail = False
-        assert session.predict(frame=case.frame).mask.any()
-        assert session.prompts == (case.click,)
-
-
-def test_nothing_is_run_twice(case: Case) -> None:
-    toy = create_model("toy")
-    calls = []
-
-    class Counting:
-        card = toy.card
-
-        def embed(self, view: View) -> object:
-            calls.append("embed")
-            return toy.embed(view)
-
-        def segment(self, *arguments: object) -> Segmentation:
-            calls.append("segment")
-            return toy.segment(*arguments)  # type: ignore[arg-type]
-
-    with limner.open_session(case.image, Counting(), zoom=False) as session:
-        session.add(case.click, frame=case.frame)
-        session.predict(frame=case.frame)
-        session.predict(frame=case.frame)
-        session.add(case.other, frame=case.frame)
-        session.undo()
-        session.predict(frame=case.frame)
-        _ = session.labels
-        assert calls == ["embed", "segment"]
-
-
 def test_the_previous_logits_are_those_of_the_last_answered_round() -> None:
     model = Watching()
-    case = _image_case()
+    case = image_case()
     with limner.open_session(case.image, model, zoom=False) as session:
         session.add(case.click)
         session.add(case.other)
@@ -340,12 +42,6 @@ def test_the_previous_logits_are_those_of_the_last_answered_round() -> None:
     assert len(model.seen) == 2
     assert model.seen[0] is None
     assert np.array_equal(model.seen[1], first.logits)
-
-
-def test_the_default_model_works_on_every_kind(case: Case) -> None:
-    with limner.open_session(case.image) as session:
-        session.add(case.box, frame=case.frame)
-        assert session.predict(frame=case.frame).mask.any()
 
 
 def test_zoom_finds_the_same_small_object_in_a_large_picture() -> None:
@@ -462,45 +158,6 @@ def test_3d_only_models_get_slice_prompts_lifted() -> None:
         limner.open_session(picture, Solid())
 
 
-@pytest.mark.parametrize("kind", ["volume", "video"])
-def test_propagation_writes_each_frame_once_and_keeps_annotated_ones(kind: str) -> None:
-    phantom = phantoms.sequence(4, (10, 48, 48))
-    image = limner.Image(phantom.image.array, phantom.image.geometry, kind=kind)  # type: ignore[arg-type]
-    target = phantom.truth == 1
-    with limner.open_session(image, "toy") as session:
-        for frame in (2, 7):
-            session.add(limner.MaskPrompt(target[frame]), frame=frame)
-        kept = {k: session.predict(frame=k).mask for k in (2, 7)}
-        frames = [p.frame for p in session.propagate()]
-        assert sorted(frames) == [0, 1, 3, 4, 5, 6, 8, 9]
-        labels = session.labels
-        assert all(np.array_equal(labels[k] > 0, kept[k]) for k in kept)
-        assert all(labels[k].any() for k in range(10))
-        carried = session.export().manifest["objects"]["1"]["propagated_frames"]
-        assert carried == [0, 1, 3, 4, 5, 6, 8, 9]
-        session.undo()  # the whole propagation
-        assert [k for k in range(10) if session.labels[k].any()] == [2, 7]
-        session.redo()
-        assert np.array_equal(session.labels, labels)
-
-
-def test_propagation_obeys_range_and_direction_and_can_be_left() -> None:
-    phantom = phantoms.sequence(4, (10, 48, 48))
-    target = phantom.truth == 1
-    with limner.open_session(phantom.image, "toy") as session:
-        session.add(limner.MaskPrompt(target[4]), frame=4)
-        assert [p.frame for p in session.propagate(direction="forward", stop=7)] == [5, 6]
-        assert [p.frame for p in session.propagate(direction="backward", start=2)] == [3, 2]
-        for prediction in session.propagate():
-            if prediction.frame == 8:
-                break
-        assert [k for k in range(10) if session.labels[k].any()] == [2, 3, 4, 5, 6, 7, 8]
-        with pytest.raises(ValueError, match="Direction"):
-            session.propagate(direction="up")
-        with pytest.raises(ValueError, match="range"):
-            session.propagate(start=9, stop=3)
-
-
 def test_a_carried_mask_that_leaks_is_held_back_and_scored_down() -> None:
     frames = np.full((6, 64, 64), 20, dtype=np.uint8)
     frames[:, 20:40, 20:40] = 200
@@ -516,14 +173,14 @@ def test_a_carried_mask_that_leaks_is_held_back_and_scored_down() -> None:
 
 
 def test_propagation_needs_a_frame_with_prompts_and_other_frames() -> None:
-    with _session(_video_case()) as session, pytest.raises(SessionError, match="prompts"):
+    with _session(video_case()) as session, pytest.raises(SessionError, match="prompts"):
         session.propagate()
-    with _session(_image_case()) as session, pytest.raises(SessionError, match="no other frames"):
+    with _session(image_case()) as session, pytest.raises(SessionError, match="no other frames"):
         session.propagate()
 
 
 def test_a_prompt_in_the_middle_of_a_propagation_ends_it_cleanly() -> None:
-    case = _video_case()
+    case = video_case()
     with _session(case) as session:
         session.add(case.box, frame=2)
         walk = session.propagate()
@@ -584,25 +241,6 @@ def test_what_is_no_image_is_refused(image: object) -> None:
         limner.open_session(image, "toy")
 
 
-def test_what_is_no_model_prompt_or_number_is_refused(case: Case) -> None:
-    with pytest.raises(TypeError, match="A model is"):
-        limner.open_session(case.image, 5)
-    with _session(case) as session:
-        with pytest.raises(TypeError, match="A prompt is one of Click, Box"):
-            session.add((3, 4), frame=case.frame)
-        session.add(case.click, frame=case.frame)
-        for wrong in ("1", 1.0, True, -1):
-            with pytest.raises(ValueError, match="object id"):
-                session.undo(object_id=wrong)
-            with pytest.raises(ValueError, match="object id"):
-                session.predict(object_id=wrong, frame=case.frame)
-        with pytest.raises(PromptError, match="whole number"):
-            session.predict(frame=1.5)
-        with pytest.raises(ValueError, match="name"):
-            session.name(1, 5)
-        assert session.prompts == (case.click,)
-
-
 @pytest.mark.parametrize(
     "shape", [(1, 1), (1, 5000), (5000, 1), (1, 1, 1), (1, 40, 40), (40, 1, 40)]
 )
@@ -619,7 +257,7 @@ def test_thin_and_tiny_images_of_any_type_work(shape: tuple[int, ...], dtype: ty
 
 
 def test_a_3d_prompt_in_one_frame_is_about_that_frame() -> None:
-    case = _video_case()
+    case = video_case()
     said = [
         (limner.Click((2, 24, 25), positive=False), limner.Click((24, 25), positive=False)),
         (limner.Box((2, 10, 11), (3, 30, 31)), limner.Box((10, 11), (30, 31))),
@@ -643,7 +281,7 @@ def test_a_3d_prompt_in_one_frame_is_about_that_frame() -> None:
 
 
 def test_a_propagation_whose_prompts_were_taken_back_says_so() -> None:
-    case = _video_case()
+    case = video_case()
     with _session(case) as session:
         session.add(case.box, frame=2)
         walk = session.propagate()
@@ -663,7 +301,7 @@ def test_a_propagation_whose_prompts_were_taken_back_says_so() -> None:
 
 
 def test_a_propagation_with_nowhere_to_go_leaves_nothing_to_undo() -> None:
-    case = _video_case()
+    case = video_case()
     with _session(case) as session:
         session.add(case.box, frame=7)
         assert list(session.propagate(direction="forward")) == []
@@ -726,50 +364,9 @@ def test_non_finite_intensities_are_refused_or_on_request_harmless(name: str, va
         assert limner.metrics.dice(found, expected) > 0.9
 
 
-def test_the_manifest_says_how_the_mask_was_made(case: Case) -> None:
-    with _session(case, window=(0, 500)) as session:
-        session.add(case.box, object_id=3, frame=case.frame)
-        session.name(3, "lesion")
-        facts = session.export().manifest
-    assert facts["model"]["name"] == "toy"
-    assert facts["image"]["pixel_sha256"] == case.image.pixel_hash()
-    assert facts["objects"]["3"]["name"] == "lesion"
-    assert facts["objects"]["3"]["prompts"][0]["kind"] == "box"
-    assert facts["options"]["window"] == [0, 500]
-    assert "not a medical device" in facts["notice"]
-
-
-def test_a_box_that_reaches_over_the_image_is_taken_with_a_warning(
-    case: Case, caplog: pytest.LogCaptureFixture
-) -> None:
-    wide = limner.Box((0,) * len(case.box.low), tuple(n + 9_000 for n in case.box.high))
-    with _session(case) as session:
-        session.add(case.box, frame=case.frame)
-        assert not caplog.records
-        session.add(wide, frame=case.frame)
-        assert "reaches over the image" in caplog.text
-        assert session.predict(frame=case.frame).mask.any()
-
-
 def _said(session: BaseSession, case: Case, prompt: Prompt, **where: int) -> float:
     session.add(prompt, frame=case.frame, **where)
     return session.predict(frame=case.frame, **where).score
-
-
-def test_a_model_gets_back_what_it_remembered_of_this_object_on_this_view(case: Case) -> None:
-    model = Recalling()
-    assert isinstance(model, BatchModel)
-    with limner.open_session(case.image, model) as session:
-        assert _said(session, case, case.click) == 0.01
-        assert _said(session, case, case.box, object_id=2) == 0.01
-        assert _said(session, case, case.other) == 0.02
-        assert _said(session, case, case.click) == 0.03
-        session.undo()
-        session.undo()
-        assert session.predict(frame=case.frame).score == 0.01
-        assert _said(session, case, case.box) == 0.02
-    assert model.embedded == 1
-    assert all(len(batch) == 1 for batch in model.batches)
 
 
 def test_replaying_the_rounds_brings_the_memory_back(case: Case) -> None:
@@ -797,7 +394,7 @@ def test_a_memory_of_one_view_is_not_shown_on_another() -> None:
 
 
 def test_memories_count_in_the_budget_of_the_answers() -> None:
-    case = _image_case()
+    case = image_case()
     with limner.open_session(case.image, Recalling()) as session:
         session._answers = AnswerCache(budget=20_000)
         for _ in range(12):  # 8,000 bytes of memory each
@@ -814,7 +411,7 @@ def test_a_batch_with_an_answer_missing_is_refused() -> None:
         ) -> list[Segmentation]:
             return super().segment_batch(embedding, questions)[:-1]
 
-    case = _image_case()
+    case = image_case()
     with limner.open_session(case.image, Short()) as session:
         session.add(case.box)
         with pytest.raises(ValueError, match="answered 0 of 1 questions"):
@@ -828,34 +425,6 @@ def _several(session: BaseSession, case: Case) -> None:
     session.predict(object_id=1, frame=case.frame)
     session.add(case.other, object_id=1, frame=case.frame)
     session.add(case.click, object_id=2, frame=case.frame)
-
-
-@pytest.mark.parametrize("model", ["toy", "batch"])
-def test_all_objects_are_answered_as_each_by_itself(case: Case, model: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    models = [Recalling() if model == "batch" else create_model("toy") for _ in range(2)]
-    journals = [tmp_path / "one", tmp_path / "all"]
-    found = []
-    for built, journal in zip(models, journals, strict=True):
-        with limner.open_session(case.image, built, journal=journal) as session:
-            _several(session, case)
-            if journal.name == "all":
-                found.append(session.predict_all())
-                assert [p.box for p in session.predict_all()] == [None] * 3
-            else:
-                found.append(
-                    tuple(session.predict(object_id=i, frame=case.frame) for i in (3, 1, 2))
-                )
-            assert {e.answered for e in session.entries} == {True}
-    for one, questions_at_once in zip(*found, strict=True):
-        assert (one.object_id, one.frame, one.score) == (
-            questions_at_once.object_id,
-            questions_at_once.frame,
-            questions_at_once.score,
-        )
-        assert np.array_equal(one.logits, questions_at_once.logits)
-        assert one.box == questions_at_once.box
-    lines = [journal.read_text().splitlines()[1:] for journal in journals]
-    assert lines[0] == lines[1]
 
 
 def test_many_objects_are_one_question_to_a_model_that_can(case: Case) -> None:
@@ -876,7 +445,7 @@ def test_many_objects_are_one_question_to_a_model_that_can(case: Case) -> None:
 
 
 def test_nothing_said_is_nothing_answered_and_frames_can_be_chosen() -> None:
-    case = _video_case()
+    case = video_case()
     model = Recalling()
     with limner.open_session(case.image, model) as session:
         assert session.predict_all() == ()
@@ -901,7 +470,7 @@ def test_a_batch_is_no_larger_than_memory_allows() -> None:
     assert questions_at_once(model, (400, 4096, 4096), zoom=False) == 1
     assert questions_at_once(model, (64, 64), zoom=True) == 1
     assert questions_at_once(create_model("classical/region"), (64, 64), zoom=False) == 1
-    case = _image_case()
+    case = image_case()
     with limner.open_session(case.image, model) as session:
         for object_id in range(1, MOST_TOGETHER + 4):
             session.add(case.box, object_id=object_id)
@@ -910,7 +479,7 @@ def test_a_batch_is_no_larger_than_memory_allows() -> None:
 
 
 def test_the_journal_says_how_masks_were_propagated() -> None:
-    case = _video_case()
+    case = video_case()
     with _session(case) as session:
         session.add(case.box, frame=1)
         session.add(case.box, frame=4)
@@ -927,3 +496,16 @@ def test_a_journal_from_before_ways_of_propagating_is_read() -> None:
     assert event_from_json({"op": "propagate", "object_ids": [1]}) == Propagated((1,), "carry")
     event = Propagated((1, 2), "interpolate")
     assert event_from_json(event_to_json(event)) == event
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("go_on", "resume_propagation"), ("doubtful", "frames_to_review")]
+)
+def test_old_verbs_still_work_and_say_their_new_name(old: str, new: str) -> None:
+    case = video_case()
+    with limner.open_session(case.image, "toy") as session:
+        session.add(case.box, frame=case.frame)
+        list(session.propagate(stop=5))
+        with pytest.warns(DeprecationWarning, match=f"now Session.{new}"):
+            found = list(getattr(session, old)())
+        assert [p.frame for p in found] == [p.frame for p in getattr(session, new)()]

@@ -13,6 +13,7 @@ Research use only; not a medical device.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from limner._version import __version__ as __version__
@@ -32,15 +33,17 @@ _HOMES = {
     "TextPrompt": "limner.prompts",
     "create_model": "limner.models",
     "everything": "limner.sessions.everything",
-    "finish": "limner.sessions.refine_3d",
+    "list_models": "limner.models",
     "open_session": "limner.sessions",
     "read": "limner.io",
     "read_labels": "limner.io",
+    "refine_3d": "limner.sessions.refine_3d",
     "resume": "limner.sessions",
     "segment_automatically": "limner.pipeline.automatic",
     "write": "limner.io",
 }
 _MODULES = ("metrics", "models")
+_RENAMED = {"finish": "refine_3d"}  # old names work for one release
 
 __all__ = [
     "Box",
@@ -57,12 +60,13 @@ __all__ = [
     "TextPrompt",
     "create_model",
     "everything",
-    "finish",
+    "list_models",
     "metrics",
     "models",
     "open_session",
     "read",
     "read_labels",
+    "refine_3d",
     "resume",
     "segment_automatically",
     "write",
@@ -73,15 +77,23 @@ if TYPE_CHECKING:
     from limner.errors import LimnerError
     from limner.geometry import Geometry
     from limner.io import Image, read, read_labels, write
-    from limner.models import create_model
+    from limner.models import create_model, list_models
     from limner.pipeline.automatic import segment_automatically
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
     from limner.sessions import Prediction, Session, open_session, resume
     from limner.sessions.everything import everything
-    from limner.sessions.refine_3d import finish
+    from limner.sessions.refine_3d import refine_3d
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(
+            f"limner.{name} is now limner.{new}; the old name goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return __getattr__(new)
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _MODULES:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from limner.cli._propagation_report import PropagationReport
     from limner.io.image import Image
     from limner.io.labels import Labels
-    from limner.sessions.base import BaseSession
+    from limner.sessions import Session
 
 
 def check_output(
@@ -93,7 +93,7 @@ def read_through(image: Image) -> None:
 
 
 def finish(
-    session: BaseSession,
+    session: Session,
     output: Path,
     *,
     preview: Path | None,
@@ -123,7 +123,7 @@ def finish(
     if model_3d is None:
         found = session.export()
     else:
-        from limner.sessions.refine_3d import finish as in_3d
+        from limner.sessions.refine_3d import refine_3d as in_3d
 
         found = in_3d(session, model_3d)
     limner.write(output, found, like=session.image, dicom_type=dicom_type)
@@ -144,9 +144,7 @@ def finish(
         _tell(report)
 
 
-def _draw(
-    path: Path, session: BaseSession, labels: Labels, carried: PropagationReport | None
-) -> None:
+def _draw(path: Path, session: Session, labels: Labels, carried: PropagationReport | None) -> None:
     if path.suffix.lower() == ".png":
         from limner.render.overlay import write_preview
 
@@ -169,7 +167,7 @@ def _draw(
         write_timeline_film(path, session.image, labels, story, window=window, progress=tell)
 
 
-def predict_all(session: BaseSession, carried: PropagationReport | None = None) -> dict[int, float]:
+def predict_all(session: Session, carried: PropagationReport | None = None) -> dict[int, float]:
     """Answer every object wherever it has prompts; the lowest score per object."""
     scores: dict[int, float] = {}
     for found in session.predict_all():
@@ -179,7 +177,7 @@ def predict_all(session: BaseSession, carried: PropagationReport | None = None) 
     return scores
 
 
-def summary(session: BaseSession, labels: Labels, scores: dict[int, float]) -> dict[str, Any]:
+def summary(session: Session, labels: Labels, scores: dict[int, float]) -> dict[str, Any]:
     """What was found, as JSON values: pixels, area or volume, score per object."""
     geometry = session.image.geometry
     objects = []
@@ -200,7 +198,7 @@ def summary(session: BaseSession, labels: Labels, scores: dict[int, float]) -> d
         "image": None if session.image.path is None else str(session.image.path),
         "kind": session.image.kind,
         "shape": list(geometry.shape),
-        "model": session.model.card.name,
+        "model": session.card.name,
         "objects": objects,
         "overlapping_pixels": labels.num_overlapping(),
         "notice": "Research use only; not a medical device.",

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from limner.render.film import FrameTimeline
-    from limner.sessions.answers.prediction import Prediction
-    from limner.sessions.base import BaseSession
-    from limner.sessions.history.events import Requested
+    from limner.sessions import Prediction, PropagationRequest, Session
 
 LOOK_AT = 5  # frames that are named
 
@@ -99,36 +97,36 @@ class PropagationReport:
         elif found.frame not in self._run:
             self._known.add(found.frame)
 
-    def timeline(self, session: BaseSession) -> FrameTimeline:
+    def timeline(self, session: Session) -> FrameTimeline:
         """What the film tells of it."""
         scores: dict[int, float] = {}
         for (frame, _), row in self.rows.items():
             if not row.annotated:
                 scores[frame] = min(row.score, scores.get(frame, 1.0))
-        doubtful = frozenset(frame for frame, *_ in session.doubtful(LOOK_AT))
+        doubtful = frozenset(frame for frame, *_ in session.frames_to_review(LOOK_AT))
         return replace(
             session_timeline(session), scores=scores, to_review=doubtful, frames=self.asked
         )
 
-    def write(self, path: Path, session: BaseSession) -> None:
+    def write(self, path: Path, session: Session) -> None:
         """Write ``--scores``."""
         from limner.atomic import atomic_bytes
 
         atomic_bytes(path, json.dumps(self.report(session), indent=1).encode())
 
-    def report(self, session: BaseSession) -> dict[str, Any]:
+    def report(self, session: Session) -> dict[str, Any]:
         """All frames and objects as JSON values, and the frames to look at first."""
         image = session.image
         pixel = image.geometry.slice_at(0).voxel_volume if image.geometry.has_spacing else None
         return {
             "image": None if image.path is None else str(image.path),
             "kind": image.kind,
-            "model": session.model.card.name,
-            "propagator": None if session.propagator is None else session.propagator.card.name,
+            "model": session.card.name,
+            "propagator": None if session.propagator_card is None else session.propagator_card.name,
             "names": {str(i): name for i, name in session.names.items()},
             "look_at": [
                 {"frame": frame, "object": object_id, "score": round(score, 4)}
-                for frame, score, object_id in session.doubtful(LOOK_AT)
+                for frame, score, object_id in session.frames_to_review(LOOK_AT)
             ],
             "damaged": {str(k): reason for k, reason in sorted(image.damaged.items())},
             "frames": [
@@ -138,7 +136,7 @@ class PropagationReport:
         }
 
 
-def expected(session: BaseSession, asked: Requested) -> int:
+def expected(session: Session, asked: PropagationRequest) -> int:
     """How many frames something will be carried to."""
     last = session.image.geometry.shape[0]
     frames = range(asked.start or 0, last if asked.stop is None else asked.stop)
@@ -155,7 +153,7 @@ def expected(session: BaseSession, asked: Requested) -> int:
     return len(count)
 
 
-def session_timeline(session: BaseSession) -> FrameTimeline:
+def session_timeline(session: Session) -> FrameTimeline:
     """A film's story from what was said in a session."""
     from limner.render.film import FrameTimeline
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions.base import BaseSession
+    from limner.sessions import Session
 
 
 _PLURALS = {"box": "boxes", "click": "clicks"}
@@ -76,7 +76,7 @@ def _run(case: Case, output: Path, model: str | None) -> tuple[Path, list[str]]:
 
     image = case.image()
     with limner.open_session(image, model or case.model, window=case.window) as session:
-        lines = [f"{case.title} ({session.model.card.name})"]
+        lines = [f"{case.title} ({session.card.name})"]
         for object_id, (name, prompts) in enumerate(case.prompts.items(), start=1):
             began = time.perf_counter()
             for prompt in prompts:
@@ -108,7 +108,7 @@ def _line(name: str, said: str, size: str, dice: str, seconds: str) -> str:
 
 
 def _row(
-    case: Case, session: BaseSession, object_id: int, name: str, seconds: float
+    case: Case, session: Session, object_id: int, name: str, seconds: float
 ) -> tuple[str, ...]:
     import limner
 

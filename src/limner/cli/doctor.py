@@ -95,6 +95,6 @@ def _runtime() -> dict[str, str]:
 
 
 def _num_models() -> int:
-    from limner.models import cards
+    from limner.models import list_models
 
-    return len(cards())
+    return len(list_models())

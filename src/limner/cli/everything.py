@@ -91,7 +91,7 @@ def everything(
             "most": most,
         }
         given = {key: value for key, value in chosen.items() if value is not None}
-        settings = mode.Settings.of(session.model, **given)
+        settings = mode.Settings.of(session.card, **given)
         with bar("asking") as tell:
             found = mode.proposed(session, settings, frame=slice_, progress=tell)
         facts = mode.manifest_of(session, found, settings, slice_)
@@ -101,7 +101,7 @@ def everything(
     seconds = time.perf_counter() - began
     report = {
         "image": str(image),
-        "model": session.model.card.name,
+        "model": session.card.name,
         "masks": [{"id": k, **p.to_json()} for k, p in enumerate(found, start=1)],
         "output": str(output),
         "seconds": round(seconds, 3),
@@ -111,7 +111,7 @@ def everything(
         print(json.dumps(report, indent=2))
         return
     print(
-        f"{session.model.card.name}: {len(found)} masks → {output} in {seconds:.1f} s "
+        f"{session.card.name}: {len(found)} masks → {output} in {seconds:.1f} s "
         f"({len(found) / seconds:.1f} a second; research use only, not a medical device)"
     )
 

@@ -77,7 +77,7 @@ def _describe_other(path: Path, like: Path | None) -> dict[str, Any] | None:
 
 
 def _describe_journal(path: Path) -> dict[str, Any]:
-    from limner.sessions.history.journal import read_journal
+    from limner.sessions import read_journal
 
     header, events = read_journal(path)
     return {

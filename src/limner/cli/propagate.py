@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from limner.cli.segment import CommandPrompts
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions.answers.prediction import Prediction
-    from limner.sessions.base import BaseSession
+    from limner.sessions import Prediction, Session
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +110,7 @@ def propagate(
     from limner.cli.segment import CommandPrompts, add_prompts, warn_of_differences
     from limner.io.reoriented import Reoriented
     from limner.models import default_model
-    from limner.sessions.history.events import Requested
+    from limner.sessions import PropagationRequest
 
     began = time.perf_counter()
     stored = limner.read(image, series=series, channel=channel, strict=not lenient)
@@ -156,7 +155,7 @@ def propagate(
         add_prompts(session, entries, file.names, name or ())
         warn_of_differences(session, file, prompts)
         walk = session.propagate(start=start, stop=stop, direction=direction, how=how)
-        asked = Requested(start, stop, direction, None, how)
+        asked = PropagationRequest(start, stop, direction, None, how)
         stopped = _carry(walk, carried, expected(session, asked))
         if stopped is not None and not partial:
             raise _kept(stopped, journal, carried)
@@ -318,11 +317,11 @@ def _kept(
     return FormatError(f"{stopped} {text}.")
 
 
-def _tell(session: BaseSession, carried: PropagationReport) -> None:
+def _tell(session: Session, carried: PropagationReport) -> None:
     """How far it went, and where to look."""
     image = session.image
     text = f"carried to {carried.num_frames} {'slices' if image.kind == 'volume' else 'frames'}"
-    doubtful = session.doubtful(_LEAST_SURE)
+    doubtful = session.frames_to_review(_LEAST_SURE)
     if doubtful:
         text += "; least sure: " + ", ".join(f"{d.frame} ({d.score:.2f})" for d in doubtful)
     print(text, file=sys.stderr)

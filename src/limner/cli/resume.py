@@ -15,7 +15,7 @@ from limner.errors import PromptError
 
 if TYPE_CHECKING:
     from limner.cli.segment import CommandPrompts
-    from limner.sessions.base import BaseSession
+    from limner.sessions import Session
 
 _LEAST_SURE = 3  # frames that are named
 
@@ -78,29 +78,26 @@ def resume(
 
 
 def _add(
-    session: BaseSession, said: CommandPrompts, frame: int | None, object_id: int, axis: int
+    session: Session, said: CommandPrompts, frame: int | None, object_id: int, axis: int
 ) -> None:
     """Add all new prompts, or none where one is refused: a journal forgets nothing."""
-    import limner
     from limner.cli.segment import collect_prompts
 
     if len(said.boxes) > 1:
         raise PromptError("--object is one object, so give one --box; more in further calls.")
     entries = collect_prompts(said, session.image, frame, object_id=object_id, axis=axis)
-    with limner.open_session(session.image, session.model) as rehearsal:
-        for talk in (rehearsal, session):
-            for e in entries:
-                talk.add(e.prompt, object_id=e.object_id, frame=e.frame, axis=e.axis)
+    for change in (session.check_prompt, session.add):
+        for e in entries:
+            change(e.prompt, object_id=e.object_id, frame=e.frame, axis=e.axis)
 
 
-def _go_on(session: BaseSession, journal: Path) -> None:
+def _go_on(session: Session, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
     from limner.cli._propagation_report import PropagationReport, expected
-    from limner.sessions.propagation.slice_session import PlanesSession
 
     what = "slices" if session.image.kind == "volume" else "frames"
-    asked = session.requested if isinstance(session, PlanesSession) else None
-    walk, carried = session.go_on(), PropagationReport(range(session.image.geometry.shape[0]))
+    asked = session.requested
+    walk, carried = session.resume_propagation(), PropagationReport(range(session.num_frames))
     try:
         carried.collect(walk, "going on", 0 if asked is None else expected(session, asked))
     except KeyboardInterrupt:
@@ -112,26 +109,26 @@ def _go_on(session: BaseSession, journal: Path) -> None:
         raise
     count = carried.num_run
     text = f"carried to {count} more {what}" if count else "nothing was missing"
-    worst = ", ".join(f"{d.frame} ({d.score:.2f})" for d in session.doubtful(_LEAST_SURE))
+    worst = ", ".join(f"{d.frame} ({d.score:.2f})" for d in session.frames_to_review(_LEAST_SURE))
     print(text + (f"; least sure: {worst}" if worst else ""), file=sys.stderr)
 
 
-def _list(session: BaseSession, *, as_json: bool) -> None:
+def _list(session: Session, *, as_json: bool) -> None:
     from limner.prompts import to_json
 
     said = [{"object": e.object_id, "frame": e.frame, **to_json(e.prompt)} for e in session.entries]
     if as_json:
         facts = {
             "image": None if session.image.path is None else str(session.image.path),
-            "model": session.model.card.name,
-            "names": session.names,
+            "model": session.card.name,
+            "names": dict(session.names),
             "can_undo": session.can_undo,
             "can_redo": session.can_redo,
             "prompts": said,
         }
         print(json.dumps(facts, indent=2))
         return
-    print(f"{session.image.path} with {session.model.card.name}: {len(said)} prompts")
+    print(f"{session.image.path} with {session.card.name}: {len(said)} prompts")
     for line in said:
         where = "" if line["frame"] is None else f" on {line['frame']}"
         kind, number = line["kind"], line["object"]

@@ -18,7 +18,7 @@ from limner.errors import PromptError
 if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.prompts.types import Prompt
-    from limner.sessions.base import BaseSession
+    from limner.sessions import Session
 
 
 _log = logging.getLogger(__name__)
@@ -147,19 +147,19 @@ def segment(
         )
 
 
-def warn_of_differences(session: BaseSession, file: options.PromptFile, path: Path | None) -> None:
+def warn_of_differences(session: Session, file: options.PromptFile, path: Path | None) -> None:
     """Warn where a manifest is repeated on another image or with other weights."""
     if file.pixel_sha256 not in (None, session.image.pixel_hash()):
         _log.warning(
             "%s was made on another image than %s: the pixels differ.", path, session.image.path
         )
-    card = session.model.card
+    card = session.card
     if card.name == file.model and card.weights_sha256 != file.weights_sha256:
         _log.warning("%s was made with other weights of %s.", path, card.name)
 
 
 def add_prompts(
-    session: BaseSession,
+    session: Session,
     entries: Sequence[options.Placed],
     names: Mapping[int, str],
     in_order: Sequence[str],
@@ -189,8 +189,7 @@ def add_prompts(
         for object_id, label in chosen.items():
             session.name(object_id, label)
     except BaseException:
-        if session.journal is not None:
-            session.journal.discard()
+        session.discard()
         raise
 
 

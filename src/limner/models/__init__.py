@@ -1,8 +1,7 @@
 """Models by name: one file per family, one ``VARIANTS`` table in each; the file name is the
 registry.
 
-The module can be called: ``limner.models()`` is the tuple of all cards. (`limner.models` is both
-this package and a public verb, so the package itself has to answer the call.)
+The module can still be called: ``limner.models()`` is the old name of `limner.list_models`.
 """
 
 from __future__ import annotations
@@ -64,13 +63,13 @@ __all__ = [
     "TrackerModel",
     "Variant",
     "View",
-    "cards",
     "create_model",
     "create_promptable",
     "default_model",
     "how_to_get",
     "kept_weights",
     "list_families",
+    "list_models",
     "variant",
     "variants",
 ]
@@ -103,7 +102,7 @@ def list_families() -> tuple[str, ...]:
     return tuple(sorted(n for n in names if not n.startswith("_")))
 
 
-def cards() -> tuple[ModelCard, ...]:
+def list_models() -> tuple[ModelCard, ...]:
     """The cards of all models, by family and variant."""
     return tuple(chosen.card for chosen in variants())
 
@@ -230,7 +229,12 @@ def _variants(family: str) -> dict[str, Variant]:
 
 class _CallableModule(ModuleType):
     def __call__(self) -> tuple[ModelCard, ...]:
-        return cards()
+        warnings.warn(
+            "limner.models() is now limner.list_models(); the old name goes with the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return list_models()
 
     def __getattr__(self, name: str) -> Any:
         if name in _RENAMED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
-from limner.models import CheckingModel, PromptableModel, cards
+from limner.models import CheckingModel, ModelCard, PromptableModel, list_models
 from limner.prompts.convert import reaches_over
 from limner.prompts.types import KINDS, Prompt
 from limner.sessions.answers.answer import Answer
@@ -31,6 +32,7 @@ from limner.sessions.history.events import (
     Event,
     Named,
     Predicted,
+    PropagationRequest,
     Redone,
     Undone,
     event_to_json,
@@ -71,6 +73,21 @@ class BaseSession:
         self._shown = LastMasks()
         self._closed = False
 
+    @property
+    def card(self) -> ModelCard:
+        """The facts of the model that answers prompts."""
+        return self.model.card
+
+    @property
+    def propagator_card(self) -> ModelCard | None:
+        """The facts of the model that carries masks; None: the same model does."""
+        return None if self.propagator is None else self.propagator.card
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames or slices; 1 for a 2D image."""
+        return 1
+
     # -- the conversation ---------------------------------------------------------------------
 
     def add(
@@ -89,16 +106,32 @@ class BaseSession:
             PromptError: the model does not understand it, or it does not fit the image.
             SessionError: the session is closed, or its journal cannot be written.
         """
+        event = self._placed_as(prompt, object_id, frame, axis)
+        whole = self.image.geometry.shape
+        shape = whole if event.frame is None else whole[1:]
+        if reaches_over(event.prompt, shape):
+            _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
+        self._record(event)
+        return prompt
+
+    def check_prompt(
+        self, prompt: Prompt, *, object_id: int = 1, frame: int | None = None, axis: int = 0
+    ) -> None:
+        """Refuse what `add` would refuse, and change nothing.
+
+        Raises:
+            PromptError: the model does not understand it, or it does not fit the image.
+        """
+        self._placed_as(prompt, object_id, frame, axis)
+
+    def _placed_as(self, prompt: Prompt, object_id: int, frame: int | None, axis: int) -> Added:
+        """The event of adding a prompt, checked."""
         self._check_kind(prompt)
         object_id = check_object_id(object_id)
         frame = None if frame is None else check_frame(frame)
         lifted = (self._lifted(prompt, frame, axis), None) if axis != 0 else (prompt, frame)
         placed, where = self._placed(*lifted)
-        shape = self.image.geometry.shape if where is None else self.image.geometry.shape[1:]
-        if reaches_over(placed, shape):
-            _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
-        self._record(Added(placed, object_id, where))
-        return prompt
+        return Added(placed, object_id, where)
 
     def name(self, object_id: int, name: str) -> None:
         """Name an object, such as ``"liver"``; exports carry the name."""
@@ -220,13 +253,30 @@ class BaseSession:
         """Carry masks to other frames or slices; only videos and volumes have any."""
         raise SessionError("A 2D image has no other frames to propagate to.")
 
-    def go_on(self) -> Iterator[Prediction]:
-        """Go on with the propagation asked for last; only videos and volumes have any."""
+    def resume_propagation(self) -> Iterator[Prediction]:
+        """Repeat the last call of `propagate`; only videos and volumes have any."""
         return self.propagate()
 
-    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
-        """The propagated frames that most need a look: none; see `PlanesSession.doubtful`."""
+    @property
+    def requested(self) -> PropagationRequest | None:
+        """The arguments of the last call of `propagate`; None before the first one."""
+        return self._log.requested
+
+    def frames_to_review(
+        self, count: int = 5, *, object_id: int | None = None
+    ) -> tuple[ReviewFrame, ...]:
+        """The propagated frames that most need a look, the worst first; none in a 2D image."""
         return ()
+
+    def go_on(self) -> Iterator[Prediction]:
+        """Old name of `resume_propagation`."""
+        _warn_renamed("go_on", "resume_propagation")
+        return self.resume_propagation()
+
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
+        """Old name of `frames_to_review`."""
+        _warn_renamed("doubtful", "frames_to_review")
+        return self.frames_to_review(count, object_id=object_id)
 
     @property
     def labels(self) -> LabelArray:
@@ -248,7 +298,7 @@ class BaseSession:
             self.entries,
             self.names,
             {i: self._log.ways(i) for i in self.object_ids},
-            propagator=None if self.propagator is None else self.propagator.card,
+            propagator=self.propagator_card,
         )
         return Labels(
             self.image.geometry,
@@ -259,6 +309,12 @@ class BaseSession:
         )
 
     # -- end ----------------------------------------------------------------------------------
+
+    def discard(self) -> None:
+        """Close a session that is not worth keeping, and remove its journal."""
+        if self.journal is not None:
+            self.journal.discard()
+        self.close()
 
     def close(self) -> None:
         """Release memory and the journal; the journal stays on disk for `limner.resume`."""
@@ -387,7 +443,7 @@ class BaseSession:
             raise TypeError(f"A prompt is one of {names}, not {prompt!r}.")
         card = self.model.card
         if prompt.kind not in card.prompts:
-            others = [c.name for c in cards() if prompt.kind in c.prompts]
+            others = [c.name for c in list_models() if prompt.kind in c.prompts]
             raise PromptError(
                 f"{card.name} understands {', '.join(sorted(card.prompts))}, not {prompt.kind}. "
                 + (f"Models that do: {', '.join(others)}." if others else "No model here does.")
@@ -398,3 +454,11 @@ class BaseSession:
 
 def _any_object(object_id: int | None) -> int | None:
     return None if object_id is None else check_object_id(object_id)
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"Session.{old}() is now Session.{new}(); the old name goes with the next release.",
+        DeprecationWarning,
+        stacklevel=3,
+    )

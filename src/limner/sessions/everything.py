@@ -20,7 +20,14 @@ from numpy.typing import ArrayLike, NDArray
 from limner.adapters.axes import Bounds
 from limner.errors import PromptError, SessionError
 from limner.io.image import Image
-from limner.models import PromptableModel, ProposingModel, Question, cards, default_model
+from limner.models import (
+    ModelCard,
+    PromptableModel,
+    ProposingModel,
+    Question,
+    default_model,
+    list_models,
+)
 from limner.prompts.types import Click
 from limner.sessions.answers.answer import Query
 from limner.sessions.answers.image_view import ImageView
@@ -37,6 +44,7 @@ from limner.sessions.history.ids import check_frame
 from limner.sessions.history.manifest import header
 from limner.sessions.open import as_image, open_session
 from limner.sessions.proposal import Candidate, Proposal, distinct, runs_of
+from limner.sessions.protocol import Session
 
 Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
 
@@ -98,7 +106,7 @@ class Settings:
             raise ValueError(f"most is 1 or more, or None for all, not {self.most}.")
 
     @classmethod
-    def of(cls, model: PromptableModel, **chosen: Any) -> Settings:
+    def of(cls, card: ModelCard, **chosen: Any) -> Settings:
         """The defaults for a model, and what is chosen otherwise.
 
         A model that predicts the quality of its answers on any view (`ModelCard.predicts_quality`)
@@ -107,7 +115,7 @@ class Settings:
         round and 0.75 after two.)
         """
         defaults = {"rounds": 2, "least_score": 0.75, "least_stability": 0.8}
-        return cls(**({**defaults, **chosen} if model.card.predicts_quality else chosen))
+        return cls(**({**defaults, **chosen} if card.predicts_quality else chosen))
 
 
 def everything(
@@ -127,7 +135,8 @@ def everything(
     Args:
         image: a picture, or a volume or video and `frame`.
         model: a name or an object; it must understand clicks.
-        settings: where to click, and which answers to keep; default: ``Settings.of(model)``.
+        settings: where to click, and which answers to keep; default: those of the model,
+            ``Settings.of(card)``.
         frame: the slice or frame.
         progress: called now and then with the number of clicks done and of all; where it returns
             False, no more is asked, and what was found so far is screened and returned.
@@ -144,19 +153,21 @@ def everything(
     picture = as_image(image)
     asked = model or default_model(picture.kind, flat=True)
     with open_session(picture, asked, **options) as session:
-        chosen = settings or Settings.of(session.model)
+        chosen = settings or Settings.of(session.card)
         return proposed(session, chosen, frame=frame, progress=progress)
 
 
 def proposed(
-    session: BaseSession,
+    session: Session,
     settings: Settings,
     *,
     frame: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Proposal, ...]:
-    """As `everything`, in a session that is open; its conversation is left alone."""
-    check_model(session.model)
+    """As `everything`, in a session that is open here; its prompts are left alone."""
+    if not isinstance(session, BaseSession):
+        raise TypeError(f"Masks are proposed by a session that runs here, not by {session!r}.")
+    check_model(session.card)
     view = _view(session, frame)
     crops = list(_crops(view.shape, settings))
     total = sum(len(points) for _, _, points in crops)
@@ -171,18 +182,17 @@ def proposed(
     return tuple(c.proposal() for c in kept[: settings.most])
 
 
-def check_model(model: PromptableModel) -> None:
+def check_model(card: ModelCard) -> None:
     """Refuse a model that cannot be asked with clicks on pictures.
 
     Raises:
         PromptError: it does not understand clicks; the message names models that do.
         SessionError: it works on volumes only.
     """
-    card = model.card
     if 2 not in card.ndim:
         raise SessionError(f"{card.name} works on volumes; everything is looked for in pictures.")
     if "click" not in card.prompts:
-        others = [c.name for c in cards() if "click" in c.prompts and 2 in c.ndim]
+        others = [c.name for c in list_models() if "click" in c.prompts and 2 in c.ndim]
         raise PromptError(
             f"{card.name} understands {', '.join(sorted(card.prompts))}, and everything is asked "
             f"for with clicks. Models that take them: {', '.join(others)}."
@@ -230,7 +240,7 @@ def to_coco(
 
 
 def manifest_of(
-    session: BaseSession, proposals: Sequence[Proposal], settings: Settings, frame: int | None
+    session: Session, proposals: Sequence[Proposal], settings: Settings, frame: int | None
 ) -> dict[str, Any]:
     """How the masks were made: image, model, settings, and the facts of each proposal by id.
 
@@ -241,7 +251,7 @@ def manifest_of(
         frame: slice or frame.
     """
     return {
-        **header(session.image, session.model.card, session.options),
+        **header(session.image, session.card, session.options),
         "everything": {**asdict(settings), "frame": frame},
         "proposals": {str(k): p.to_json() for k, p in enumerate(proposals, start=1)},
         "overlap": "where proposals overlap, a label map holds the one with the higher score",

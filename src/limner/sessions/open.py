@@ -20,6 +20,7 @@ from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal
 from limner.sessions.history.log import PromptLog
 from limner.sessions.history.manifest import Options, header
+from limner.sessions.protocol import Session
 
 
 def open_session(
@@ -35,7 +36,7 @@ def open_session(
     keep_embeddings: bool = False,
     propagator: str | PromptableModel | None = None,
     propagator_weights: str | Path | None = None,
-) -> BaseSession:
+) -> Session:
     """Open a session; the kind follows from the image.
 
     Args:
@@ -93,7 +94,7 @@ def resume(
     image: Image | ArrayLike | str | Path | None = None,
     model: PromptableModel | None = None,
     propagator: PromptableModel | None = None,
-) -> BaseSession:
+) -> Session:
     """Continue a session from its journal: prompts, names, undo and redo history as acknowledged.
 
     Args:

@@ -11,13 +11,13 @@ from limner.errors import SessionError
 from limner.io.labels import Labels
 from limner.models import PromptableModel
 from limner.prompts.types import MaskPrompt
-from limner.sessions.base import BaseSession
 from limner.sessions.open import open_session
+from limner.sessions.protocol import Session
 
 Mask = NDArray[np.bool_]
 
 
-def finish(session: BaseSession, model: str | PromptableModel = "limner-3d") -> Labels:
+def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> Labels:
     """The masks of a session on a volume as a model makes them that sees in 3D.
 
     Each object's mask is handed to the model as a mask prompt. Slices that the user annotated stay
@@ -46,7 +46,7 @@ def finish(session: BaseSession, model: str | PromptableModel = "limner-3d") -> 
     masks: dict[int, Mask] = {}
     changed: dict[str, dict[str, int]] = {}
     with open_session(session.image, model, window=session.options.window) as talk:
-        card = talk.model.card
+        card = talk.card
         if 3 not in card.ndim:
             raise SessionError(f"{card.name} does not work in 3D; name a model that does.")
         for object_id in before.ids:
@@ -64,7 +64,7 @@ def finish(session: BaseSession, model: str | PromptableModel = "limner-3d") -> 
     return Labels(before.geometry, masks=masks, names=before.names, manifest=manifest)
 
 
-def _answered(talk: BaseSession, object_id: int, mask: Mask, drawn: set[int]) -> Mask:
+def _answered(talk: Session, object_id: int, mask: Mask, drawn: set[int]) -> Mask:
     talk.add(MaskPrompt(mask), object_id=object_id)
     found = np.array(talk.predict(object_id=object_id).mask)
     for k in drawn:
@@ -79,5 +79,5 @@ def _change(before: Mask, after: Mask) -> dict[str, int]:
     }
 
 
-def _kind(session: BaseSession) -> Any:
+def _kind(session: Session) -> Any:
     return {"image": "picture"}.get(session.image.kind, session.image.kind)

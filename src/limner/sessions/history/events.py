@@ -65,7 +65,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Requested:
+class PropagationRequest:
     """A propagation was asked for, with these arguments of `propagate`. Nothing that undo takes
     back: that is what it wrote.
     """
@@ -110,7 +110,15 @@ class Committed:
 
 
 Event: TypeAlias = (
-    Added | Predicted | Undone | Redone | Cleared | Named | Requested | Propagated | Committed
+    Added
+    | Predicted
+    | Undone
+    | Redone
+    | Cleared
+    | Named
+    | PropagationRequest
+    | Propagated
+    | Committed
 )
 _EVENTS: dict[str, type[Event]] = {
     kind.op: kind
@@ -121,7 +129,7 @@ _EVENTS: dict[str, type[Event]] = {
         Redone,
         Cleared,
         Named,
-        Requested,
+        PropagationRequest,
         Propagated,
         Committed,
     )

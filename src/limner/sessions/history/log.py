@@ -23,8 +23,8 @@ from limner.sessions.history.events import (
     Named,
     Predicted,
     Propagated,
+    PropagationRequest,
     Redone,
-    Requested,
     Runs,
     Undone,
 )
@@ -70,7 +70,7 @@ class PromptLog:
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.names: dict[int, str] = {}
-        self.requested: Requested | None = None  # the propagation asked for last
+        self.requested: PropagationRequest | None = None  # the propagation asked for last
         self.turns: Counter[int] = Counter()  # prompts, undo, redo and reset of an object so far
         self._known: set[int] = set()
         self._done: list[Action] = []
@@ -124,7 +124,7 @@ class PromptLog:
             case Named():
                 self._known.add(event.object_id)
                 self.names[event.object_id] = event.name
-            case Requested():
+            case PropagationRequest():
                 self.requested = event
             case Propagated():
                 if not event.joins:

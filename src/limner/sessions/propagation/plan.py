@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from limner.sessions.history.events import Requested
+from limner.sessions.history.events import PropagationRequest
 from limner.sessions.history.log import CommittedMask
 from limner.sessions.propagation.schedule import FrameSpan
 
@@ -22,7 +22,7 @@ class PropagationRun:
         writing: objects of which a frame has been written.
     """
 
-    request: Requested
+    request: PropagationRequest
     again: bool
     turns: Mapping[int, int]
     writing: set[int] = field(default_factory=set)

@@ -22,7 +22,7 @@ from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.prediction import Prediction
 from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.base import BaseSession, Part
-from limner.sessions.history.events import Requested, Runs
+from limner.sessions.history.events import Runs
 from limner.sessions.history.ids import check_frame, check_object_id
 from limner.sessions.history.log import Action
 from limner.sessions.propagation.plan import PropagationPlan
@@ -47,12 +47,7 @@ class PlanesSession(BaseSession):
         """Number of frames or slices."""
         return self.image.geometry.shape[0]
 
-    @property
-    def requested(self) -> Requested | None:
-        """What `propagate` was asked for last, None before it ever was."""
-        return self._log.requested
-
-    def go_on(self) -> Iterator[Prediction]:
+    def resume_propagation(self) -> Iterator[Prediction]:
         """Go on with the propagation that was asked for last, as after a crash: `propagate` with
         the same arguments, which runs only what is missing.
 
@@ -70,7 +65,9 @@ class PlanesSession(BaseSession):
             how=asked.how,
         )
 
-    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
+    def frames_to_review(
+        self, count: int = 5, *, object_id: int | None = None
+    ) -> tuple[ReviewFrame, ...]:
         """The propagated frames that most need a look, the worst first.
 
         A frame is doubtful where its score is low, or where the mask jumps in area or place against

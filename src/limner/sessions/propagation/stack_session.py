@@ -17,7 +17,7 @@ from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.prediction import Prediction
 from limner.sessions.answers.sparse_logits import SparseLogits
-from limner.sessions.history.events import Committed, Propagated, Requested
+from limner.sessions.history.events import Committed, Propagated, PropagationRequest
 from limner.sessions.history.ids import check_object_id
 from limner.sessions.history.log import CommittedMask
 from limner.sessions.propagation import provenance as basis
@@ -65,7 +65,7 @@ class StackSession(PlanesSession):
         Only what is missing is run. A frame that an earlier propagation wrote, and of which nothing
         that it follows from has changed since, is yielded as it is, before all others of its
         direction. So after leaving the loop, a crash or a correction the same call goes on, and
-        `go_on` repeats the call that was made last.
+        `resume_propagation` repeats the call that was made last.
 
         ``how="carry"``: the answer on one frame becomes the prompt on the next: its mask, or a box
         around it. With several frames with prompts, each carries to the frames nearest to it. An
@@ -105,7 +105,7 @@ class StackSession(PlanesSession):
         sources = {i: self._log.frames(i) for i in objects if self._log.frames(i)}
         self._check_way(how, direction, sources)
         run = PropagationRun(
-            Requested(
+            PropagationRequest(
                 None if start is None else low,
                 None if stop is None else high,
                 direction,
