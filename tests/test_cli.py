@@ -635,7 +635,7 @@ def test_our_own_fault_is_exit_code_1(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("limner.adapters.early_fusion.FusedModel.segment", broken)
+    monkeypatch.setattr("limner.adapters.early_fusion.EarlyFusionModel.segment", broken)
     assert run(["segment", str(picture), "--click", "5,5", "-o", str(tmp_path / "seg.png")]) == 1
     assert "bug of limner" in capsys.readouterr().err
 
@@ -649,7 +649,7 @@ def test_ctrl_c_says_so(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("limner.adapters.early_fusion.FusedModel.segment", interrupted)
+    monkeypatch.setattr("limner.adapters.early_fusion.EarlyFusionModel.segment", interrupted)
     assert run(["segment", str(picture), "--click", "5,5", "-o", str(tmp_path / "seg.png")]) == 130
     assert "interrupted" in capsys.readouterr().err
 

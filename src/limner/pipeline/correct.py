@@ -8,8 +8,7 @@ from typing import Any
 from limner.models import PromptableModel, default_model
 from limner.pipeline.automatic import AutomaticSegmentation
 from limner.prompts.types import MaskPrompt
-from limner.sessions.base import BaseSession
-from limner.sessions.open import open_session
+from limner.sessions import Session, open_session
 
 
 def open_correction(
@@ -18,7 +17,7 @@ def open_correction(
     *,
     journal: str | Path | None = None,
     **options: Any,
-) -> BaseSession:
+) -> Session:
     """Open a session on an automatic result: each label is an object, named as on the model's card,
     whose first prompt is its mask. Clicks then correct it.
 
@@ -36,7 +35,7 @@ def open_correction(
     image = found.image
     chosen = model or default_model(image.kind, flat=image.kind == "video")
     session = open_session(image, chosen, journal=journal, **options)
-    whole = image.geometry.ndim == 2 or (image.kind == "volume" and 3 in session.model.card.ndim)
+    whole = image.geometry.ndim == 2 or (image.kind == "volume" and 3 in session.card.ndim)
     try:
         for facts in found.statistics:
             if not facts.voxels:
@@ -49,8 +48,6 @@ def open_correction(
                     session.add(MaskPrompt(mask[frame]), object_id=facts.id, frame=frame)
             session.name(facts.id, facts.name)
     except BaseException:
-        if session.journal is not None:
-            session.journal.discard()
-        session.close()
+        session.discard()
         raise
     return session
