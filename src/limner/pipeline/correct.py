@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from limner.models import PromptableModel, default_model
 from limner.pipeline.automatic import AutomaticSegmentation
 from limner.prompts.types import MaskPrompt
@@ -44,7 +46,7 @@ def open_correction(
             if whole:
                 session.add(MaskPrompt(mask), object_id=facts.id)
             else:
-                for frame in mask.any(axis=(1, 2)).nonzero()[0].tolist():
+                for frame in np.flatnonzero(mask.any(axis=(1, 2))).tolist():
                     session.add(MaskPrompt(mask[frame]), object_id=facts.id, frame=frame)
             session.name(facts.id, facts.name)
     except BaseException:
