@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.datasets.folders import find_sets, open_picture, spread
-from limner.datasets.objects import Case, cases
+from limner.datasets.folders import find_sets, open_image, pick_evenly
+from limner.datasets.objects import TargetObject, find_objects
 from limner.models import PromptableModel
 from limner.prompts import simulate
 from limner.runtime import Network
@@ -66,7 +66,7 @@ class Watched:
 
 
 def compare(
-    models: dict[str, PromptableModel], image: Any, case: Case, clicks: int, tally: Tally
+    models: dict[str, PromptableModel], image: Any, case: TargetObject, clicks: int, tally: Tally
 ) -> None:
     """Let all models hear one conversation, led by the answers of the model ``exact``."""
     rng = np.random.default_rng(0)
@@ -97,9 +97,9 @@ def tallies(
     for data_set in find_sets(options.data, "test", options.sets or (), dimensions=dimensions):
         tally = Tally()
         watched.gaps = tally.gaps
-        for stem in spread(sorted(data_set.images), options.images):
-            image = open_picture(data_set, stem)
-            for case in cases(data_set, stem, image, most=options.objects):
+        for stem in pick_evenly(sorted(data_set.images), options.images):
+            image = open_image(data_set, stem)
+            for case in find_objects(data_set, stem, image, most=options.objects):
                 compare(models, image, case, options.clicks, tally)
         if tally.to_exact:
             yield data_set.name, tally

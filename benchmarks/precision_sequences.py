@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 import limner
 from limner import runtime
 from limner.adapters.shipped_tracker import EXACT, PARTS, TrackerParts
-from limner.datasets.folders import spread
-from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
+from limner.datasets.folders import pick_evenly
+from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.io.image import Image
 from limner.models import PromptableModel
 from limner.models.limner_seq import CARD, LimnerSeq
@@ -65,9 +65,9 @@ def main() -> None:
     same: dict[str, list[float]] = defaultdict(list)
     right: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for data_set in find_sequences(options.data, "test"):
-        for stem in spread(list(data_set.images), options.images):
+        for stem in pick_evenly(list(data_set.images), options.images):
             image = open_sequence(data_set, stem)
-            for track in tracks(data_set, stem, image, given=1, most=options.objects):
+            for track in find_tracks(data_set, stem, image, given=1, most=options.objects):
                 masks = [carried(m, image, track) for m in (exact, fast)]
                 truth = np.stack([track.on(k) for k in track.scored(track.given(1), MARGIN)])
                 same[data_set.name].append(limner.metrics.dice(*masks))

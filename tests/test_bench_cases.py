@@ -13,14 +13,14 @@ from bench_makers import SIDE, make_root, make_set, picture, write_png
 from limner.bench.config import DISTURBANCES, BenchConfig, config_from_json, parse_weights
 from limner.bench.disturb import click_beside, disturb_image, disturb_prompt
 from limner.bench.run import seed_of
-from limner.datasets.folders import DataSet, find_sets, open_picture, spread
-from limner.datasets.objects import cases, read_objects
+from limner.datasets.folders import DataSet, find_sets, open_image, pick_evenly
+from limner.datasets.objects import find_objects, read_objects
 from limner.errors import FormatError, GeometryError
 from limner.prompts import Box, Click, Lasso
 
 
 def ids_of(data_set: DataSet, stem: str = "a") -> list[str]:
-    return read_objects(data_set, stem, open_picture(data_set, stem)).ids
+    return read_objects(data_set, stem, open_image(data_set, stem)).ids
 
 
 def test_a_root_gives_its_pictures_by_split_and_standing(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_units(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text('{"unit": "component", "targets": {"1": "nucleus"}}')
     (components,) = find_sets(folder, "test")
     assert ids_of(components) == ["1.1", "1.2", "2.1"]
-    found = list(cases(components, "a", open_picture(components, "a")))
+    found = list(find_objects(components, "a", open_image(components, "a")))
     assert [case.target_name for case in found] == ["nucleus", "nucleus", ""]
     assert [int(case.target.sum()) for case in found] == [64, 400, 432]
     (folder / "dataset.json").write_text('{"unit": "pixel"}')
@@ -139,16 +139,16 @@ def test_strokes_of_people_belong_to_the_object_they_are_on(tmp_path: Path) -> N
     write_png(folder / "scribbles/a__annotator0.png", drawn)
     write_png(folder / "scribbles/a__annotator1.png", np.where(drawn == 1, 0, drawn))
     (found,) = find_sets(folder, "test")
-    (case,) = cases(found, "a", open_picture(found, "a"), drawn=True)
+    (case,) = find_objects(found, "a", open_image(found, "a"), drawn=True)
     assert (case.object_id, case.annotator) == ("2", "annotator0")
     assert [stroke.positive for stroke in case.strokes] == [True, False]
-    assert not list(cases(found, "a2", open_picture(found, "a2"), drawn=True))
+    assert not list(find_objects(found, "a2", open_image(found, "a2"), drawn=True))
 
 
 def test_spread() -> None:
-    assert spread("abcdef", 3) == ["a", "c", "e"]
-    assert spread("ab", 3) == ["a", "b"]
-    assert spread("ab", None) == ["a", "b"]
+    assert pick_evenly("abcdef", 3) == ["a", "c", "e"]
+    assert pick_evenly("ab", 3) == ["a", "b"]
+    assert pick_evenly("ab", None) == ["a", "b"]
 
 
 def test_seeds_are_the_same_everywhere() -> None:
@@ -270,5 +270,5 @@ def test_the_real_test_sets_are_found(shared_data: Path) -> None:
     assert found["2d/micro_wbc"].standing == "other"
     data_set = found["2d/scribble_acdc"]
     stem = next(iter(data_set.images))
-    people = list(cases(data_set, stem, open_picture(data_set, stem), drawn=True))
+    people = list(find_objects(data_set, stem, open_image(data_set, stem), drawn=True))
     assert [case.annotator for case in people] == ["annotator0", "annotator1", "annotator2"]

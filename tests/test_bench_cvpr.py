@@ -15,7 +15,7 @@ import pytest
 
 from limner import metrics
 from limner.bench import challenge
-from limner.bench.challenge import CaseScores, Talk, answer, answer_all, interact
+from limner.bench.challenge import CaseConversation, CaseScores, answer_all, answer_case, interact
 from limner.checkpoints.plain_pickle import Refused, read_plain
 from limner.cli.__main__ import run as command
 from limner.datasets.cvpr_npz import read_case, write_answer
@@ -223,13 +223,13 @@ def test_damaged_pickles_are_refused() -> None:
 def test_the_interaction_by_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = read_case(write_case(tmp_path / "a.npz"))
     said: list[tuple[int, tuple[Any, ...]]] = []
-    plain = Talk.say
+    plain = CaseConversation.say
 
-    def told(self: Talk, number: int, prompts: Any) -> None:
+    def told(self: CaseConversation, number: int, prompts: Any) -> None:
         said.append((number, tuple(prompts)))
         plain(self, number, prompts)
 
-    monkeypatch.setattr(Talk, "say", told)
+    monkeypatch.setattr(CaseConversation, "say", told)
     labels, scores = interact(create_model("toy"), case)
     assert [number for number, _ in said] == [0, 1] * 6
     assert case.boxes is not None
@@ -328,7 +328,7 @@ def test_one_answer_at_a_time_is_the_same_conversation(tmp_path: Path) -> None:
                     clicks[k]["fg" if click.positive else "bg"].append(at)
             more = {"clicks": clicks, "clicks_order": order, "prev_pred": segs}
         path = write_case(tmp_path / "round.npz", leave_out=("gts",), **more)
-        segs = answer(model, read_case(path))
+        segs = answer_case(model, read_case(path))
         dice = np.mean([metrics.dice(segs == k, truth == k) for k in (1, 2)])
         assert dice == pytest.approx(scores.dsc[round_], abs=1e-9)
     np.testing.assert_array_equal(segs, whole)
@@ -341,10 +341,10 @@ def test_an_answer_that_somebody_else_made_is_gone_on_from(tmp_path: Path) -> No
     said = clicks_of(([(6, 10, 9)], []), ([], []))
     facts = {"clicks": said, "prev_pred": before, "leave_out": ("gts", "boxes")}
     path = write_case(tmp_path / "a.npz", **facts)
-    found = answer(create_model("baseline/ellipse"), read_case(path))
+    found = answer_case(create_model("baseline/ellipse"), read_case(path))
     assert metrics.dice(found == 1, before == 1) > 0.95  # the ellipse keeps a mask as it is
     np.testing.assert_array_equal(found == 2, before == 2)  # nothing was said of it
-    flat = answer(Flat(), read_case(path))  # it takes no mask of a volume: the click alone
+    flat = answer_case(Flat(), read_case(path))  # it takes no mask of a volume: the click alone
     assert (flat == 1).any()
 
 
@@ -354,7 +354,7 @@ def test_where_classes_overlap_the_smaller_one_counts(tmp_path: Path) -> None:
         boxes[1][key] = boxes[0][key]
     boxes[0] |= {"z_min": 0, "z_max": 13, "z_mid_x_min": 0, "z_mid_x_max": 30}
     path = write_case(tmp_path / "a.npz", boxes=boxes, leave_out=("gts",))
-    labels = answer(create_model("baseline/box"), read_case(path))
+    labels = answer_case(create_model("baseline/box"), read_case(path))
     assert set(np.unique(labels)) == {0, 1, 2}
     case = read_case(path)
     assert case.boxes is not None

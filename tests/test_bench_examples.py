@@ -16,11 +16,11 @@ from limner.bench import references
 from limner.bench.config import BenchConfig
 from limner.bench.protocol import check_speakable
 from limner.bench.references import References
-from limner.bench.report import build, flat, markdown
+from limner.bench.report import build_report, flatten_rows, to_markdown
 from limner.bench.rows import Row, read_left_out, read_rows
 from limner.bench.run import Outcome, run
 from limner.cli.__main__ import run as command
-from limner.datasets.folders import DataSet, by_label, find_sets
+from limner.datasets.folders import DataSet, find_sets, merge_by_label
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.models.universeg import CARD
@@ -45,7 +45,7 @@ def ask(
 
 def pool(folder: Path, split: str = "test") -> References:
     (found,) = find_sets(folder, split)
-    return References(by_label(found))
+    return References(merge_by_label(found))
 
 
 def drawn(source: References, stem: str, count: int, seed: int = 0, label: str = "1") -> list[str]:
@@ -179,7 +179,7 @@ def test_instances_are_shown_by_their_label_or_all_at_once(tmp_path: Path, besid
     ask(folder, tmp_path / "out")
     found = [(r.object_id, r.num_pixels) for r in read_rows(tmp_path / "out") if r.stem == "a"]
     assert found == ([("1", 400), ("2", 432)] if beside else [("1", 200)])
-    assert build([tmp_path / "out"]).pictures
+    assert build_report([tmp_path / "out"]).pictures
 
 
 # -- whole runs -------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_an_object_that_nothing_else_shows_is_left_out_and_told(
             {"set": "data", "stem": "b", "object": "7", "reason": reason}
         ]
     assert f"data b, object 7 is left out: {reason}" in caplog.text
-    assert f"Left out: data b, object 7: {reason}" in build([tmp_path / "out"]).facts
+    assert f"Left out: data b, object 7: {reason}" in build_report([tmp_path / "out"]).facts
     alone = make_set(tmp_path / "alone", ("a",))
     with pytest.raises(FormatError, match=r"None of the 1 pictures .* holds label 1\.$"):
         ask(alone, tmp_path / "none")
@@ -313,7 +313,7 @@ def test_a_report_says_how_many_examples(tmp_path: Path) -> None:
     ask(data, tmp_path / "five", both, examples=5, rounds=2)
     run(BenchConfig(str(data), ("toy",), rounds=2), tmp_path / "box")
     folders = [tmp_path / name for name in ("five", "box", "one")]
-    report = build(folders)
+    report = build_report(folders)
     assert list(report.tables[0].header) == [
         *("sets", "model", "box", "box + 1"),
         *("1 example", "1 example + 1", "5 examples", "5 examples + 1"),
@@ -323,11 +323,11 @@ def test_a_report_says_how_many_examples(tmp_path: Path) -> None:
     assert "1 example: all sets" in {chart.title for chart in report.charts}
     assert report.pictures
     assert all(", 2d/" in p.caption or ": 2d/" in p.caption for p in report.pictures)
-    text = markdown(report)
+    text = to_markdown(report)
     assert "Protocol examples: other pictures with all pixels of the same label" in text
     assert "5 examples: 6 of 6 conversations had fewer, 2 at least" in text
     assert "1 example: " not in [fact[:11] for fact in report.facts]
-    records = [r for r in flat(report.rows) if r["protocol"] == "examples"]
+    records = [r for r in flatten_rows(report.rows) if r["protocol"] == "examples"]
     assert {(r["examples_asked"], r["num_examples"]) for r in records} == {(1, 1), (5, 2)}
 
 

@@ -17,11 +17,11 @@ from bench_makers import write_png
 from limner.bench import propagation_tables as tables
 from limner.bench import report as reports
 from limner.bench.config import BenchConfig, config_from_json
-from limner.bench.propagation import Pair, check_follows, follow
+from limner.bench.propagation import ModelPair, check_propagates, run_propagation
 from limner.bench.rows import Row, decode_answer, read_left_out, read_rows
 from limner.bench.run import run
 from limner.cli.__main__ import run as command
-from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
+from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.prompts.types import Box, Click, from_json
@@ -98,7 +98,7 @@ def test_frames_that_are_not_annotated_are_not_known(tmp_path: Path) -> None:
     _, clips = find_sequences(make_root(tmp_path), "test")
     image = open_sequence(clips, "one")
     assert image.kind == "video"
-    (found,) = tracks(clips, "one", image, given=1)  # label 2 is known on one frame only
+    (found,) = find_tracks(clips, "one", image, given=1)  # label 2 is known on one frame only
     assert (found.object_id, found.target_name) == ("1", "block")
     assert found.frames == (2, 5, 8)
     assert found.present == (2, 5, 8)
@@ -106,7 +106,7 @@ def test_frames_that_are_not_annotated_are_not_known(tmp_path: Path) -> None:
     assert found.given(1) == (5,)
     assert found.given(2) == (2, 8)  # only one frame has all labels
     assert found.scored((5,), margin=3) == (2, 8)
-    assert not list(tracks(clips, "one", image, given=3))
+    assert not list(find_tracks(clips, "one", image, given=3))
 
 
 def test_a_mask_of_no_frame_is_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_mask_of_no_frame_is_refused(tmp_path: Path) -> None:
     (clip / "masks" / "002.png").rename(clip / "masks" / "200.png")
     (found,) = find_sequences(tmp_path / "set", "test")
     with pytest.raises(FormatError, match="a mask 200, but there is no such frame"):
-        list(tracks(found, "one", open_sequence(found, "one"), given=1))
+        list(find_tracks(found, "one", open_sequence(found, "one"), given=1))
 
 
 def test_given_frames_are_in_the_middle_of_equal_parts() -> None:
@@ -249,9 +249,9 @@ def test_a_model_that_fails_is_scored_for_what_it_did(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", ("a",))
     (found,) = find_sequences(data, "test")
     image = open_sequence(found, "a")
-    (first, _) = tracks(found, "a", image, given=1)
+    (first, _) = find_tracks(found, "a", image, given=1)
     config = config_of(data, "tired")
-    (fields,) = follow(Pair(Tired(3)), image, [first], config, seeds=[0])
+    (fields,) = run_propagation(ModelPair(Tired(3)), image, [first], config, seeds=[0])
     assert fields["error"] == "RuntimeError: enough"
     assert 0 < fields["dice"][0] < 1
     answered = [
@@ -259,7 +259,7 @@ def test_a_model_that_fails_is_scored_for_what_it_did(tmp_path: Path) -> None:
     ]
     (given,) = fields["followed"]["given"]
     assert answered == [given + 1, given + 2]  # forward first
-    (fields,) = follow(Pair(Tired(0)), image, [first], config, seeds=[0])
+    (fields,) = run_propagation(ModelPair(Tired(0)), image, [first], config, seeds=[0])
     assert fields["dice"] == [0]
     assert fields["seconds"] == []
 
@@ -287,22 +287,22 @@ def test_a_run_goes_on(tmp_path: Path) -> None:
 def test_who_cannot_be_asked(tmp_path: Path) -> None:
     copy, toy, solid = (create_model(n) for n in ("classical/copy", "toy", "limner-3d"))
     config = config_of(tmp_path)
-    check_follows(Pair(copy), config)
+    check_propagates(ModelPair(copy), config)
     boxes = replace(config, start="box")
-    check_follows(Pair(toy, copy), boxes)
+    check_propagates(ModelPair(toy, copy), boxes)
     with pytest.raises(ValueError, match="name a model that understands it and who carries on"):
-        check_follows(Pair(copy), boxes)
+        check_propagates(ModelPair(copy), boxes)
     with pytest.raises(ValueError, match="limner-3d works in 3D only"):
-        check_follows(Pair(solid), boxes)
+        check_propagates(ModelPair(solid), boxes)
 
 
 def test_the_card_of_two_models() -> None:
     class Weighty:
         card = replace(create_model("toy").card, name="w", weights_sha256="ab")
 
-    pair = Pair(Weighty(), create_model("classical/copy"))  # type: ignore[arg-type]
+    pair = ModelPair(Weighty(), create_model("classical/copy"))  # type: ignore[arg-type]
     assert (pair.card.name, pair.card.weights_sha256) == ("w+classical/copy", "ab+none")
-    toys = Pair(create_model("toy"), create_model("classical/copy"))
+    toys = ModelPair(create_model("toy"), create_model("classical/copy"))
     assert toys.card.weights_sha256 is None
 
 
@@ -411,7 +411,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_has_tables_curves_and_pictures(runs: Path, tmp_path: Path) -> None:
-    report = reports.build([runs / "moving", runs / "still"])
+    report = reports.build_report([runs / "moving", runs / "still"])
     titles = [table.title for table in report.tables]
     assert titles[0] == "Dice, mean over sets"  # of the other protocol
     assert "Propagation, mean over sets" in titles
@@ -438,13 +438,13 @@ def test_a_report_has_tables_curves_and_pictures(runs: Path, tmp_path: Path) -> 
     assert f"Dice by {tables.AXIS}" in page
     assert "Dice by number of prompts" in page
     assert "nan" not in page
-    text = reports.markdown(report)
+    text = reports.to_markdown(report)
     assert "| propagation, 1 mask | all | classical/copy | 3 |" in text
 
 
 def test_the_table_has_a_line_per_frame(runs: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    report = reports.build([runs / "moving", runs / "still"], pictures=0)
+    report = reports.build_report([runs / "moving", runs / "still"], pictures=0)
     reports.write_table(report, tmp_path / "frames.parquet")
     found = parquet.read_table(tmp_path / "frames.parquet").to_pylist()
     moving = [line for line in found if line["protocol"] == "propagation"]
@@ -475,14 +475,14 @@ def test_what_is_annotated_of_the_real_clips(shared_data: Path) -> None:
     assert (cine.name, instruments.name) == ("video/cardiac_cine_mr", "video/cholec_instruments")
     for stem in cine.images:
         image = open_sequence(cine, stem)
-        (cavity,) = tracks(cine, stem, image, given=1)
+        (cavity,) = find_tracks(cine, stem, image, given=1)
         assert cavity.object_id == "1"
         assert cavity.frames == (6, 19)
         assert cavity.given(1) == (19,)  # end of diastole, where the wall is annotated, too
         assert cavity.scored((19,), 3) == (6,)
     (stem,) = instruments.images
     image = open_sequence(instruments, stem)
-    (all_of_them,) = tracks(instruments, stem, image, given=1)
+    (all_of_them,) = find_tracks(instruments, stem, image, given=1)
     assert len(all_of_them.frames) == 20
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from bench_makers import Fussy, make_root, make_set
 from limner.bench import statistics as stats
 from limner.bench.config import BenchConfig
-from limner.bench.report import build, flat, markdown, write_html, write_table
+from limner.bench.report import build_report, flatten_rows, to_markdown, write_html, write_table
 from limner.bench.rows import Row, read_rows
 from limner.bench.run import run
 from limner.bench.tables import Table, effort, milestones, overall, steadiness
@@ -97,7 +97,7 @@ def test_objects_of_a_picture_are_drawn_together() -> None:
 def test_curves_count_sets_the_same_and_falls_are_found() -> None:
     rows = [row("s1", "a", 0.5, 0.7, 0.6), row("s1", "b", 0.5, 0.7, 0.6), row("s2", "a", 0.1)]
     np.testing.assert_allclose(stats.curve(rows, "dice"), [0.3, 0.4, 0.35])
-    (fall,) = stats.falls(rows)
+    (fall,) = stats.find_declines(rows)
     assert (fall.set_name, fall.after_round) == ("s1", 2)
     assert fall.drop == pytest.approx(0.1)
     table = steadiness("box", {"toy": rows})
@@ -109,7 +109,7 @@ def test_curves_count_sets_the_same_and_falls_are_found() -> None:
 def test_drops_pair_the_same_objects() -> None:
     plain = [row("s", "a", 0.5, 0.9), row("s", "b", 0.5, 0.8)]
     disturbed = [row("s", "a", 0.5, 0.6), row("s", "c", 0.1, 0.1), row("s", "b", 0.7)]
-    pairs, lost = stats.drops(plain, disturbed)
+    pairs, lost = stats.paired_drops(plain, disturbed)
     assert [r.stem for r in pairs] == ["a"]  # of b there is no run of as many rounds
     assert list(lost.values()) == [pytest.approx(0.3)]
 
@@ -117,9 +117,9 @@ def test_drops_pair_the_same_objects() -> None:
 def test_worst_cases_tell_different_stories() -> None:
     rows = [row("s", stem, 0.1, object_id=i) for stem in "abc" for i in "12"]
     rows += [row("t", "a", 0.5), row("u", "a", 0.4)]
-    chosen = [(r.set_name, r.stem) for r in stats.worst(rows, 4)]
+    chosen = [(r.set_name, r.stem) for r in stats.worst_rows(rows, 4)]
     assert chosen == [("s", "a"), ("u", "a"), ("t", "a")]
-    assert stats.worst(rows, 1)[0].object_id == "1"
+    assert stats.worst_rows(rows, 1)[0].object_id == "1"
 
 
 def test_prompts_to_a_dice() -> None:
@@ -147,7 +147,7 @@ def test_the_overall_table_has_every_standing(runs: dict[str, Path]) -> None:
 
 
 def test_a_report_of_several_runs(runs: dict[str, Path]) -> None:
-    report = build([runs["box"], runs["clicks"], runs["large"], runs["shuffled"]])
+    report = build_report([runs["box"], runs["clicks"], runs["large"], runs["shuffled"]])
     assert report.models == ["baseline/box", "toy"]
     titles = {table.title: table for table in report.tables}
     robust = titles["Robustness"]
@@ -161,14 +161,14 @@ def test_a_report_of_several_runs(runs: dict[str, Path]) -> None:
     assert [chart.protocol for chart in report.charts] == ["box"] * 4 + ["clicks"] * 4
     assert report.pictures
     assert all("baseline" not in picture.caption for picture in report.pictures)
-    text = markdown(report)
+    text = to_markdown(report)
     widths = [line.count(" | ") for line in text.splitlines() if line.startswith("| set |")]
     assert widths
     assert "| sets | model | box | box + 1 | box + 2 | 1 click | 3 clicks |" in text
 
 
 def test_failures_are_counted_and_shown(runs: dict[str, Path]) -> None:
-    report = build([runs["fussy"]], pictures=0)
+    report = build_report([runs["fussy"]], pictures=0)
     (failures,) = [table for table in report.tables if table.title == "Failures"]
     (line,) = failures.rows
     assert line[:4] == ["fussy", "box", "none", "RuntimeError: no more prompts, please"]
@@ -179,12 +179,12 @@ def test_failures_are_counted_and_shown(runs: dict[str, Path]) -> None:
 def test_only_what_all_models_were_asked_is_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     data = runs["box"].parent / "data"
     run(BenchConfig(str(data), ("baseline/ellipse",), rounds=3, sets=("known",)), tmp_path / "few")
-    report = build([runs["box"], tmp_path / "few"], pictures=0)
+    report = build_report([runs["box"], tmp_path / "few"], pictures=0)
     assert any("only the 2 cases that all models were asked about" in f for f in report.facts)
     assert "all 1 set, 2 objects" in report.tables[0].note
     other = make_set(tmp_path / "other")
     run(BenchConfig(str(other), ("baseline/ellipse",), rounds=3), tmp_path / "apart")
-    facts = build([runs["box"], tmp_path / "apart"], pictures=0).facts
+    facts = build_report([runs["box"], tmp_path / "apart"], pictures=0).facts
     assert "box: the models share no object; do not compare them." in facts
 
 
@@ -194,7 +194,7 @@ def test_weights_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Pat
         model = Fussy("net", refused=99)
         model.card = replace(model.card, weights_sha256=sha)
         run(BenchConfig(data, ("net",), rounds=2), tmp_path / str(k), models=[model])
-    report = build([tmp_path / "0", tmp_path / "1"], pictures=0)
+    report = build_report([tmp_path / "0", tmp_path / "1"], pictures=0)
     assert report.models == ["net (11111111)", "net (22222222)"]
     assert f"Weights of net: {'1' * 64}." in report.facts
 
@@ -220,7 +220,7 @@ class _Checker(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(runs: dict[str, Path], tmp_path: Path) -> None:
-    report = build([runs["box"], runs["fussy"]], pictures=2)
+    report = build_report([runs["box"], runs["fussy"]], pictures=2)
     write_html(report, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     checker = _Checker()
@@ -239,7 +239,7 @@ def test_the_page_needs_nothing_else(runs: dict[str, Path], tmp_path: Path) -> N
 def test_names_from_files_cannot_break_the_page(tmp_path: Path) -> None:
     make_set(tmp_path / "data", ("<b>&|a",), targets={"1": "<script>x</script>"})
     run(BenchConfig(str(tmp_path / "data"), ("toy",), rounds=2), tmp_path / "out")
-    report = build([tmp_path / "out"])
+    report = build_report([tmp_path / "out"])
     write_html(report, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     assert "<script" not in text
@@ -251,20 +251,20 @@ def test_pictures_are_left_out_where_the_data_are_gone(
 ) -> None:
     data = make_set(tmp_path / "data", ("a",))
     run(BenchConfig(str(data), ("toy",), rounds=2), tmp_path / "out")
-    assert build([tmp_path / "out"]).pictures
+    assert build_report([tmp_path / "out"]).pictures
     picture = np.asarray(Image.open(data / "images/a.png")).copy()
     picture[0, 0] ^= 1
     Image.fromarray(picture).save(data / "images/a.png")
-    assert not build([tmp_path / "out"]).pictures
+    assert not build_report([tmp_path / "out"]).pictures
     assert "has changed since" in caplog.text
     data.rename(tmp_path / "moved")
-    assert not build([tmp_path / "out"]).pictures
+    assert not build_report([tmp_path / "out"]).pictures
     assert "No pictures of the cases" in caplog.text
 
 
 def test_flat_records_are_one_per_round(runs: dict[str, Path]) -> None:
     rows = read_rows(runs["shuffled"])
-    records = list(flat(rows))
+    records = list(flatten_rows(rows))
     assert len(records) == 3 * len(rows)
     assert [r["round"] for r in records[:3]] == [1, 2, 3]
     assert records[0]["dice"] is None
@@ -274,7 +274,7 @@ def test_flat_records_are_one_per_round(runs: dict[str, Path]) -> None:
 
 def test_parquet(runs: dict[str, Path], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: limner[bench]")
-    report = build([runs["box"]], pictures=0)
+    report = build_report([runs["box"]], pictures=0)
     write_table(report, tmp_path / "t.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").num_rows == 3 * len(report.rows)
 
@@ -312,4 +312,4 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     run(BenchConfig(str(data), ("toy",), rounds=1), tmp_path / "out")
     (tmp_path / "out/rows.jsonl").unlink()
     with pytest.raises(FormatError, match="no rows yet"):
-        build([tmp_path / "out"])
+        build_report([tmp_path / "out"])

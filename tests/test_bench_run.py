@@ -15,7 +15,7 @@ import pytest
 import limner
 from bench_makers import SIDE, Fussy, make_root, make_set, write_png
 from limner import rle
-from limner.bench.config import IN_PICTURES, BenchConfig
+from limner.bench.config import IMAGE_PROTOCOLS, BenchConfig
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.rows import Row, read_left_out, read_rows
 from limner.bench.run import Outcome, run
@@ -97,7 +97,7 @@ def test_what_each_protocol_says(tmp_path: Path) -> None:
     for person in ("annotator0", "annotator1"):
         write_png(data / f"scribbles/a__{person}.png", drawn)
     said = {}
-    for protocol in set(IN_PICTURES) - {"examples"}:
+    for protocol in set(IMAGE_PROTOCOLS) - {"examples"}:
         rows = held(data, tmp_path / protocol, protocol=protocol, rounds=4)
         said[protocol] = [[[from_json(p) for p in r] for r in row.prompts] for row in rows]
         assert all(len(row.dice) == 4 for row in rows)

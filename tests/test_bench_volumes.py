@@ -13,16 +13,16 @@ import limner
 from limner.bench import report as reports
 from limner.bench._shared_embeddings import CarryingEncodedOnce, EncodedOnce, encoded_once
 from limner.bench.config import BenchConfig, config_from_json
-from limner.bench.conversation import score, way_of
-from limner.bench.protocol import Exchange, User, check_dimensions, check_speakable
+from limner.bench.conversation import score_answer, way_of
+from limner.bench.protocol import Exchange, SimulatedUser, check_dimensions, check_speakable
 from limner.bench.rows import Row, decode_answer, encode_answer, read_left_out, read_rows
 from limner.bench.run import run
-from limner.bench.scores import area, gated
-from limner.bench.slices import BySlices, Cropped, placed_by, planar
-from limner.bench.volume_tables import clicked, dsc_auc, nsd_auc
+from limner.bench.scores import area_under_curve, gate_nsd
+from limner.bench.slices import CroppedMask, SliceBySlice, slice_placement, to_slice_prompt
+from limner.bench.volume_tables import click_rounds, dsc_auc, nsd_auc
 from limner.cli.__main__ import run as command
-from limner.datasets.folders import dimensions_of, find_sets, open_picture
-from limner.datasets.objects import Objects, cases, read_objects
+from limner.datasets.folders import find_sets, guess_dimensions, open_image
+from limner.datasets.objects import Objects, find_objects, read_objects
 from limner.errors import FormatError, PromptError
 from limner.geometry import Geometry
 from limner.io.labels import Labels
@@ -71,11 +71,13 @@ def test_sets_of_volumes_are_found_beside_those_of_pictures(tmp_path: Path) -> N
     assert (known.name, known.standing, known.modality) == ("3d/known", "seen", "CT")
     assert (strange.standing, strange.unit, strange.dimensions) == ("unseen", "instance", 3)
     assert list(known.images) == ["b"]
-    assert open_picture(known, "b").geometry.shape == SHAPE
-    (case, _) = cases(known, "b", open_picture(known, "b"))
+    assert open_image(known, "b").geometry.shape == SHAPE
+    (case, _) = find_objects(known, "b", open_image(known, "b"))
     assert (case.target_name, case.spacing) == ("ball", (2.0, 1.0, 1.0))
-    assert dimensions_of(tmp_path, ["3d/kn*", "3d/s*"]) == 3
-    assert dimensions_of(tmp_path, ["3d/known", "2d/flat"]) == dimensions_of(tmp_path, []) == 2
+    assert guess_dimensions(tmp_path, ["3d/kn*", "3d/s*"]) == 3
+    assert (
+        guess_dimensions(tmp_path, ["3d/known", "2d/flat"]) == guess_dimensions(tmp_path, []) == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_folders_of_every_layout(tmp_path: Path, parts: tuple[str, str]) -> None
     folder = make_set(tmp_path / "set", parts=parts)
     (found,) = find_sets(folder, "test", dimensions=3)
     assert (list(found.images), list(found.masks)) == (["a", "b"], ["a", "b"])
-    assert dimensions_of(folder, []) == (2 if parts[1] == "masks" else 3)
+    assert guess_dimensions(folder, []) == (2 if parts[1] == "masks" else 3)
 
 
 def test_the_files_of_nnunet_and_of_the_decathlon(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_what_was_not_annotated_is_never_asked_about(tmp_path: Path) -> None:
     facts = {"a": {"targets": ["1", "2"]}, "b": {"targets": ["1"], "slices": 9}}
     folder = make_set(tmp_path, cases=facts)
     (found,) = find_sets(folder, "test", dimensions=3)
-    ids = {s: read_objects(found, s, open_picture(found, s)).ids for s in found.images}
+    ids = {s: read_objects(found, s, open_image(found, s)).ids for s in found.images}
     assert ids == {"a": ["1", "2"], "b": ["1"]}
     make_set(tmp_path / "plain", cases=["a", "b"])
     (found,) = find_sets(tmp_path / "plain", "test", dimensions=3)
@@ -156,7 +158,7 @@ def test_pictures_and_volumes_are_not_mixed_up(tmp_path: Path) -> None:
 
 def test_a_box_is_said_on_the_largest_slice_with_its_range() -> None:
     target = volume()[1] == 2
-    place = placed_by(target)
+    place = slice_placement(target)
     low, high = (np.argwhere(target).min(axis=0), np.argwhere(target).max(axis=0) + 1)
     said = place(Box(tuple(low), tuple(high)))
     y, x = np.nonzero(target[said.frame])
@@ -172,11 +174,11 @@ def test_a_box_is_said_on_the_largest_slice_with_its_range() -> None:
     lifted = mask.lifted(target.shape)
     assert isinstance(lifted, MaskPrompt)
     assert lifted.mask.sum() == target[11].sum()
-    click = planar(Click((5.0, 7.0, 9.0), positive=False))
+    click = to_slice_prompt(Click((5.0, 7.0, 9.0), positive=False))
     assert (click.frame, click.prompt) == (5, Click((7.0, 9.0), positive=False))
     assert click.lifted(target.shape) == Click((5.0, 7.0, 9.0), positive=False)
     with pytest.raises(PromptError, match="cannot be said on one"):
-        planar(Lasso(((1.0, 2.0, 3.0), (4.0, 2.0, 6.0), (7.0, 2.0, 2.0))))
+        to_slice_prompt(Lasso(((1.0, 2.0, 3.0), (4.0, 2.0, 6.0), (7.0, 2.0, 2.0))))
 
 
 @pytest.mark.parametrize("between", ["carry", "interpolate"])
@@ -184,7 +186,7 @@ def test_the_mask_by_slices_is_what_the_session_exports(between: str) -> None:
     image, labels = volume()
     target = labels == 2
     with limner.open_session(image, Flat()) as session:
-        hand = BySlices(session, placed_by(target), between=between)  # type: ignore[arg-type]
+        hand = SliceBySlice(session, slice_placement(target), between=between)  # type: ignore[arg-type]
         case_prompts = [
             [Box((3, 12, 18), (4, 16, 32)), Box((11, 10, 16), (12, 30, 36))],
             [Click((7.0, 20.0, 26.0))],
@@ -201,13 +203,13 @@ def test_the_mask_by_slices_is_what_the_session_exports(between: str) -> None:
 
 def test_cropped_masks_are_the_same() -> None:
     mask = volume()[1] == 1
-    kept = Cropped.of(mask)
+    kept = CroppedMask.of(mask)
     np.testing.assert_array_equal(kept.whole(SHAPE), mask)
     assert (kept.size, kept.inside.size) == (
         mask.sum(),
         np.ptp(np.argwhere(mask), 0).__add__(1).prod(),
     )
-    assert Cropped.of(mask & False).whole(SHAPE).sum() == 0
+    assert CroppedMask.of(mask & False).whole(SHAPE).sum() == 0
 
 
 def test_interpolated_boxes_are_exact_where_the_object_moves_evenly(tmp_path: Path) -> None:
@@ -254,7 +256,7 @@ def test_corrections_follow_the_challenges_rule() -> None:
     _, labels = volume()
     data = Labels(Geometry.from_spacing(SHAPE), array=labels)
     case = Objects(data, "label", {}).case("2")
-    user = User(case, "box", frozenset({"box", "click"}), seed=0)
+    user = SimulatedUser(case, "box", frozenset({"box", "click"}), seed=0)
     answer = np.roll(case.target, 3, axis=2)
     (said,) = user.correct(answer)
     assert isinstance(said, Click)
@@ -302,7 +304,7 @@ def test_models_of_both_kinds_can_be_asked_slice_by_slice(tmp_path: Path) -> Non
     slices = held(data, tmp_path / "slices", objects=1, by_slices=True)
     assert (whole[0].way, slices[0].way) == ("whole", "slices")
     assert whole[0].dice != slices[0].dice
-    found = reports.build([tmp_path / "whole", tmp_path / "slices"], pictures=0)
+    found = reports.build_report([tmp_path / "whole", tmp_path / "slices"], pictures=0)
     assert found.models == ["toy", "toy, by slices"]
     assert any("By slices:" in fact for fact in found.facts)
 
@@ -362,24 +364,24 @@ def test_scores_of_nothing_and_of_an_empty_answer() -> None:
     _, labels = volume()
     data = Labels(Geometry.from_spacing(SHAPE), array=labels)
     case = Objects(data, "label", {}).case("1")
-    empty = score(Exchange((), case.target & False, 0.0), case)
+    empty = score_answer(Exchange((), case.target & False, 0.0), case)
     assert (empty.dice, empty.nsd, empty.hd95) == (0.0, 0.0, None)
-    right = score(Exchange((), case.target, 0.0), case)
+    right = score_answer(Exchange((), case.target, 0.0), case)
     assert (right.dice, right.nsd, right.hd95) == (1.0, 1.0, 0.0)
-    assert score(None, case).dice == 0.0
+    assert score_answer(None, case).dice == 0.0
 
 
 # -- areas and reports ------------------------------------------------------------------------
 
 
 def test_areas_by_hand(tmp_path: Path) -> None:
-    assert area([1, 1, 1, 1, 1]) == 4.0
-    assert area([0, 0.2, 0.4, 0.6, 0.8]) == pytest.approx(0.1 + 0.3 + 0.5 + 0.7)
-    assert (gated(0.9, 0.2), gated(0.9, 0.21)) == (0.0, 0.9)
+    assert area_under_curve([1, 1, 1, 1, 1]) == 4.0
+    assert area_under_curve([0, 0.2, 0.4, 0.6, 0.8]) == pytest.approx(0.1 + 0.3 + 0.5 + 0.7)
+    assert (gate_nsd(0.9, 0.2), gate_nsd(0.9, 0.21)) == (0.0, 0.9)
     row = held(make_set(tmp_path / "data", ("a",)), tmp_path / "out", objects=1, rounds=1)[0]
     dice, nsd = [0.9, 0.1, 0.2, 0.5, 0.5, 0.7, 1.0], [1.0, 0.5, 0.5, 0.5, 0.7, 0.9, 1.0]
     box = replace(row, dice=dice, nsd=nsd)
-    assert clicked(box) == slice(1, 6)
+    assert click_rounds(box) == slice(1, 6)
     assert dsc_auc(box) == pytest.approx(0.15 + 0.35 + 0.5 + 0.6)
     assert nsd_auc(box) == pytest.approx(0 + 0.25 + 0.6 + 0.8)
     clicks = replace(box, protocol="clicks")
@@ -392,7 +394,7 @@ def test_a_report_of_volumes(tmp_path: Path) -> None:
     models = [create_model("toy"), Flat()]
     run(config_of(data, ("toy", "flat"), rounds=6), tmp_path / "box", models=models)
     run(config_of(data, ("toy",), protocol="slices", rounds=2), tmp_path / "slices")
-    found = reports.build([tmp_path / "box", tmp_path / "slices"])
+    found = reports.build_report([tmp_path / "box", tmp_path / "slices"])
     titles = {table.title: table for table in found.tables}
     scores = titles["Five clicks, as the CVPR 2025 challenge scores them"]
     assert [row[:2] for row in scores.rows] == [
@@ -402,7 +404,7 @@ def test_a_report_of_volumes(tmp_path: Path) -> None:
     ]
     assert scores.rows[2][2:] == ["", "", "", ""]  # one click only
     rows = [r for r in found.rows if r.model == "toy" and r.protocol == "box"]
-    mean = np.mean([area([float(x or 0) for x in r.dice[1:]]) for r in rows])
+    mean = np.mean([area_under_curve([float(x or 0) for x in r.dice[1:]]) for r in rows])
     assert scores.rows[0][2].startswith(f"{mean:.3f}")
     full = titles["Every set in full: box, 3D"]
     assert full.header[3:7] == ["box", "box + 1", "box + 3", "box + 5"]
@@ -413,7 +415,7 @@ def test_a_report_of_volumes(tmp_path: Path) -> None:
     assert all(p.png.startswith(b"\x89PNG") and "Slice" in p.caption for p in found.pictures)
     reports.write_html(found, tmp_path / "page.html")
     assert "data:image/png" in (tmp_path / "page.html").read_text()
-    record = next(iter(reports.flat(found.rows)))
+    record = next(iter(reports.flatten_rows(found.rows)))
     assert {"hd95", "peak_mb", "way", "dimensions"} <= set(record)
 
 
@@ -510,7 +512,7 @@ def test_real_volumes(shared_data: Path, tmp_path: Path) -> None:
     assert found["3d/nuclei_confocal"].unit == "instance"
     assert found["3d/sarcoma_pet"].standing == "unseen"
     cardiac = found["3d/cardiac_mr"]
-    ids = {s: read_objects(cardiac, s, open_picture(cardiac, s)).ids for s in cardiac.images}
+    ids = {s: read_objects(cardiac, s, open_image(cardiac, s)).ids for s in cardiac.images}
     assert ids == {"SC-HF-I-2_ED": ["1", "2"], "SC-HF-I-2_ES": ["1"]}
     sets = ("hippocampus_mr",)
     changes = {"models": ("baseline/ellipse",), "sets": sets, "limit": 1, "rounds": 2}

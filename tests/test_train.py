@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.planes(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(out, project.read_images(make_data(tmp_path_factory.mktemp("data"))))
     return out
 
 

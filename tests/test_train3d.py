@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(folder: Path, out: Path, start: Path | None = None, **values: object) -> None:
     config = TrainConfig(**(SMALL | values))  # type: ignore[arg-type]
-    solids = pack3d.open_volumes(folder)
+    volumes = pack3d.open_volumes(folder)
     pictures = pack.open_pack(folder, slices=False)
-    train(config, pictures, out, device="cpu", start=start, volumes=solids)
+    train(config, pictures, out, device="cpu", start=start, volumes=volumes)
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
@@ -97,13 +97,13 @@ def test_malformed_recipes_are_refused(values: str, message: str, tmp_path: Path
 def test_a_stopped_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     values = {"steps": 8, "checkpoint_every": 3, "more_rounds": 0.5}
     config = TrainConfig(**(SMALL | values))  # type: ignore[arg-type]
-    solids, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
+    volumes, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(config, pictures, whole, device="cpu", volumes=solids)
+    train(config, pictures, whole, device="cpu", volumes=volumes)
     calls = 0
     while calls < 50:
         calls += 1
-        outcome = train(config, pictures, parts, device="cpu", volumes=solids, minutes=0.002)
+        outcome = train(config, pictures, parts, device="cpu", volumes=volumes, minutes=0.002)
         if outcome.finished:
             break
     assert calls > 1
@@ -126,14 +126,14 @@ def test_it_learns_and_validates(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_begins_with_the_network_of_the_plane(folder: Path, tmp_path: Path) -> None:
-    plane, space, more = (tmp_path / name for name in ("plane", "space", "more"))
+    image, space, more = (tmp_path / name for name in ("plane", "space", "more"))
     flat = TrainConfig(
         steps=2, widths=(8, 16), depths=(1, 1), sizes=(32,), batch_size=2, precision="fp32"
     )
-    train(flat, pack.open_pack(folder), plane, device="cpu")
-    start = plane / "limner-2d.safetensors"
+    train(flat, pack.open_pack(folder), image, device="cpu")
+    start = image / "limner-2d.safetensors"
     _train(folder, space, start, steps=1, learning_rate=1e-9)
-    before = checkpoint.load(plane / "checkpoint.pt").averaged
+    before = checkpoint.load(image / "checkpoint.pt").averaged
     after = checkpoint.load(space / "checkpoint.pt").averaged
     for key, value in before.items():
         wanted = value.half().float()
@@ -165,7 +165,7 @@ def test_command_line_packs_volumes_and_trains_on_them(
     command = ["train", str(recipe), "--data", str(packed), "--out", str(out), "--device", "cpu"]
     assert run(command) == 0
     assert "step 1 of 1, finished" in capsys.readouterr().out
-    (packed / pack3d.FACTS).unlink()
+    (packed / pack3d.VOLUMES_FILE).unlink()
     command[command.index(str(out))] = str(tmp_path / "run2")
     assert run(command) == 2
     assert "is no pack with volumes" in capsys.readouterr().err

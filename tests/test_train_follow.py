@@ -32,7 +32,7 @@ from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
 from limner.train.data import motion, pack, pack3d  # noqa: E402
 from limner.train.data.rng import BatchRandom  # noqa: E402
-from limner.train.data.sequences import ClipMaker, Clips  # noqa: E402
+from limner.train.data.sequences import ImageSequences, SequenceSampler  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.losses import iou  # noqa: E402
 from limner.train.tasks.tracking import TrackerRollout, track_clips  # noqa: E402
@@ -110,15 +110,15 @@ def test_two_frames_teach_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def packs(folder: Path) -> tuple[pack3d.VolumePack, pack.Pack]:
+def packs(folder: Path) -> tuple[pack3d.PackedVolumes, pack.PackedImages]:
     return pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
 
 
 def _draw(
-    packs: tuple[pack3d.VolumePack, pack.Pack], number: int, seed: int, **values: object
-) -> Clips:
+    packs: tuple[pack3d.PackedVolumes, pack.PackedImages], number: int, seed: int, **values: object
+) -> ImageSequences:
     config = _config(frames=5, **values)
-    maker = ClipMaker(config, *packs, CPU)
+    maker = SequenceSampler(config, *packs, CPU)
     return maker.draw(number, 64, np.random.default_rng(seed), _batch_rng(number, seed))
 
 
@@ -132,26 +132,26 @@ def _draw(
     ],
 )
 def test_sequences_show_their_object_first(
-    packs: tuple[pack3d.VolumePack, pack.Pack], kinds: dict[str, float]
+    packs: tuple[pack3d.PackedVolumes, pack.PackedImages], kinds: dict[str, float]
 ) -> None:
     for seed in range(2):
-        clips = _draw(packs, 4, seed, **kinds)
-        assert clips.image.shape == (4, 5, 3, 64, 64)
-        assert clips.target.shape == clips.inside.shape == (4, 5, 1, 64, 64)
-        assert clips.image.dtype == clips.target.dtype == torch.float32
-        for part in (clips.target, clips.inside):
+        sequences = _draw(packs, 4, seed, **kinds)
+        assert sequences.image.shape == (4, 5, 3, 64, 64)
+        assert sequences.target.shape == sequences.inside.shape == (4, 5, 1, 64, 64)
+        assert sequences.image.dtype == sequences.target.dtype == torch.float32
+        for part in (sequences.target, sequences.inside):
             assert torch.equal(part, part.round())
             assert part.min() >= 0
             assert part.max() == 1
-        assert clips.image.min() >= 0
-        assert clips.image.max() <= 1
-        assert not (clips.target * (1 - clips.inside)).any()
-        assert not (clips.image * (1 - clips.inside)).any()
-        assert (clips.target[:, 0].sum(dim=(1, 2, 3)) > 0).all()
+        assert sequences.image.min() >= 0
+        assert sequences.image.max() <= 1
+        assert not (sequences.target * (1 - sequences.inside)).any()
+        assert not (sequences.image * (1 - sequences.inside)).any()
+        assert (sequences.target[:, 0].sum(dim=(1, 2, 3)) > 0).all()
 
 
 def test_the_same_seed_gives_the_same_sequences(
-    packs: tuple[pack3d.VolumePack, pack.Pack],
+    packs: tuple[pack3d.PackedVolumes, pack.PackedImages],
 ) -> None:
     first, again, other = (_draw(packs, 3, seed, synthetic=0.3) for seed in (1, 1, 2))
     for name in ("image", "target", "inside"):
@@ -161,12 +161,12 @@ def test_the_same_seed_gives_the_same_sequences(
 
 @pytest.mark.parametrize("kinds", [{"piles": 1.0}, {"piles": 0.0, "synthetic": 0.0}])
 def test_neighbours_are_more_alike_than_frames_far_apart(
-    packs: tuple[pack3d.VolumePack, pack.Pack], kinds: dict[str, float]
+    packs: tuple[pack3d.PackedVolumes, pack.PackedImages], kinds: dict[str, float]
 ) -> None:
     near, far = [], []
     for seed in range(3):
-        clips = _draw(packs, 8, seed, **kinds)
-        whole = clips.target
+        sequences = _draw(packs, 8, seed, **kinds)
+        whole = sequences.target
         near.append(torch.stack([iou(whole[:, t], whole[:, t + 1]) for t in range(4)]).mean())
         far.append(iou(whole[:, 0], whole[:, 4]).mean())
     assert float(np.mean(near)) > float(np.mean(far)) + 0.1
@@ -174,7 +174,7 @@ def test_neighbours_are_more_alike_than_frames_far_apart(
 
 
 def test_paths_begin_where_the_picture_is() -> None:
-    grids = motion.paths(6, 16, _batch_rng(32))
+    grids = motion.motion_paths(6, 16, _batch_rng(32))
     assert grids.shape == (32, 6, 16, 16, 2)
     along = (torch.arange(16) + 0.5) / 8 - 1
     still = torch.stack([along.expand(16, 16), along[:, None].expand(16, 16)], dim=-1)
@@ -183,7 +183,7 @@ def test_paths_begin_where_the_picture_is() -> None:
     assert (steps.amax(dim=1) > 1e-3).float().mean() > 0.5
     assert (steps.amax(dim=1) == 0).any(), "some sequences stand still"
     picture = torch.rand(32, 2, 16, 16, generator=torch.Generator().manual_seed(1))
-    carried = motion.carried(picture, grids)
+    carried = motion.warp(picture, grids)
     assert torch.allclose(carried[:, 0], picture, atol=1e-5)
 
 
@@ -192,20 +192,20 @@ def test_moved_and_pasted_objects_stay_masks() -> None:
     target[:, :, 8:20, 10:22] = 1
     inside = torch.ones_like(target)
     for parts in (
-        motion.moved(image, target, inside, 4, _batch_rng(4)),
-        motion.pasted(image, target, 4, _batch_rng(4)),
+        motion.animate(image, target, inside, 4, _batch_rng(4)),
+        motion.animate_object(image, target, 4, _batch_rng(4)),
     ):
         assert [p.shape[:3] for p in parts] == [(4, 4, 3), (4, 4, 1), (4, 4, 1)]
         assert torch.equal(parts[1][:, 0], target)
         assert set(parts[1].unique().tolist()) <= {0.0, 1.0}
-    pasted = motion.pasted(image, target, 4, _batch_rng(4))[0][:, 0]
+    pasted = motion.animate_object(image, target, 4, _batch_rng(4))[0][:, 0]
     assert torch.allclose(pasted * target, image * target, atol=1e-5)
     assert torch.allclose(pasted * (1 - target), image.roll(1, 0) * (1 - target), atol=1e-5)
 
 
 def test_flicker_changes_light_not_places() -> None:
     image = torch.full((64, 5, 3, 8, 8), 0.5)
-    seen = motion.flickered(image, _batch_rng(64))
+    seen = motion.flicker(image, _batch_rng(64))
     changed = (seen - image).abs().amax(dim=(1, 2, 3, 4))
     assert 0.2 < (changed == 0).float().mean() < 0.8
     assert seen.min() >= 0
@@ -307,7 +307,9 @@ def test_the_mask_of_the_frame_before_is_moved_to_where_things_are() -> None:
     for t in range(3):
         target[:, t, :, 20:40, 26 - 3 * t : 46 - 3 * t] = 1
     shown = torch.from_numpy(image)[None, :, None].expand(-1, -1, 3, -1, -1)
-    walk = TrackerRollout(_network(), Clips(shown, target, torch.ones_like(target)), "fp32")
+    walk = TrackerRollout(
+        _network(), ImageSequences(shown, target, torch.ones_like(target)), "fp32"
+    )
     past, mask = walk._moved(1)
     assert past.shape == (1, 3, 64, 64)
     assert float(iou((mask > 0.5).float(), target[:, 1])) > 0.9
@@ -320,8 +322,8 @@ def test_the_mask_of_the_frame_before_is_moved_to_where_things_are() -> None:
 
 
 def _train(folder: Path, out: Path, start: Path | None = None, **values: object) -> None:
-    solids, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
-    train(_config(**values), pictures, out, device="cpu", start=start, volumes=solids)
+    volumes, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
+    train(_config(**values), pictures, out, device="cpu", start=start, volumes=volumes)
 
 
 def _weights(out: Path) -> dict[str, torch.Tensor]:
@@ -345,13 +347,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = _config(steps=6, checkpoint_every=2)
-    solids, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
+    volumes, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
     clock = iter(np.arange(0.0, 1000.0, 10.0))  # a glance takes ten seconds
     monkeypatch.setattr("limner.train.loop.time.monotonic", lambda: float(next(clock)))
     steps = []
     while not steps or steps[-1] < 6:
         outcome = train(
-            config, pictures, tmp_path / "parts", device="cpu", volumes=solids, minutes=0.5
+            config, pictures, tmp_path / "parts", device="cpu", volumes=volumes, minutes=0.5
         )
         steps.append(outcome.step)
     assert steps == [2, 4, 6]
@@ -395,23 +397,25 @@ def test_it_learns_to_follow(folder: Path) -> None:
     target = torch.zeros(1, 4, 1, 32, 32)
     for t in range(4):
         target[:, t, :, 8:20, 2 + 5 * t : 14 + 5 * t] = 1
-    clips = Clips(image + 0.6 * target, target, torch.ones_like(target))
+    sequences = ImageSequences(image + 0.6 * target, target, torch.ones_like(target))
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
     from limner.train.losses import answer_loss
 
     for _ in range(25):
-        walk = TrackerRollout(network, clips, "fp32")
+        walk = TrackerRollout(network, sequences, "fp32")
         total = torch.zeros(())
         for t in range(1, 4):
             logits, _ = walk.step(t, torch.ones(1, 1, 1, 1))
-            none = torch.zeros_like(clips.target[:, t])
-            total = total + answer_loss(logits, clips.target[:, t], clips.inside[:, t], none)
+            none = torch.zeros_like(sequences.target[:, t])
+            total = total + answer_loss(
+                logits, sequences.target[:, t], sequences.inside[:, t], none
+            )
             walk.remember(t, keep=True)
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
     with torch.no_grad():
-        answers = track_clips(network.eval(), clips, "fp32")
+        answers = track_clips(network.eval(), sequences, "fp32")
     assert answers.shape == (1, 3, 1, 32, 32)
     assert float(iou(answers.flatten(0, 1), target[:, 1:].flatten(0, 1)).mean()) > 0.9
 

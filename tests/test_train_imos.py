@@ -26,7 +26,7 @@ from limner.train import checkpoint  # noqa: E402
 from limner.train.config import TrainConfig, read_config, write_config  # noqa: E402
 from limner.train.data import pack, pack3d  # noqa: E402
 from limner.train.data.rng import BatchRandom  # noqa: E402
-from limner.train.data.sequences import Clips  # noqa: E402
+from limner.train.data.sequences import ImageSequences  # noqa: E402
 from limner.train.loop import read_log, train  # noqa: E402
 from limner.train.tasks.xmem_adapters import Adapters, Adapting, read_base  # noqa: E402
 from limner.train.tasks.xmem_losses import aggregated, hard_share, masks_loss  # noqa: E402
@@ -98,8 +98,8 @@ def _train(folder: Path, out: Path, base: Path | None, **options: object) -> boo
 
 
 def _work(folder: Path, base: Path, **values: object) -> Adapting:
-    solids, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
-    return Adapting(_config(**values), solids, pictures, torch.device("cpu"), base)
+    volumes, pictures = pack3d.open_volumes(folder), pack.open_pack(folder, slices=False)
+    return Adapting(_config(**values), volumes, pictures, torch.device("cpu"), base)
 
 
 @pytest.fixture(scope="module")
@@ -173,38 +173,38 @@ def test_objects_exclude_one_another_as_in_sessions() -> None:
 # The walk over frames.
 
 
-def _clips(seed: int = 0, number: int = 2, frames: int = 3) -> Clips:
+def _clips(seed: int = 0, number: int = 2, frames: int = 3) -> ImageSequences:
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(number, frames, 3, 64, 64, generator=generator) * 0.3
     target = torch.zeros(number, frames, 1, 64, 64)
     for b in range(number):
         for t in range(frames):
             target[b, t, 0, 10 + 20 * b : 30 + 20 * b, 8 + 5 * t : 28 + 5 * t] = 1
-    return Clips(image + 0.5 * target, target, torch.ones_like(target))
+    return ImageSequences(image + 0.5 * target, target, torch.ones_like(target))
 
 
 def test_another_object_may_move_about_in_front() -> None:
-    clips = _clips(number=16)
-    shown = add_second_object(clips, BatchRandom(16, torch.Generator().manual_seed(1)))
+    sequences = _clips(number=16)
+    shown = add_second_object(sequences, BatchRandom(16, torch.Generator().manual_seed(1)))
     assert shown.target.shape == (16, 3, 2, 64, 64)
     assert shown.target.sum(dim=2).max() == 1
     assert 2 <= shown.there[:, 1].sum() <= 12
     assert shown.there[:, 0].all()
     both, one = (int((shown.there[:, 1] == n).nonzero()[0]) for n in (1, 0))
     second = shown.target[both, :, 1:]
-    assert torch.equal(second, clips.target[both - 1])
-    assert torch.equal(shown.image[both] * second, clips.image[both - 1] * second)
-    assert torch.equal(shown.image[one], clips.image[one])
+    assert torch.equal(second, sequences.target[both - 1])
+    assert torch.equal(shown.image[both] * second, sequences.image[both - 1] * second)
+    assert torch.equal(shown.image[one], sequences.image[one])
     assert not shown.target[one, :, 1].any()
 
 
 def test_the_walk_is_what_a_session_does(base: Path) -> None:
     """Two frames, all of the memory read: the numbers of `MemoryPropagator`."""
     network = read_base(base).network()
-    clips = _clips(number=1)
-    levels = clips.image[0].permute(0, 2, 3, 1).mul(255).round().numpy()
-    clips = replace(clips, image=torch.from_numpy(levels / 255).permute(0, 3, 1, 2)[None])
-    shown = with_one_object(clips)
+    sequences = _clips(number=1)
+    levels = sequences.image[0].permute(0, 2, 3, 1).mul(255).round().numpy()
+    sequences = replace(sequences, image=torch.from_numpy(levels / 255).permute(0, 3, 1, 2)[None])
+    shown = with_one_object(sequences)
     with torch.no_grad():
         walk = XMemRollout(network, shown, "fp32")
         found = walk.step(1, [0]).softmax(dim=1)[:, 1:]
@@ -232,8 +232,8 @@ def test_it_learns_one_sequence_by_heart_and_nothing_else_changes(folder: Path, 
     torch.manual_seed(0)
     network = work.network()
     frozen = {k: v.clone() for k, v in work._frozen.state_dict().items()}
-    clips = _clips()
-    work._maker.draw = lambda *_: clips  # type: ignore[method-assign]
+    sequences = _clips()
+    work._maker.draw = lambda *_: sequences  # type: ignore[method-assign]
     optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3)
     losses = []
     for step in range(8):

@@ -11,7 +11,7 @@ import pytest
 from limner.datasets import project
 from limner.errors import FormatError
 from limner.train.data import pack, regions
-from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, Pack
+from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, PackedImages
 from train_makers import make_data
 
 
@@ -23,12 +23,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.planes(data))
+    pack.write_pack(out, project.read_images(data))
     return out
 
 
 @pytest.fixture(scope="module")
-def packed(folder: Path) -> Pack:
+def packed(folder: Path) -> PackedImages:
     return pack.open_pack(folder)
 
 
@@ -42,7 +42,7 @@ def test_sets_that_resemble_test_sets_and_videos_are_left_out(data: Path) -> Non
 
 
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
-    opened = {plane.stem for plane in project.planes(data) if plane.set_name == "2d/discs"}
+    opened = {image.stem for image in project.read_images(data) if image.set_name == "2d/discs"}
     assert opened == {"a", "b", "v"}
     facts = json.loads((folder / "pack.json").read_text())["sets"]["2d/discs"]
     assert facts["stems"] == {"a": "train", "b": "train", "v": "val"}
@@ -66,29 +66,29 @@ def test_no_test_stem_of_the_real_data_is_allowed(shared_data: Path) -> None:
 
 
 def test_pictures_come_back_as_they_were_but_for_steps_too_small_to_see(
-    data: Path, packed: Pack
+    data: Path, packed: PackedImages
 ) -> None:
-    found = list(project.planes(data))
-    assert len(found) == len(packed.planes)
-    for plane, facts in zip(found, packed.planes, strict=True):
+    found = list(project.read_images(data))
+    assert len(found) == len(packed.images)
+    for image, facts in zip(found, packed.images, strict=True):
         rows, columns, channels, first, place = (int(v) for v in facts[3:8])
-        assert (rows, columns) == plane.labels.shape
+        assert (rows, columns) == image.labels.shape
         maps = packed.layers[LABELS][place : place + rows * columns]
-        assert (maps.reshape(rows, columns) == plane.labels).all()
-        if plane.image is None:
+        assert (maps.reshape(rows, columns) == image.labels).all()
+        if image.image is None:
             assert channels == 0
             continue
         pixels = packed.pixels[first : first + channels * rows * columns]
         pixels = pixels.reshape(channels, rows, columns).astype(int)
-        image = plane.image.astype(int)
+        expected = image.image.astype(int)
         if channels == 1:
-            assert np.abs(pixels[0] - image).max() <= (0 if "3d/" in plane.set_name else 2)
+            assert np.abs(pixels[0] - expected).max() <= (0 if "3d/" in image.set_name else 2)
         else:  # halved colour blurs at edges
-            assert np.median(np.abs(pixels - np.moveaxis(image, -1, 0))) <= 4
+            assert np.median(np.abs(pixels - np.moveaxis(expected, -1, 0))) <= 4
 
 
 def test_ct_is_kept_twice_and_thick_slices_are_stretched(data: Path) -> None:
-    scans = [p for p in project.planes(data) if p.set_name == "pool/3d/scans_ct"]
+    scans = [p for p in project.read_images(data) if p.set_name == "pool/3d/scans_ct"]
     axial = [p for p in scans if p.stem.split(":")[1] == "0"]
     assert [p.stem for p in axial[:2]] == ["s:0:3"] * 2
     assert not np.array_equal(axial[0].image, axial[1].image)
@@ -96,19 +96,19 @@ def test_ct_is_kept_twice_and_thick_slices_are_stretched(data: Path) -> None:
     assert {p.labels.shape for p in scans if p.stem.split(":")[1] == "1"} == {(36, 32)}
 
 
-def test_background_of_label_maps_is_no_target(packed: Pack) -> None:
+def test_background_of_label_maps_is_no_target(packed: PackedImages) -> None:
     index = packed.names.index("pool/3d/labelmaps")
-    planes = np.flatnonzero(packed.planes[:, 0] == index)
-    rows = packed.entries[np.isin(packed.entries[:, 0], planes)]
+    images = np.flatnonzero(packed.images[:, 0] == index)
+    rows = packed.entries[np.isin(packed.entries[:, 0], images)]
     assert set(rows[rows[:, 1] == LABELS, 2].tolist()) == {1}
     assert not np.isin(rows[:, 1], (FINE, COARSE)).any()
 
 
-def test_entries_say_where_their_regions_are(packed: Pack) -> None:
+def test_entries_say_where_their_regions_are(packed: PackedImages) -> None:
     assert {LABELS, OBJECTS, FINE, COARSE} == set(packed.entries[:, 1].tolist())
-    for plane, layer, region, area, *box in packed.entries[::7]:
-        rows, columns = packed.planes[plane, 3:5]
-        place = packed.planes[plane, 7]
+    for image, layer, region, area, *box in packed.entries[::7]:
+        rows, columns = packed.images[image, 3:5]
+        place = packed.images[image, 7]
         found = packed.layers[layer][place : place + rows * columns].reshape(rows, columns)
         mask = found == region
         assert mask.sum() == area
@@ -117,7 +117,7 @@ def test_entries_say_where_their_regions_are(packed: Pack) -> None:
 
 
 def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Path) -> None:
-    pack.write_pack(tmp_path, project.planes(data))
+    pack.write_pack(tmp_path, project.read_images(data))
     first, second = (json.loads((f / "pack.json").read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
 
@@ -146,7 +146,7 @@ def test_components_are_told_apart_by_label_and_size() -> None:
     labels[1:6, 1:6] = labels[10:16, 10:16] = 3
     labels[6:9, 1:6] = 5  # touches the first
     labels[19, 19] = 3
-    found = regions.components(labels, least=10)
+    found = regions.label_components(labels, least=10)
     assert sorted(np.bincount(found.ravel())[1:].tolist()) == [15, 25, 36]
     assert found[19, 19] == 0
 
@@ -154,8 +154,8 @@ def test_components_are_told_apart_by_label_and_size() -> None:
 def test_groups_are_unions_of_superpixels() -> None:
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(0, 255, (6, 6)), np.ones((12, 12))).astype(np.uint8)
-    fine = regions.superpixels(image, rng)
-    group = regions.groups(fine, image, rng)
+    fine = regions.compute_superpixels(image, rng)
+    group = regions.group_superpixels(fine, image, rng)
     assert fine.min() == 1
     assert group[0] == 0
     assert len(group) == fine.max() + 1

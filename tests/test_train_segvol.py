@@ -25,8 +25,8 @@ from limner.models import segvol
 from limner.models.segvol import network as _segvol_network
 from limner.models.segvol.network import SegVolNetwork
 from limner.train import checkpoint
-from limner.train.data.segvol_cases import Pseudo, open_cases
-from limner.train.data.segvol_views import crop, whole
+from limner.train.data.segvol_cases import PseudoLabelOptions, prepare_cases
+from limner.train.data.segvol_views import crop_view, whole_view
 from limner.train.loop import read_log
 from limner.train.segvol_config import (
     COMBINATIONS,
@@ -298,7 +298,7 @@ def test_the_published_sizes_give_the_published_names() -> None:
 
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(data: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STAGE2, crops=0.0, batch_size=2, pseudo=False)
-    cases, digest = open_cases(volume_folders.labelled(data, named=True), tmp_path / "v")
+    cases, digest = prepare_cases(volume_folders.labelled(data, named=True), tmp_path / "v")
     found = []
     for change in ({}, {"micro_batch": 1}, {"micro_batch": 1, "checkpointing": True}):
         torch.manual_seed(0)
@@ -347,7 +347,7 @@ def test_unknown_words_are_refused_before_anything_is_learnt(
         dataclasses.replace(s, names={"glorbish spleen": (2,)})
         for s in volume_folders.labelled(data, named=True)
     ]
-    cases, digest = open_cases(found, tmp_path / "v")
+    cases, digest = prepare_cases(found, tmp_path / "v")
     monkeypatch.setattr("limner.models.segvol.tokens.merges_file", lambda beside: None)
     with pytest.raises(PromptError, match="glorbish spleen"):
         Finetuning(STAGE2, cases, digest, torch.device("cpu"))
@@ -406,11 +406,11 @@ def test_small_objects_and_jittered_boxes_give_valid_prompts() -> None:
 
 def test_views_are_of_the_volume_as_the_model_sees_it(data: Path, tmp_path: Path) -> None:
     found = volume_folders.labelled(data, named=True)
-    cases, _ = open_cases(found, tmp_path / "v", Pseudo.of(STAGE2))
+    cases, _ = prepare_cases(found, tmp_path / "v", PseudoLabelOptions.of(STAGE2))
     case = cases[0]
     assert case.names == {"liver": (1,), "spleen": (2,)}
     assert case.image.shape == (12, 35, 32)  # without the air
-    seen = whole(case, (8, 32, 32))
+    seen = whole_view(case, (8, 32, 32))
     assert seen.image.min() == 0
     assert 0.9 < seen.image.max() <= 1
     assert seen.image[seen.mask("spleen")].mean() > seen.image[seen.mask("liver")].mean() + 0.2
@@ -422,11 +422,11 @@ def test_views_are_of_the_volume_as_the_model_sees_it(data: Path, tmp_path: Path
     assert seen.pseudo is not None
     common = np.unique(seen.pseudo[seen.mask("liver")])
     assert len(common) == 1  # pasted over
-    near = crop(case, (8, 32, 32), (6, 20, 18))
+    near = crop_view(case, (8, 32, 32), (6, 20, 18))
     assert near.pseudo is not None
     inner = near.mask("liver")[:, 1:-1, 1:-1]
     assert (near.pseudo[:, 1:-1, 1:-1][inner] == common[0]).mean() > 0.8
-    wide = crop(case, (16, 32, 64), (0, 0, 0))
+    wide = crop_view(case, (16, 32, 64), (0, 0, 0))
     assert wide.labels is not None
     assert wide.pseudo is not None
     assert (wide.image[:2] == 0).all()
@@ -447,13 +447,13 @@ def test_layouts_and_names(data: Path, tmp_path: Path) -> None:
     )
     (found,) = volume_folders.labelled(top, named=True)
     assert found.name == "Dataset1/a"
-    (case,), _ = open_cases([found], tmp_path / "v")
+    (case,), _ = prepare_cases([found], tmp_path / "v")
     assert case.names == {"both": (1, 2), "spleen": (2,)}
     (nnunet / "dataset.json").write_text('{"labels": {"0": "background", "1": "liver"}}')
     assert volume_folders.labelled(nnunet, named=True)[0].names == {"liver": (1,)}
     assert [s.name for s in volume_folders.unlabelled(top)] == ["Dataset1/imagesTr/a_0000"]
     (nnunet / "dataset.json").unlink()
-    (case,), _ = open_cases(volume_folders.labelled(top, named=False), tmp_path / "v")
+    (case,), _ = prepare_cases(volume_folders.labelled(top, named=False), tmp_path / "v")
     assert case.names == {"object 1": (1,), "object 2": (2,)}
     with pytest.raises(FormatError, match="names no labels"):
         volume_folders.labelled(top, named=True)
@@ -475,7 +475,7 @@ def test_useless_folders_are_refused(tmp_path: Path) -> None:
         volume_folders.labelled(tmp_path, named=True)
     limner.io.write_image(tmp_path / "images" / "a.nii.gz", image)
     with pytest.raises(FormatError, match="No object occurs"):
-        open_cases(volume_folders.labelled(tmp_path, named=True), tmp_path / "v")
+        prepare_cases(volume_folders.labelled(tmp_path, named=True), tmp_path / "v")
     (tmp_path / "dataset.json").write_text('{"labels": {"liver": {"x": 1}}}')
     with pytest.raises(FormatError, match="does not name labels"):
         volume_folders.labelled(tmp_path, named=True)
@@ -522,10 +522,10 @@ def test_series_and_pictures_among_volumes(data: Path, tmp_path: Path) -> None:
     found = volume_folders.unlabelled(tmp_path)
     assert len(found) == 3
     assert found[0].name == "more"
-    cases, _ = open_cases(found, tmp_path / "v")
+    cases, _ = prepare_cases(found, tmp_path / "v")
     heights = [case.image.shape[1] for case in cases]
     assert sorted(heights) == [15, 35, 35]
     (tmp_path / "v" / "00001.image.npy").unlink()
-    again, _ = open_cases(found, tmp_path / "v")
+    again, _ = prepare_cases(found, tmp_path / "v")
     assert again == cases
     assert again[1].image.shape[1] == heights[1]

@@ -67,7 +67,7 @@ def test_regions_are_those_of_the_plain_algorithm(
 
 def test_the_fixed_threshold_is_a_quantile_of_the_costs() -> None:
     volume = np.random.default_rng(2).uniform(0, 255, (2, 6, 7)).astype(np.float32)
-    costs = supervoxels.edges(volume).cost
+    costs = supervoxels.find_edges(volume).cost
     limit = float(np.percentile(costs[costs > 0], 25))
     found = supervoxels.segment(volume, rule="threshold", sigma=0, min_size=3)
     assert np.array_equal(found, _plain(volume, 0, 3, limit))
@@ -85,7 +85,7 @@ def test_in_a_plane_regions_are_those_of_scikit_image() -> None:
         theirs = felzenszwalb(picture, scale=scale, sigma=sigma, min_size=least)
         # Theirs divides the scale by 255, and joins below the bound, not at it.
         ours = supervoxels.segment(picture[None], scale=scale / 255, sigma=sigma, min_size=least)[0]
-        assert np.array_equal(ours, supervoxels.ordered(theirs)), (scale, sigma, least)
+        assert np.array_equal(ours, supervoxels.renumber(theirs)), (scale, sigma, least)
 
 
 def test_small_regions_are_gone_and_labels_are_pasted_over() -> None:

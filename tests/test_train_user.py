@@ -11,12 +11,12 @@ import torch
 from limner.datasets import project
 from limner.networks.fusion2d import CLICK_RADIUS
 from limner.train.data import pack
-from limner.train.data.augment import disturb
-from limner.train.data.pack import COARSE, FINE, Pack
+from limner.train.data.augment import augment_images
+from limner.train.data.pack import COARSE, FINE, PackedImages
 from limner.train.data.rng import BatchRandom, box_mean
-from limner.train.data.synthetic import invent, paint
+from limner.train.data.synthetic import draw_shapes, paint
 from limner.train.data.targets import MOST_IDS, TargetTable
-from limner.train.data.views import Bank, draw_views, plain_views
+from limner.train.data.views import DeviceImages, draw_views, plain_views
 from limner.train.losses import answer_loss, dice, iou
 from limner.train.simulate import strokes
 from limner.train.simulate.interactions import (
@@ -39,9 +39,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedImages:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.planes(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(out, project.read_images(make_data(tmp_path_factory.mktemp("data"))))
     return pack.open_pack(out)
 
 
@@ -185,65 +185,65 @@ def test_corrections_go_where_the_answer_is_wrong() -> None:
     assert torch.equal(after.region, before.region)
 
 
-def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: Pack) -> None:
+def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedImages) -> None:
     for split in (0, 1):
         table = TargetTable(packed, split=split, invented=0.3)
         targets = table.draw(64, np.random.default_rng(split))
-        assert (packed.planes[targets.planes, 1] == split).all()
+        assert (packed.images[targets.images, 1] == split).all()
         assert targets.ids.shape == (64, MOST_IDS)
         assert (targets.ids > 0).all()
         assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
     assert set(TargetTable(packed, split=0, invented=0.0).draw(99, np.random.default_rng(0)).layers)
     invented = TargetTable(packed, split=0, invented=1.0).draw(99, np.random.default_rng(0))
-    pictured = packed.planes[invented.planes, 5] > 0
+    pictured = packed.images[invented.images, 5] > 0
     assert np.isin(invented.layers[pictured], (FINE, COARSE)).all()
 
 
-def test_views_show_the_target(packed: Pack) -> None:
+def test_views_show_the_target(packed: PackedImages) -> None:
     rng = np.random.default_rng(2)
-    bank = Bank(packed, torch.device("cpu"))
+    device_data = DeviceImages(packed, torch.device("cpu"))
     targets = TargetTable(packed, split=0, invented=0.2).draw(48, rng)
     views = draw_views(packed, targets, SIZE, rng)
-    scenes = bank.show(targets, views, SIZE, torch.Generator().manual_seed(0))
-    shown = scenes.target.sum(dim=(1, 2, 3))
+    samples = device_data.cut_view(targets, views, SIZE, torch.Generator().manual_seed(0))
+    shown = samples.target.sum(dim=(1, 2, 3))
     assert (shown > 0).float().mean() > 0.95
-    assert (scenes.target <= scenes.inside).all()
-    assert scenes.image.shape == (48, 3, SIZE, SIZE)
-    assert scenes.image.min() >= 0
-    assert scenes.image.max() <= 1
-    assert (scenes.image * (1 - scenes.inside)).max() < 0.8  # rims of half pixels only
+    assert (samples.target <= samples.inside).all()
+    assert samples.image.shape == (48, 3, SIZE, SIZE)
+    assert samples.image.min() >= 0
+    assert samples.image.max() <= 1
+    assert (samples.image * (1 - samples.inside)).max() < 0.8  # rims of half pixels only
 
 
-def test_plain_views_reproduce_the_plane(packed: Pack) -> None:
+def test_plain_views_reproduce_the_plane(packed: PackedImages) -> None:
     index = packed.names.index("2d/discs")
     table = TargetTable(packed, split=1, invented=0.0)
     targets = table.named(index, 1, np.random.default_rng(0))
     views = plain_views(packed, targets, 64)
     views.centres[:], views.steps[:] = 32.0, np.eye(2)
-    bank = Bank(packed, torch.device("cpu"))
-    scenes = bank.show(targets, views, 64, torch.Generator().manual_seed(0))
-    place, first = packed.planes[targets.planes[0], [7, 6]]
+    device_data = DeviceImages(packed, torch.device("cpu"))
+    samples = device_data.cut_view(targets, views, 64, torch.Generator().manual_seed(0))
+    place, first = packed.images[targets.images[0], [7, 6]]
     labels = packed.layers[targets.layers[0]][place : place + 64 * 64].reshape(64, 64)
-    assert np.array_equal(scenes.target[0, 0].numpy() > 0, labels == targets.ids[0, 0])
+    assert np.array_equal(samples.target[0, 0].numpy() > 0, labels == targets.ids[0, 0])
     pixels = packed.pixels[first : first + 64 * 64].reshape(64, 64) / 255
-    away = np.abs(scenes.image[0, 0].numpy() - pixels)[4:-4, 4:-4]
+    away = np.abs(samples.image[0, 0].numpy() - pixels)[4:-4, 4:-4]
     assert away.mean() < 0.04  # sampled at half pixels and averaged: a slight blur of the noise
-    assert torch.equal(scenes.image[:, 0], scenes.image[:, 2])
+    assert torch.equal(samples.image[:, 0], samples.image[:, 2])
 
 
 def test_disturbed_pictures_stay_pictures_and_differ() -> None:
     image = torch.rand((16, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    found = disturb(image, _batch_rng(16))
+    found = augment_images(image, _batch_rng(16))
     assert found.shape == image.shape
     assert torch.isfinite(found).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert ((found - image).abs().amax(dim=(1, 2, 3)) > 0.01).sum() >= 8
-    assert torch.equal(found, disturb(image, _batch_rng(16)))
+    assert torch.equal(found, augment_images(image, _batch_rng(16)))
 
 
 def test_painted_regions_are_even_and_made_up_shapes_are_there() -> None:
-    regions, target = invent(SIZE, _batch_rng(24))
+    regions, target = draw_shapes(SIZE, _batch_rng(24))
     assert regions.shape == (24, SIZE, SIZE)
     assert (target.float().mean(dim=(1, 2, 3)) > 0).float().mean() > 0.9
     assert all((regions[k][target[k, 0]] == 7).all() for k in range(24))

@@ -13,13 +13,13 @@ import torch
 from limner.datasets import project
 from limner.errors import FormatError
 from limner.train.data import pack, pack3d, pseudo_volumes, volumes
-from limner.train.data.augment3d import disturb
-from limner.train.data.device_volumes import Bank3d, reach
-from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, VolumePack
-from limner.train.data.pseudo_volumes import Piles
+from limner.train.data.augment3d import augment_volumes
+from limner.train.data.device_volumes import DeviceVolumes, crop_bounds
+from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, PackedVolumes
+from limner.train.data.pseudo_volumes import PseudoVolumes
 from limner.train.data.rng import BatchRandom, block_mean
-from limner.train.data.samples3d import SceneMaker
-from limner.train.data.shapes3d import invent, lump
+from limner.train.data.samples3d import VolumeSampler
+from limner.train.data.shapes3d import add_lesion, draw_shapes
 from limner.train.data.targets import TargetTable
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.data.views import draw_views
@@ -53,13 +53,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.planes(data, slices=False))
-    pack3d.write_volumes(out, volumes.volumes(data))
+    pack.write_pack(out, project.read_images(data, slices=False))
+    pack3d.write_volumes(out, volumes.read_volumes(data))
     return out
 
 
 @pytest.fixture(scope="module")
-def packed(folder: Path) -> VolumePack:
+def packed(folder: Path) -> PackedVolumes:
     return pack3d.open_volumes(folder)
 
 
@@ -67,13 +67,13 @@ def _batch_rng(number: int = 1, seed: int = 0) -> BatchRandom:
     return BatchRandom(number, torch.Generator().manual_seed(seed), axes=3)
 
 
-def _solid(packed: VolumePack, name: str) -> int:
+def _volume(packed: PackedVolumes, name: str) -> int:
     index = packed.names.index(name)
-    return next(k for k, s in enumerate(packed.solids) if s.set_index == index)
+    return next(k for k, s in enumerate(packed.volumes) if s.set_index == index)
 
 
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
-    found = [(v.set_name, v.stem) for v in volumes.volumes(data)]
+    found = [(v.set_name, v.stem) for v in volumes.read_volumes(data)]
     assert found == [
         ("pool/3d/scans_ct", "s"),
         ("pool/3d/labelmaps", "m"),
@@ -81,7 +81,7 @@ def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> Non
         ("3d/balls", "b"),
         ("3d/balls", "v"),
     ]
-    facts = json.loads((folder / pack3d.FACTS).read_text())["sets"]["3d/balls"]
+    facts = json.loads((folder / pack3d.VOLUMES_FILE).read_text())["sets"]["3d/balls"]
     assert facts["stems"] == {"a": "train", "b": "train", "v": "val"}
     pictures = json.loads((folder / "pack.json").read_text())["sets"]
     assert set(pictures) == {"2d/discs", "pool/2d/cells"}
@@ -96,7 +96,7 @@ def test_no_volume_for_tests_is_opened(shared_data: Path, monkeypatch: pytest.Mo
         return name, stem
 
     monkeypatch.setattr(volumes, "_volume", note)
-    assert list(volumes.volumes(shared_data)) == asked
+    assert list(volumes.read_volumes(shared_data)) == asked
     splits = project.read_splits(shared_data)
     forbidden = set(splits["test_only"]) | set(splits["near_test_only"])
     forbidden |= set(splits["non_commercial"]) | set(splits["never_scored"])
@@ -107,44 +107,44 @@ def test_no_volume_for_tests_is_opened(shared_data: Path, monkeypatch: pytest.Mo
             assert stem not in splits["sets"][name]["test"]
 
 
-def test_volumes_come_back_as_they_were(data: Path, packed: VolumePack) -> None:
-    found = list(volumes.volumes(data))
-    assert len(found) == len(packed.solids)
-    for volume, solid in zip(found, packed.solids, strict=True):
-        assert packed.names[solid.set_index] == volume.set_name
-        assert solid.split == (volume.split == "val")
-        assert tuple(solid.spacing) == tuple(volume.spacing)
-        assert np.array_equal(solid.maps[LABELS], volume.labels)
-        assert solid.shape == volume.labels.shape
-        assert len(solid.images) == (0 if "labelmaps" in volume.set_name else len(volume.images))
-        if len(solid.images):
-            assert np.abs(solid.images.astype(int) - volume.images).max() <= 1
-    scan = packed.solids[_solid(packed, "pool/3d/scans_ct")]
+def test_volumes_come_back_as_they_were(data: Path, packed: PackedVolumes) -> None:
+    found = list(volumes.read_volumes(data))
+    assert len(found) == len(packed.volumes)
+    for volume, one in zip(found, packed.volumes, strict=True):
+        assert packed.names[one.set_index] == volume.set_name
+        assert one.split == (volume.split == "val")
+        assert tuple(one.spacing) == tuple(volume.spacing)
+        assert np.array_equal(one.maps[LABELS], volume.labels)
+        assert one.shape == volume.labels.shape
+        assert len(one.images) == (0 if "labelmaps" in volume.set_name else len(volume.images))
+        if len(one.images):
+            assert np.abs(one.images.astype(int) - volume.images).max() <= 1
+    scan = packed.volumes[_volume(packed, "pool/3d/scans_ct")]
     assert len(scan.images) == 2
     assert not np.array_equal(scan.images[0], scan.images[1])
 
 
-def test_entries_say_where_their_regions_are(packed: VolumePack) -> None:
+def test_entries_say_where_their_regions_are(packed: PackedVolumes) -> None:
     kinds = set()
-    for solid in packed.solids:
-        assert (np.diff(solid.entries[:, 0]) >= 0).all()
-        for which, region, size, *box in solid.entries:
+    for volume in packed.volumes:
+        assert (np.diff(volume.entries[:, 0]) >= 0).all()
+        for which, region, size, *box in volume.entries:
             kinds.add(int(which))
-            ids = solid.maps[which]
+            ids = volume.maps[which]
             mask = ids == region
-            scale = np.array(solid.factors) if which in (FINE, COARSE) else np.ones(3, dtype=int)
+            scale = np.array(volume.factors) if which in (FINE, COARSE) else np.ones(3, dtype=int)
             assert mask.sum() * scale.prod() == size
             where = np.argwhere(mask)
             assert (where.min(0) * scale == box[:3]).all()
-            assert (np.minimum((where.max(0) + 1) * scale, solid.shape) == box[3:]).all()
+            assert (np.minimum((where.max(0) + 1) * scale, volume.shape) == box[3:]).all()
     assert {LABELS, FINE, COARSE} <= kinds
     assert max(kinds) >= FIRST_BAND
 
 
-def test_background_of_label_maps_is_no_target(packed: VolumePack) -> None:
-    solid = packed.solids[_solid(packed, "pool/3d/labelmaps")]
-    assert set(solid.entries[:, 1].tolist()) == {1}
-    assert set(np.unique(solid.regions)) == {0, 1, 2}
+def test_background_of_label_maps_is_no_target(packed: PackedVolumes) -> None:
+    volume = packed.volumes[_volume(packed, "pool/3d/labelmaps")]
+    assert set(volume.entries[:, 1].tolist()) == {1}
+    assert set(np.unique(volume.regions)) == {0, 1, 2}
 
 
 def test_parts_of_like_brightness_are_connected_and_numbered_by_size() -> None:
@@ -153,12 +153,12 @@ def test_parts_of_like_brightness_are_connected_and_numbered_by_size() -> None:
     array[6:14, 24:34, 24:34] = 320
     array[10, 19:25, 24] = 300  # a bridge, one voxel thick
     array[2, 2, 2] = 300
-    found = volumes.parts(array, 200, 400, (1.0, 1.0, 1.0))
+    found = volumes.find_parts(array, 200, 400, (1.0, 1.0, 1.0))
     assert found.max() == 2
     assert found[10, 10, 10] == 1
     assert found[10, 30, 30] == 2
     assert found[2, 2, 2] == 0
-    edges = volumes.classes_of((array / 2).astype(np.uint8))
+    edges = volumes.intensity_classes((array / 2).astype(np.uint8))
     assert all(low < high for low, high in edges)
 
 
@@ -166,14 +166,14 @@ def test_supervoxels_divide_the_volume_along_its_edges() -> None:
     image = np.full((16, 32, 32), 40, dtype=np.uint8)
     image[:, 16:] = 200
     rng = np.random.default_rng(0)
-    fine, coarse, small, factors = volumes.supervoxels(image, (1.0, 1.0, 1.0), rng)
+    fine, coarse, small, factors = volumes.compute_supervoxels(image, (1.0, 1.0, 1.0), rng)
     assert factors == (1, 1, 1)
     for found in (fine, coarse):
         assert small.shape == found.shape == image.shape
         assert not set(np.unique(found[:, :14])) & set(np.unique(found[:, 18:]))
     assert fine.max() >= coarse.max() == 2
     large = np.zeros((40, 150, 150), dtype=np.uint8)
-    _, _, small, factors = volumes.supervoxels(large, (3.0, 1.0, 1.0), rng)
+    _, _, small, factors = volumes.compute_supervoxels(large, (3.0, 1.0, 1.0), rng)
     assert factors == (1, 2, 2)
     assert small.shape == (40, 75, 75)
 
@@ -184,16 +184,16 @@ def test_clear_borders_are_told_from_arbitrary_ones() -> None:
     image[:, 12:] += 60
     ids = np.ones(image.shape, dtype=np.uint16)
     ids[:, 12:, :12], ids[:, 12:, 12:] = 2, 3
-    clear = volumes.clarity(ids, image)
+    clear = volumes.edge_clarity(ids, image)
     assert len(clear) == 4
     assert clear[1] > 40
-    arbitrary = volumes.clarity(np.where(ids == 1, 2, ids), np.full_like(image, 100))
+    arbitrary = volumes.edge_clarity(np.where(ids == 1, 2, ids), np.full_like(image, 100))
     assert (arbitrary <= 0).all()
 
 
 def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Path) -> None:
-    pack3d.write_volumes(tmp_path, volumes.volumes(data))
-    first, second = (json.loads((f / pack3d.FACTS).read_text()) for f in (folder, tmp_path))
+    pack3d.write_volumes(tmp_path, volumes.read_volumes(data))
+    first, second = (json.loads((f / pack3d.VOLUMES_FILE).read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
 
 
@@ -201,7 +201,7 @@ def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Pa
 def test_damaged_packs_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    facts, first = tmp_path / pack3d.FACTS, tmp_path / "v00.xz"
+    facts, first = tmp_path / pack3d.VOLUMES_FILE, tmp_path / "v00.xz"
     match change:
         case "cut":
             first.write_bytes(first.read_bytes()[:100])
@@ -215,18 +215,18 @@ def test_damaged_packs_are_refused(folder: Path, tmp_path: Path, change: str) ->
         pack3d.open_volumes(tmp_path)
 
 
-def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: VolumePack) -> None:
+def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedVolumes) -> None:
     rng = np.random.default_rng(0)
     for split in (0, 1):
         table = TargetTable3d(packed, split=split, invented=0.5)
         for _ in range(40):
             target = table.draw(rng, pictured=True)
             assert target is not None
-            solid = packed.solids[target.solid]
-            assert solid.split == split
-            assert len(solid.images)
+            volume = packed.volumes[target.volume]
+            assert volume.split == split
+            assert len(volume.images)
             if target.map == LABELS:
-                where = np.argwhere(np.isin(solid.maps[LABELS], target.ids))
+                where = np.argwhere(np.isin(volume.maps[LABELS], target.ids))
                 assert (where.min(0) == target.box[0]).all()
                 assert (where.max(0) + 1 == target.box[1]).all()
     assert TargetTable3d(packed, split=1, invented=0.0).draw(rng, pictured=False) is None
@@ -235,65 +235,65 @@ def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: VolumeP
     assert painted.map == LABELS
 
 
-def test_views_show_their_target_and_stay_within_reach(packed: VolumePack) -> None:
+def test_views_show_their_target_and_stay_within_reach(packed: PackedVolumes) -> None:
     rng = np.random.default_rng(1)
-    bank = Bank3d(packed, torch.device("cpu"))
+    device_data = DeviceVolumes(packed, torch.device("cpu"))
     table = TargetTable3d(packed, split=0, invented=0.3)
     shown = []
     for seed in range(40):
         target = table.draw(rng, pictured=seed % 4 > 0)
         assert target is not None
-        solid = packed.solids[target.solid]
-        size = np.array(solid.shape, dtype=np.float64)
-        view = draw_view(target.box, size, solid.spacing, SHAPE, rng)
-        low, high = reach(view, size)
+        volume = packed.volumes[target.volume]
+        size = np.array(volume.shape, dtype=np.float64)
+        view = draw_view(target.box, size, volume.spacing, SHAPE, rng)
+        low, high = crop_bounds(view, size)
         assert (low >= 0).all()
         assert (low < high).all()
         assert (high <= size).all()
-        steps = np.linalg.norm(view.steps * solid.spacing[:, None], axis=0)
+        steps = np.linalg.norm(view.steps * volume.spacing[:, None], axis=0)
         assert steps[0] >= 0.7 * steps[1:].mean()  # slices are no thinner than pixels are wide
         assert np.linalg.norm(view.steps, axis=0).min() > 0.15
-        scene = bank.show(target, view, _batch_rng(seed=seed))
-        assert scene.image.shape == scene.target.shape == (1, *SHAPE)
-        assert (scene.target <= scene.inside).all()
-        assert (scene.image * (1 - scene.inside) == 0).all()
-        assert torch.isfinite(scene.image).all()
-        shown.append(bool(scene.target.any()))
+        sample = device_data.cut_view(target, view, _batch_rng(seed=seed))
+        assert sample.image.shape == sample.target.shape == (1, *SHAPE)
+        assert (sample.target <= sample.inside).all()
+        assert (sample.image * (1 - sample.inside) == 0).all()
+        assert torch.isfinite(sample.image).all()
+        shown.append(bool(sample.target.any()))
     assert np.mean(shown) > 0.95
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_a_view_at_native_voxels_is_the_volume(
-    packed: VolumePack, order: tuple[int, int, int]
+    packed: PackedVolumes, order: tuple[int, int, int]
 ) -> None:
-    index = _solid(packed, "3d/balls")
-    solid = packed.solids[index]
-    bank = Bank3d(packed, torch.device("cpu"))
+    index = _volume(packed, "3d/balls")
+    volume = packed.volumes[index]
+    device_data = DeviceVolumes(packed, torch.device("cpu"))
     target = TargetTable3d(packed, split=0, invented=0.0).named(
-        solid.set_index, 1, np.random.default_rng(0)
+        volume.set_index, 1, np.random.default_rng(0)
     )[0]
-    shape = tuple(solid.shape[k] for k in order)
-    view = View3d(shape, np.array(solid.shape) / 2, np.eye(3)[:, order])
-    scene = bank.show(target, view, _batch_rng())
-    own = packed.solids[target.solid]
+    shape = tuple(volume.shape[k] for k in order)
+    view = View3d(shape, np.array(volume.shape) / 2, np.eye(3)[:, order])
+    sample = device_data.cut_view(target, view, _batch_rng())
+    own = packed.volumes[target.volume]
     expected = torch.from_numpy(own.images[0] / 255.0).float().permute(order)
-    torch.testing.assert_close(scene.image[0], expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(sample.image[0], expected, rtol=0, atol=2e-3)
     mask = np.isin(own.maps[LABELS], target.ids).transpose(order)
-    assert np.array_equal(scene.target[0].numpy() > 0, mask)
-    assert scene.inside.all()
+    assert np.array_equal(sample.target[0].numpy() > 0, mask)
+    assert sample.inside.all()
 
 
-def test_shrinking_is_averaging_except_for_gaps(packed: VolumePack) -> None:
-    solid = packed.solids[_solid(packed, "3d/balls")]
-    bank = Bank3d(packed, torch.device("cpu"))
+def test_shrinking_is_averaging_except_for_gaps(packed: PackedVolumes) -> None:
+    volume = packed.volumes[_volume(packed, "3d/balls")]
+    device_data = DeviceVolumes(packed, torch.device("cpu"))
     target = TargetTable3d(packed, split=0, invented=0.0).named(
-        solid.set_index, 1, np.random.default_rng(0)
+        volume.set_index, 1, np.random.default_rng(0)
     )[0]
-    middle = np.array(solid.shape) / 2
+    middle = np.array(volume.shape) / 2
     noise = []
     for averaged in (True, False):
         view = View3d((4, 40, 40), middle, np.diag([5.0, 1.0, 1.0]), averaged=averaged)
-        corner = bank.show(target, view, _batch_rng()).image[0, :, :6, :6]
+        corner = device_data.cut_view(target, view, _batch_rng()).image[0, :, :6, :6]
         noise.append(float(corner.std()))
     assert noise[0] < 0.7 * noise[1]
 
@@ -317,18 +317,18 @@ def test_plain_views_are_those_of_a_session() -> None:
 
 def test_piled_pictures_shrink_to_nothing_at_both_ends(folder: Path) -> None:
     pictures = pack.open_pack(folder)
-    maker = Piles(pictures, torch.device("cpu"))
+    maker = PseudoVolumes(pictures, torch.device("cpu"))
     rng = np.random.default_rng(0)
     table = TargetTable(pictures, split=0, invented=0.0)
     vanish = []
     for seed in range(24):
         targets = table.draw(1, rng)
         views = draw_views(pictures, targets, 64, rng)
-        scene = maker.show(targets, views, (24, 64, 64), rng, _batch_rng(seed=seed))
-        assert scene.image.shape[1:] == (24, 64, 64)
-        assert (scene.target <= scene.inside).all()
-        sizes = scene.target.sum(dim=(0, 2, 3))
-        if scene.target.any():
+        sample = maker.cut_view(targets, views, (24, 64, 64), rng, _batch_rng(seed=seed))
+        assert sample.image.shape[1:] == (24, 64, 64)
+        assert (sample.target <= sample.inside).all()
+        sizes = sample.target.sum(dim=(0, 2, 3))
+        if sample.target.any():
             vanish.append(bool((sizes[0] == 0) | (sizes[-1] == 0)))
             assert sizes.max() > 0
     assert np.mean(vanish) > 0.4
@@ -346,7 +346,7 @@ def test_pictures_are_sampled_where_they_are(corner: tuple[float, float], pace: 
 
 
 def test_made_up_shapes_are_there_and_cells_look_alike() -> None:
-    found = [invent(SHAPE, _batch_rng(seed=k), thickness=1.0 + k % 3) for k in range(30)]
+    found = [draw_shapes(SHAPE, _batch_rng(seed=k), thickness=1.0 + k % 3) for k in range(30)]
     share = [float(target.mean()) for _, target in found]
     assert np.mean([s > 0 for s in share]) > 0.85
     assert np.median(share) < 0.5
@@ -359,7 +359,7 @@ def test_made_up_shapes_are_there_and_cells_look_alike() -> None:
 def test_a_lump_changes_only_its_place() -> None:
     image = torch.full((1, *SHAPE), 0.5)
     for seed in range(6):
-        changed, target = lump(image, _batch_rng(seed=seed))
+        changed, target = add_lesion(image, _batch_rng(seed=seed))
         around = block_mean(target[None], (2, 2, 2))[0] == 0
         assert (changed[around] == 0.5).all()
         if target.any():
@@ -370,17 +370,17 @@ def test_a_lump_changes_only_its_place() -> None:
 
 def test_disturbed_volumes_stay_volumes_and_differ() -> None:
     image = torch.rand((12, 3, 8, 32, 32), generator=torch.Generator().manual_seed(0))
-    found = disturb(image, _batch_rng(12))
+    found = augment_volumes(image, _batch_rng(12))
     assert found.shape == image.shape
     assert torch.isfinite(found).all()
     assert found.min() >= 0
     assert found.max() <= 1
     assert ((found - image).abs().amax(dim=(1, 2, 3, 4)) > 0.01).sum() >= 6
-    assert torch.equal(found, disturb(image, _batch_rng(12)))
+    assert torch.equal(found, augment_volumes(image, _batch_rng(12)))
 
 
-def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: VolumePack) -> None:
-    maker = SceneMaker(
+def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: PackedVolumes) -> None:
+    maker = VolumeSampler(
         packed,
         pack.open_pack(folder),
         torch.device("cpu"),

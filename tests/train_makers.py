@@ -135,6 +135,6 @@ def volume_packs(factory: pytest.TempPathFactory) -> Path:
 
     data = add_volumes(make_data(factory.mktemp("data")))
     out = factory.mktemp("pack")
-    pack.write_pack(out, project.planes(data, slices=False))
-    pack3d.write_volumes(out, volumes.volumes(data))
+    pack.write_pack(out, project.read_images(data, slices=False))
+    pack3d.write_volumes(out, volumes.read_volumes(data))
     return out

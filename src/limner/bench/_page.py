@@ -9,7 +9,7 @@ from html import escape
 from math import isfinite
 
 from limner.bench._charts import legend, line_chart, scale_of
-from limner.bench._worst_cases import Picture
+from limner.bench._worst_cases import WorstCase
 from limner.bench.report_data import Report
 from limner.bench.tables import Table
 
@@ -132,7 +132,7 @@ def _word(column: int, table: Table) -> str:
     return ' class="word"' if column < table.num_words else ""
 
 
-def _pictures(pictures: Sequence[Picture]) -> str:
+def _pictures(pictures: Sequence[WorstCase]) -> str:
     if not pictures:
         return ""
     figures = "".join(

@@ -12,9 +12,9 @@ from limner.bench import propagation_tables
 from limner.bench import statistics as stats
 from limner.bench._charts import BLIND
 from limner.bench.rows import Row, decode_answer, read_run_config
-from limner.datasets.folders import DataSet, by_label, find_sets, open_picture
+from limner.datasets.folders import DataSet, find_sets, merge_by_label, open_image
 from limner.datasets.objects import read_objects
-from limner.datasets.sequences import find_sequences, open_sequence, track_of
+from limner.datasets.sequences import find_sequences, find_track, open_sequence
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
 from limner.prompts.simulate_volume import largest_slice
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Picture:
+class WorstCase:
     """A case worth looking at.
 
     Attributes:
@@ -41,7 +41,7 @@ class Picture:
     png: bytes = field(repr=False)
 
 
-def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Picture]:
+def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[WorstCase]:
     """Pictures of the lowest scores; baselines, which never look, are shown only if alone.
 
     Args:
@@ -66,13 +66,13 @@ def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Pic
     each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
     pictures = []
     for protocol, model, rows in looking:
-        for row in stats.worst(rows, each):
+        for row in stats.worst_rows(rows, each):
             picture = _picture(row, f"{model}, {protocol}", sets)
             pictures += [picture] if picture else []
     return pictures
 
 
-def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
+def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> WorstCase | None:
     """The end of a conversation; None where the data are gone or have changed."""
     if row.set_name not in sets or row.answer is None:
         return None
@@ -80,10 +80,10 @@ def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
     if row.followed is not None:
         return _followed(row, title, data_set)
     try:
-        image = open_picture(data_set, row.stem)
+        image = open_image(data_set, row.stem)
         if image.pixel_hash() != row.image_sha256:
             raise FormatError("the picture has changed since")
-        asked = by_label(data_set) if row.protocol == "examples" else data_set
+        asked = merge_by_label(data_set) if row.protocol == "examples" else data_set
         target = read_objects(asked, row.stem, image).mask(row.object_id)
     except (LimnerError, OSError, KeyError) as error:
         _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
@@ -97,18 +97,18 @@ def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> Picture | None:
     answer = decode_answer(row.answer)
     if target.ndim == 3:
         caption += f". Slice {largest_slice(target)}"
-        return Picture(caption, cases.draw_slice(image, target, answer, said))
-    return Picture(caption, cases.draw_case(image, target, answer, said))
+        return WorstCase(caption, cases.draw_slice(image, target, answer, said))
+    return WorstCase(caption, cases.draw_case(image, target, answer, said))
 
 
-def _followed(row: Row, title: str, data_set: DataSet) -> Picture | None:
+def _followed(row: Row, title: str, data_set: DataSet) -> WorstCase | None:
     """The worst frame of a propagation, with what was given if it lies there."""
     assert row.answer is not None
     try:
         image = open_sequence(data_set, row.stem)
         if image.pixel_hash() != row.image_sha256:
             raise FormatError("the images have changed since")
-        track = track_of(data_set, row.stem, image, row.object_id)
+        track = find_track(data_set, row.stem, image, row.object_id)
     except (LimnerError, OSError, KeyError) as error:
         _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
         return None
@@ -122,7 +122,7 @@ def _followed(row: Row, title: str, data_set: DataSet) -> Picture | None:
         f"{what} {frame}, given {_given(row, what)}"
     )
     caption += f". Failed: {row.error}" if row.error else ""
-    return Picture(caption, cases.draw_case(plane, track.on(frame), answer, []))
+    return WorstCase(caption, cases.draw_case(plane, track.on(frame), answer, []))
 
 
 def _given(row: Row, what: str) -> str:

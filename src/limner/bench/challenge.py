@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
-from limner.bench.scores import LEAST_DICE, TOLERANCE, area
-from limner.bench.slices import BySlices, Cropped, planar
+from limner.bench.scores import LEAST_DICE, TOLERANCE, area_under_curve
+from limner.bench.slices import CroppedMask, SliceBySlice, to_slice_prompt
 from limner.datasets.cvpr_npz import ChallengeCase, read_case, write_answer
-from limner.datasets.marks import OnSlice
+from limner.datasets.marks import SlicePrompt
 from limner.errors import FormatError, LimnerError
 from limner.models import PromptableModel
 from limner.prompts.simulate_volume import challenge_click
@@ -63,8 +63,8 @@ class CaseScores:
     def summary(self) -> dict[str, float]:
         """The challenge's four numbers and the seconds per class."""
         return {
-            "DSC_AUC": area(self.dsc[-NUM_CLICKS:]),
-            "NSD_AUC": area(self.nsd[-NUM_CLICKS:]),
+            "DSC_AUC": area_under_curve(self.dsc[-NUM_CLICKS:]),
+            "NSD_AUC": area_under_curve(self.nsd[-NUM_CLICKS:]),
             "DSC_final": self.dsc[-1],
             "NSD_final": self.nsd[-1],
             "s_per_class": self.seconds / self.num_classes,
@@ -76,7 +76,7 @@ class CaseScores:
         return self.seconds > SECONDS_PER_CLASS * self.num_classes
 
 
-class Talk:
+class CaseConversation:
     """All classes of a case in one session."""
 
     def __init__(self, model: PromptableModel, case: ChallengeCase) -> None:
@@ -84,8 +84,8 @@ class Talk:
         self._session = open_session(case.image, model)
         self._understood = model.card.prompts
         self._is_solid = 3 in model.card.ndim
-        self._hands: dict[int, BySlices] = {}
-        self._answers: dict[int, Cropped] = {}
+        self._hands: dict[int, SliceBySlice] = {}
+        self._answers: dict[int, CroppedMask] = {}
 
     def close(self) -> None:
         """Release the session."""
@@ -104,7 +104,7 @@ class Talk:
             mask = self._session.predict(object_id=number + 1).mask
         else:
             _, mask = self._hand(number).say(wanted, self._case.image.geometry.shape)
-        self._answers[number] = Cropped.of(mask)
+        self._answers[number] = CroppedMask.of(mask)
 
     def begin_from(self, number: int, mask: Mask) -> bool:
         """Forget what was said of a class and begin from a mask, if the model takes any."""
@@ -129,21 +129,21 @@ class Talk:
             labels[found.window][found.inside] = classes[number]
         return labels
 
-    def _hand(self, number: int) -> BySlices:
+    def _hand(self, number: int) -> SliceBySlice:
         """Who says on slices what is about a class."""
         if number not in self._hands:
             boxes = self._case.boxes
 
-            def place(prompt: Prompt) -> OnSlice:
+            def place(prompt: Prompt) -> SlicePrompt:
                 if isinstance(prompt, Box) and boxes is not None:
                     return boxes[number].on_slice
-                return planar(prompt)
+                return to_slice_prompt(prompt)
 
-            self._hands[number] = BySlices(self._session, place, object_id=number + 1)
+            self._hands[number] = SliceBySlice(self._session, place, object_id=number + 1)
         return self._hands[number]
 
 
-def answer(model: PromptableModel, case: ChallengeCase) -> Array:
+def answer_case(model: PromptableModel, case: ChallengeCase) -> Array:
     """The label map that answers what a file says, as the challenge runs a system: once.
 
     What was said is said again round by round, so that the answer is that of one conversation. If
@@ -154,7 +154,7 @@ def answer(model: PromptableModel, case: ChallengeCase) -> Array:
     Raises:
         Exception: whatever the model raises.
     """
-    talk = Talk(model, case)
+    talk = CaseConversation(model, case)
     try:
         for number in range(len(case.classes)):
             _repeat(talk, case, number)
@@ -178,7 +178,7 @@ def interact(model: PromptableModel, case: ChallengeCase) -> tuple[Array, CaseSc
     """
     assert case.truth is not None
     began = time.perf_counter()
-    talk = Talk(model, case)
+    talk = CaseConversation(model, case)
     seconds = time.perf_counter() - began
     labels: Array = np.zeros(case.truth.shape, dtype=np.uint8)
     scores: list[tuple[float, float]] = []
@@ -246,7 +246,7 @@ def answer_all(
             continue
         read += 1
         if case.truth is None:
-            write_answer(out / path.name, answer(model, case))
+            write_answer(out / path.name, answer_case(model, case))
             yield path.name
             continue
         labels, scores = interact(model, case)
@@ -264,7 +264,7 @@ def _said(case: ChallengeCase, number: int) -> list[tuple[Prompt, ...]]:
     return rounds + list(case.clicks[number] if case.clicks else ())
 
 
-def _repeat(talk: Talk, case: ChallengeCase, number: int) -> None:
+def _repeat(talk: CaseConversation, case: ChallengeCase, number: int) -> None:
     *earlier, last = _said(case, number) or [()]
     for prompts in earlier:
         talk.say(number, prompts)

@@ -27,8 +27,8 @@ PROTOCOLS: dict[str, str] = {
     "slices": "a box (or click) on a few slices of a volume, then corrective clicks",
     "propagation": "one annotated slice or frame (or a few), carried to the others",
 }
-IN_PICTURES = ("box", "clicks", "mixed", "scribbles", "examples")
-IN_VOLUMES = ("box", "clicks", "mixed", "slices", "propagation")
+IMAGE_PROTOCOLS = ("box", "clicks", "mixed", "scribbles", "examples")
+VOLUME_PROTOCOLS = ("box", "clicks", "mixed", "slices", "propagation")
 SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
     "none": "as the user means it",
@@ -156,7 +156,7 @@ class BenchConfig:
     def _check_dimensions(self) -> None:
         """Refuse what pictures or volumes do not have."""
         solid = self.dimensions == 3
-        what, protocols = ("volumes", IN_VOLUMES) if solid else ("pictures", IN_PICTURES)
+        what, protocols = ("volumes", VOLUME_PROTOCOLS) if solid else ("pictures", IMAGE_PROTOCOLS)
         if self.protocol not in protocols:
             raise ValueError(
                 f"protocol={self.protocol} is not for {what}; there use {', '.join(protocols)}."

@@ -15,10 +15,18 @@ import numpy as np
 from limner import metrics
 from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
-from limner.bench.protocol import Exchange, Listener, Said, User, converse, repeat_shuffled, say
+from limner.bench.protocol import (
+    Exchange,
+    Prompts,
+    Responder,
+    SimulatedUser,
+    ask,
+    converse,
+    repeat_shuffled,
+)
 from limner.bench.rows import encode_answer
-from limner.bench.slices import BySlices, placed_by
-from limner.datasets.objects import Case
+from limner.bench.slices import SliceBySlice, slice_placement
+from limner.datasets.objects import TargetObject
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel
 from limner.prompts.types import Example, Prompt, to_json
@@ -30,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Scores:
+class AnswerScores:
     """Of one answer; None where a round has none.
 
     Attributes:
@@ -44,14 +52,14 @@ class Scores:
     hd95: float | None = None
 
 
-def hold(
-    model: PromptableModel, image: Image, case: Case, config: BenchConfig, *, seed: int
+def hold_conversation(
+    model: PromptableModel, image: Image, case: TargetObject, config: BenchConfig, *, seed: int
 ) -> dict[str, Any]:
     """One conversation: the fields of its row that come from the answers.
 
     What the model raises ends the conversation and is kept as text; the scores are 0 from there.
     """
-    held = _Held(case)
+    held = _Transcript(case)
     memory = PeakMemory() if config.dimensions == 3 else None
     error = None
     try:
@@ -61,10 +69,13 @@ def hold(
         _log.debug("a model failed", exc_info=True)
     scores = held.scores
     if config.disturb == "shuffled":
-        scores = [*[Scores(None, None)] * (config.rounds - 1), score(held.repeated, case)]
+        scores = [
+            *[AnswerScores(None, None)] * (config.rounds - 1),
+            score_answer(held.repeated, case),
+        ]
         final = held.repeated
     else:
-        last = Scores(0.0, 0.0) if error or not scores else scores[-1]
+        last = AnswerScores(0.0, 0.0) if error or not scores else scores[-1]
         scores += [last] * (config.rounds - len(scores))
         final = held.last
     found = {
@@ -81,14 +92,14 @@ def hold(
     return found
 
 
-class _Held:
+class _Transcript:
     """What was said and answered so far; of the masks only the last one is kept."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: TargetObject) -> None:
         self.case = case
-        self.said: list[Said] = []
+        self.said: list[Prompts] = []
         self.seconds: list[float] = []
-        self.scores: list[Scores] = []
+        self.scores: list[AnswerScores] = []
         self.last: Exchange | None = None
         self.repeated: Exchange | None = None  # the end of the shuffled conversation
 
@@ -96,12 +107,12 @@ class _Held:
         """One more round."""
         self.said.append(exchange.said)
         self.seconds.append(round(exchange.seconds, 5))
-        self.scores.append(score(exchange, self.case))
+        self.scores.append(score_answer(exchange, self.case))
         self.last = exchange
 
 
 def _talk(
-    held: _Held,
+    held: _Transcript,
     model: PromptableModel,
     image: Image,
     config: BenchConfig,
@@ -110,7 +121,7 @@ def _talk(
     memory: PeakMemory | None,
 ) -> None:
     """Hold the conversation. Raises whatever the model raises; what was held until then is kept."""
-    user = User(
+    user = SimulatedUser(
         held.case,
         config.protocol,
         model.card.prompts,
@@ -127,14 +138,14 @@ def _talk(
         held.repeated = repeat_shuffled(opened, held.said, np.random.default_rng((seed, 2)))
 
 
-def score(exchange: Exchange | None, case: Case) -> Scores:
+def score_answer(exchange: Exchange | None, case: TargetObject) -> AnswerScores:
     """Of an answer; 0 where there is none."""
     if exchange is None:
-        return Scores(0.0, 0.0)
+        return AnswerScores(0.0, 0.0)
     dice = metrics.dice(exchange.mask, case.target)
     surfaces = metrics.surface_distances(exchange.mask, case.target, case.spacing)
     hd95 = surfaces.hausdorff(95) if case.target.ndim == 3 else np.inf
-    return Scores(
+    return AnswerScores(
         round(dice, 6),
         round(surfaces.nsd(TOLERANCE), 6),
         round(hd95, 3) if np.isfinite(hd95) else None,
@@ -152,29 +163,29 @@ def way_of(card: ModelCard, config: BenchConfig) -> str | None:
 def _listening(
     model: PromptableModel,
     image: Image,
-    case: Case,
+    case: TargetObject,
     config: BenchConfig,
     memory: PeakMemory | None,
-) -> Iterator[Listener]:
+) -> Iterator[Responder]:
     """A session that answers, whole or slice by slice; its memory is watched if asked."""
     with open_session(image, model) as session:
-        listener: Listener = partial(say, session)
+        listener: Responder = partial(ask, session)
         if way_of(model.card, config) == "slices":
             marks = config.slices if config.protocol == "slices" else 1
             between = config.between if marks > 1 else "carry"
-            hand = BySlices(session, placed_by(case.target), between=between)
+            hand = SliceBySlice(session, slice_placement(case.target), between=between)
             listener = partial(_say_by_slices, hand, case.target.shape)
         yield listener if memory is None else partial(_watched, memory, listener)
 
 
-def _say_by_slices(hand: BySlices, shape: Sequence[int], prompts: Sequence[Prompt]) -> Exchange:
+def _say_by_slices(hand: SliceBySlice, shape: Sequence[int], prompts: Sequence[Prompt]) -> Exchange:
     """Say the prompts of one round on their slices and carry what is answered."""
     began = time.perf_counter()
     said, mask = hand.say(prompts, shape)
     return Exchange(said, mask, time.perf_counter() - began)
 
 
-def _watched(memory: PeakMemory, listener: Listener, said: Said) -> Exchange:
+def _watched(memory: PeakMemory, listener: Responder, said: Prompts) -> Exchange:
     memory.begin()
     try:
         return listener(said)

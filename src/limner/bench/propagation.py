@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ModelPair:
     """Who answers prompts and who carries masks: one model, or two.
 
     Attributes:
@@ -55,7 +55,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Followed:
+class PropagationScores:
     """How one object was followed; a value per scored frame where a list.
 
     Attributes:
@@ -85,7 +85,7 @@ class Followed:
     grown_mb: float | None
 
 
-class _Seen:
+class _ObjectAnswers:
     """What came back about one object: answers between two frames."""
 
     def __init__(self, track: Track, shape: Sequence[int], config: BenchConfig, seed: int) -> None:
@@ -103,11 +103,11 @@ class _Seen:
         if self.low <= frame < self.high:
             self.answers[frame - self.low] = mask
 
-    def followed(self, clock: _Clock) -> Followed:
+    def followed(self, clock: _Clock) -> PropagationScores:
         """The scores."""
         pairs = [(self.track.on(k), self.answers[k - self.low]) for k in self.scored]
         started = [metrics.dice(self.answers[k - self.low], self.track.on(k)) for k in self.given]
-        return Followed(
+        return PropagationScores(
             given=list(self.given),
             given_dice=round(float(np.mean(started)), 6),
             frame=list(self.scored),
@@ -151,8 +151,13 @@ class _Clock:
     grown_mb: float | None = None
 
 
-def follow(
-    pair: Pair, image: Image, tracks: Sequence[Track], config: BenchConfig, *, seeds: Sequence[int]
+def run_propagation(
+    pair: ModelPair,
+    image: Image,
+    tracks: Sequence[Track],
+    config: BenchConfig,
+    *,
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Give some objects and carry them in one session; of each the fields of its row.
 
@@ -167,7 +172,7 @@ def follow(
         seeds: one per object.
     """
     seen = {
-        number: _Seen(track, image.geometry.shape, config, seed)
+        number: _ObjectAnswers(track, image.geometry.shape, config, seed)
         for number, (track, seed) in enumerate(zip(tracks, seeds, strict=True), start=1)
     }
     clock, memory, error = _Clock(), PeakMemory(), None
@@ -182,7 +187,7 @@ def follow(
     return [one.fields(clock, memory.megabytes, error) for one in seen.values()]
 
 
-def _carry(session: Session, seen: Mapping[int, _Seen], clock: _Clock) -> None:
+def _carry(session: Session, seen: Mapping[int, _ObjectAnswers], clock: _Clock) -> None:
     """Say what is given and take what comes."""
     began = time.perf_counter()
     for number, one in seen.items():
@@ -214,14 +219,14 @@ def _prompt(target: Mask, start: str, rng: np.random.Generator) -> Prompt:
     return MaskPrompt(target)
 
 
-def started_by(config: BenchConfig) -> str:
+def describe_start(config: BenchConfig) -> str:
     """What is given, in words: ``"1 mask"``."""
     plural = {"mask": "masks", "box": "boxes", "click": "clicks"}[config.start]
     text = f"{config.annotated} {config.start if config.annotated == 1 else plural}"
     return f"{text}, together" if config.together else text
 
 
-def check_follows(pair: Pair, config: BenchConfig) -> None:
+def check_propagates(pair: ModelPair, config: BenchConfig) -> None:
     """Refuse whom the protocol cannot ask.
 
     Raises:

@@ -30,7 +30,7 @@ NOTE = (
 )
 
 
-def is_propagation(by_model: ByModel) -> bool:
+def is_propagation_task(by_model: ByModel) -> bool:
     """Whether the rows are of this protocol."""
     return all(row.protocol == "propagation" for rows in by_model.values() for row in rows)
 
@@ -89,10 +89,10 @@ def overall(plain: ByProtocol) -> Table:
     body = []
     for task, by_model in plain.items():
         every = [row for rows in by_model.values() for row in rows]
-        groups = [g for g in stats.GROUPS if stats.of_standing(every, g)]
+        groups = [g for g in stats.GROUPS if stats.select_standing(every, g)]
         for group in ["all"] if len(groups) == 2 else groups:
             for model, rows in by_model.items():
-                mine = stats.of_standing(rows, group)
+                mine = stats.select_standing(rows, group)
                 found = [stats.summarize(mine, value) for value in MEASURES.values()]
                 cells = [interval(s.over_sets) if s else "" for s in found]
                 body.append([task, group, model, str(len(mine)), *cells])
@@ -213,7 +213,7 @@ def worst_frame(row: Row) -> int:
     return int(frames[np.lexsort((_numbers(row, "distance"), scores))[0]])
 
 
-def flat(row: Row) -> list[dict[str, Any]]:
+def flatten_row(row: Row) -> list[dict[str, Any]]:
     """One record per scored frame."""
     assert row.followed is not None
     names = ("frame", "distance", "truth", "answer", "both", "f")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from limner.bench.config import Protocol
 from limner.bench.disturb import click_beside, disturb_prompt
-from limner.datasets.objects import Case
+from limner.datasets.objects import TargetObject
 from limner.models import ModelCard
 from limner.prompts import simulate
 from limner.prompts.convert import on_slice
@@ -21,7 +21,7 @@ from limner.prompts.types import Prompt
 from limner.sessions import Session
 
 Mask: TypeAlias = NDArray[np.bool_]
-Said: TypeAlias = tuple[Prompt, ...]
+Prompts: TypeAlias = tuple[Prompt, ...]
 
 FIRST_KINDS: tuple[simulate.Kind, ...] = ("click", "box", "scribble", "lasso", "mask")
 CORRECTIONS = ("click", "scribble")
@@ -44,15 +44,15 @@ class Exchange:
         seconds: of wall clock from the first `add` to the answer.
     """
 
-    said: Said
+    said: Prompts
     mask: Mask
     seconds: float
 
 
-Listener: TypeAlias = Callable[[Said], Exchange]  # is told the prompts of a round, and answers
+Responder: TypeAlias = Callable[[Prompts], Exchange]  # is told the prompts of a round, and answers
 
 
-class User:
+class SimulatedUser:
     """Someone who wants one object and says so by a protocol.
 
     Two generators, so that a disturbed conversation begins with the same wishes as an undisturbed
@@ -70,7 +70,7 @@ class User:
 
     def __init__(
         self,
-        case: Case,
+        case: TargetObject,
         protocol: Protocol,
         understood: Collection[str],
         *,
@@ -89,14 +89,14 @@ class User:
         self._chance = np.random.default_rng((seed, 1))
         self._disturbance = disturbance
 
-    def before(self) -> Said:
+    def before(self) -> Prompts:
         """What is said, and answered, ahead of the first round; nothing unless disturbed."""
         if self._disturbance != "negative_first":
             return ()
         click = click_beside(self.case.target, self._chance)
         return () if click is None else (click,)
 
-    def first(self) -> Said:
+    def first(self) -> Prompts:
         """What is said first."""
         target = self.case.target
         match self.protocol:
@@ -116,7 +116,7 @@ class User:
                 return self._marks()
         return self._disturbed(prompt)
 
-    def correct(self, answer: Mask) -> Said:
+    def correct(self, answer: Mask) -> Prompts:
         """What is said to an answer; nothing where it is right, or where words are lacking."""
         target = self.case.target
         kind = "click" if "click" in self._understood else None
@@ -132,7 +132,7 @@ class User:
     def _click(self, answer: Mask) -> Prompt | None:
         return simulate.corrective_click(self.case.target, answer, self._rng, rule=self._rule)
 
-    def _marks(self) -> Said:
+    def _marks(self) -> Prompts:
         """A box, or a click, on a few slices, in 3D."""
         target = self.case.target
         draw = simulate.box if self._mark == "box" else simulate.click
@@ -151,12 +151,12 @@ class User:
         order = [kinds[k] for k in self._rng.permutation(len(kinds))]
         return next(kind for kind in order if kind in self._understood)
 
-    def _disturbed(self, prompt: Prompt) -> Said:
+    def _disturbed(self, prompt: Prompt) -> Prompts:
         shape = self.case.target.shape
         return (disturb_prompt(prompt, self._disturbance, self._chance, shape),)
 
 
-def converse(listener: Listener, user: User, num_rounds: int) -> Iterator[Exchange]:
+def converse(listener: Responder, user: SimulatedUser, num_rounds: int) -> Iterator[Exchange]:
     """Prompt, answer, correct, until nothing is wrong or the rounds are used up.
 
     Args:
@@ -180,7 +180,7 @@ def converse(listener: Listener, user: User, num_rounds: int) -> Iterator[Exchan
 
 
 def repeat_shuffled(
-    open_session: Callable[[], Session], rounds: Sequence[Said], rng: np.random.Generator
+    open_session: Callable[[], Session], rounds: Sequence[Prompts], rng: np.random.Generator
 ) -> Exchange:
     """The rounds of a conversation once more, in random order, in a new session; the last answer.
 
@@ -188,11 +188,11 @@ def repeat_shuffled(
     """
     with open_session() as session:
         for place in rng.permutation(len(rounds)):
-            exchange = say(session, rounds[place])
+            exchange = ask(session, rounds[place])
     return exchange
 
 
-def say(session: Session, prompts: Said) -> Exchange:
+def ask(session: Session, prompts: Prompts) -> Exchange:
     """Add the prompts of one round and ask once."""
     began = time.perf_counter()
     for prompt in prompts:

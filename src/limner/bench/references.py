@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from limner.bench.disturb import disturb_image
-from limner.datasets.folders import DataSet, open_picture
+from limner.datasets.folders import DataSet, open_image
 from limner.datasets.objects import Reference, read_objects
 from limner.errors import LimnerError
 from limner.prompts.types import Example
@@ -96,7 +96,7 @@ class References:
 
     def _read(self, stem: str, label: str) -> Reference | None:
         try:
-            image = open_picture(self._source, stem)
+            image = open_image(self._source, stem)
             objects = read_objects(self._source, stem, image)
             self._labels[stem] = frozenset(objects.ids)
             if label not in objects.ids:

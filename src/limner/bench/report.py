@@ -13,7 +13,7 @@ from limner.bench import propagation_tables, tables, volume_tables
 from limner.bench import statistics as stats
 from limner.bench._worst_cases import worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
-from limner.bench.propagation import started_by
+from limner.bench.propagation import describe_start
 from limner.bench.report_data import Chart, Report
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
 from limner.bench.tables import Table
@@ -33,7 +33,7 @@ _MOST_LEFT_OUT = 12  # pictures that are named
 _log = logging.getLogger(__name__)
 
 
-def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
+def build_report(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
     """Put runs together.
 
     Where models were asked about different objects by one protocol, only those that all were asked
@@ -78,7 +78,7 @@ def build(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
     )
 
 
-def markdown(report: Report) -> str:
+def to_markdown(report: Report) -> str:
     """The report's facts and tables as Markdown."""
     parts = ["# limner bench", *(f"- {fact}" for fact in report.facts)]
     for table in report.tables:
@@ -113,10 +113,10 @@ def write_table(report: Report, path: Path) -> None:
     pyarrow = errors.require("pyarrow", extra="bench", purpose="write a Parquet table")
     parquet = errors.require("pyarrow.parquet", extra="bench", purpose="write a Parquet table")
     with atomic_path(path) as temporary:
-        parquet.write_table(pyarrow.Table.from_pylist(list(flat(report.rows))), temporary)
+        parquet.write_table(pyarrow.Table.from_pylist(list(flatten_rows(report.rows))), temporary)
 
 
-def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
+def flatten_rows(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
     """One flat record per round of every row, of the protocol ``propagation`` one per scored frame;
     `seconds` is None where no prompt was needed, and so is what a protocol does not have.
     """
@@ -128,7 +128,7 @@ def flat(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
             seconds = row.seconds[k] if k < len(row.seconds) else None
             hd95 = row.hd95[k] if k < len(row.hd95) else None
             scores = {"round": k + 1, "dice": dice, "nsd": nsd, "hd95": hd95, "seconds": seconds}
-            for frame in [nothing] if row.followed is None else propagation_tables.flat(row):
+            for frame in [nothing] if row.followed is None else propagation_tables.flatten_row(row):
                 yield {**facts, "num_examples": len(row.examples), **scores, **frame}
 
 
@@ -136,7 +136,7 @@ def _tables(plain: Grouped) -> list[Table]:
     """What to read first."""
     if not plain:
         return []
-    solid = {t: by_model for t, by_model in plain.items() if volume_tables.is_solid(by_model)}
+    solid = {t: by_model for t, by_model in plain.items() if volume_tables.is_volumetric(by_model)}
     return [
         tables.overall(plain, "dice", over="sets"),
         tables.overall(plain, "nsd", over="sets"),
@@ -156,14 +156,14 @@ def _details(plain: Grouped) -> list[Table]:
         *(
             volume_tables.by_set(protocol, by_model)
             for protocol, by_model in plain.items()
-            if volume_tables.is_solid(by_model)
+            if volume_tables.is_volumetric(by_model)
         ),
     ]
 
 
 def _apart(plain: Grouped) -> tuple[Grouped, Grouped]:
     """Conversations, and propagations."""
-    moves = propagation_tables.is_propagation
+    moves = propagation_tables.is_propagation_task
     return (
         {task: by_model for task, by_model in plain.items() if not moves(by_model)},
         {task: by_model for task, by_model in plain.items() if moves(by_model)},
@@ -197,12 +197,12 @@ def _charts(plain: Grouped) -> list[Chart]:
     charts = []
     for protocol, by_model in plain.items():
         every = [row for rows in by_model.values() for row in rows]
-        standings = [g for g in stats.GROUPS if stats.of_standing(every, g)]
+        standings = [g for g in stats.GROUPS if stats.select_standing(every, g)]
         for group in standings if len(standings) > 2 else ["all"]:
             lines = {
                 model: [float(x) for x in stats.curve(mine, "dice")]
                 for model, rows in by_model.items()
-                if (mine := stats.of_standing(rows, group))
+                if (mine := stats.select_standing(rows, group))
             }
             charts.append(Chart(protocol, f"{protocol}: {group} sets", lines))
     return charts
@@ -264,7 +264,7 @@ def _compare_same(plain: Grouped) -> list[str]:
     """Keep only what all models of a protocol were asked, and say so where that drops rows."""
     facts = []
     for protocol, by_model in plain.items():
-        common = stats.shared(by_model)
+        common = stats.common_cases(by_model)
         most = max(len({stats.case_key(row) for row in rows}) for rows in by_model.values())
         if len(common) == most:
             continue
@@ -322,8 +322,8 @@ def _rules_of_propagation(folders: Sequence[Path]) -> list[str]:
     """What is given and what is scored, of the runs of that protocol."""
     configs = [c for c in map(read_run_config, folders) if c.protocol == "propagation"]
     return [
-        f"Given of every object: {started_by(c)}, in the middle of equal parts of the slices or "
-        f"frames that it is on; scored: all other annotated ones from its first to its last and "
+        f"Given of every object: {describe_start(c)}, in the middle of equal parts of the slices "
+        f"or frames that it is on; scored: all other annotated ones from its first to its last and "
         f"{c.margin} beyond."
         for c in configs
     ]

@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from limner.bench._worst_cases import Picture
+from limner.bench._worst_cases import WorstCase
 from limner.bench.rows import Row
 from limner.bench.tables import Table
 
 Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # `Row.task`, then model
 Labels: TypeAlias = dict[tuple[str, str | None, str | None], str]
 
-NUM_PICTURES = 6  # worst cases per model and protocol
+NUM_WORST_CASES = 6  # worst cases per model and protocol
 BY_SLICES = (
     "By slices: models that work in 2D are told the box on the slice where the object is largest "
     "and the range of its slices, and every click on its slice; each time all that was said is "
@@ -60,5 +60,5 @@ class Report:
     models: list[str]
     tables: list[Table]
     charts: list[Chart]
-    pictures: list[Picture]
+    pictures: list[WorstCase]
     rows: list[Row] = field(repr=False)

@@ -15,20 +15,20 @@ import numpy as np
 from limner._version import __version__
 from limner.bench._shared_embeddings import encoded_once
 from limner.bench.config import BenchConfig
-from limner.bench.conversation import hold
+from limner.bench.conversation import hold_conversation
 from limner.bench.disturb import disturb_image
-from limner.bench.propagation import Pair, check_follows, follow, started_by
+from limner.bench.propagation import ModelPair, check_propagates, describe_start, run_propagation
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
 from limner.bench.rows import Key, Row, RowStore
-from limner.datasets.folders import DataSet, by_label, find_sets, open_picture, spread
-from limner.datasets.objects import Case, cases
-from limner.datasets.sequences import Track, find_sequences, open_sequence, tracks
+from limner.datasets.folders import DataSet, find_sets, merge_by_label, open_image, pick_evenly
+from limner.datasets.objects import TargetObject, find_objects
+from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel, create_promptable
 
-M = TypeVar("M", PromptableModel, Pair)
+M = TypeVar("M", PromptableModel, ModelPair)
 
 _REPORT_EVERY_S = 5.0
 
@@ -75,9 +75,11 @@ def run(
     """
     sets = asked_sets(config)
     if config.protocol == "propagation":
-        pairs = [Pair(model) for model in models] if models is not None else _create_pairs(config)
+        pairs = (
+            [ModelPair(model) for model in models] if models is not None else _create_pairs(config)
+        )
         for pair in pairs:
-            check_follows(pair, config)
+            check_propagates(pair, config)
         hashes = {pair.card.name: pair.card.weights_sha256 for pair in pairs}
         return _Sequences(config, pairs, RowStore(out, config, hashes)).over(sets)
     asked = list(models) if models is not None else _create(config)
@@ -99,7 +101,7 @@ def asked_sets(config: BenchConfig) -> list[DataSet]:
         return find_sequences(data, config.split, config.sets)
     sets = find_sets(data, config.split, config.sets, dimensions=config.dimensions)
     if config.protocol == "examples":
-        return [by_label(s) for s in sets]
+        return [merge_by_label(s) for s in sets]
     if config.protocol == "scribbles":
         sets = [s for s in sets if (s.folder / "scribbles").is_dir()]
         if not sets:
@@ -126,7 +128,9 @@ class _Loop(Generic[M]):
 
     def over(self, sets: Sequence[DataSet]) -> Outcome:
         """Every picture of every set."""
-        pictures = [(s, stem) for s in sets for stem in spread(list(s.images), self._config.limit)]
+        pictures = [
+            (s, stem) for s in sets for stem in pick_evenly(list(s.images), self._config.limit)
+        ]
         _log.info("%d images of %d sets, %d models", len(pictures), len(sets), len(self._models))
         for number, (data_set, stem) in enumerate(pictures, 1):
             try:
@@ -145,7 +149,7 @@ class _Loop(Generic[M]):
         """Every object of a picture."""
         raise NotImplementedError
 
-    def _unasked(self, data_set: DataSet, stem: str, case: Case | Track) -> list[M]:
+    def _unasked(self, data_set: DataSet, stem: str, case: TargetObject | Track) -> list[M]:
         """The models that have not been asked about an object."""
         done = self._store.done
         return [m for m in self._models if _key(m.card, data_set, stem, case) not in done]
@@ -185,20 +189,22 @@ class _Run(_Loop[PromptableModel]):
     _references: References | None = None  # of the set at hand
 
     def _picture(self, data_set: DataSet, stem: str) -> None:
-        image = open_picture(data_set, stem)
+        image = open_image(data_set, stem)
         shown = disturb_image(image, self._config.disturb)
         if shown is None:
             return
         drawn = self._config.protocol == "scribbles"
         found = False
-        for case in cases(data_set, stem, image, most=self._config.objects, drawn=drawn):
+        for case in find_objects(data_set, stem, image, most=self._config.objects, drawn=drawn):
             found = True
             self._object(data_set, stem, image, shown, case)
         if not found:
             reason = "nobody drew on an object" if drawn else "no object is large enough"
             self._leave_out(data_set.name, stem, f"{reason}.")
 
-    def _object(self, data_set: DataSet, stem: str, image: Image, shown: Image, case: Case) -> None:
+    def _object(
+        self, data_set: DataSet, stem: str, image: Image, shown: Image, case: TargetObject
+    ) -> None:
         """Ask every model that has not been asked; `shown` is the picture as disturbed."""
         models = self._unasked(data_set, stem, case)
         if not models:
@@ -215,11 +221,13 @@ class _Run(_Loop[PromptableModel]):
                 model=model.card.name,
                 weights_sha256=model.card.weights_sha256,
                 **facts,
-                **hold(model, shown, case, self._config, seed=seed),
+                **hold_conversation(model, shown, case, self._config, seed=seed),
             )
             self._append(row)
 
-    def _with_references(self, data_set: DataSet, stem: str, case: Case, seed: int) -> Case:
+    def _with_references(
+        self, data_set: DataSet, stem: str, case: TargetObject, seed: int
+    ) -> TargetObject:
         """The case with pictures to show; where there are none that is noted."""
         if self._references is None or self._references.data_set is not data_set:
             self._references = References(data_set, disturb=self._config.disturb)
@@ -231,12 +239,12 @@ class _Run(_Loop[PromptableModel]):
         return replace(case, references=references)
 
 
-class _Sequences(_Loop[Pair]):
+class _Sequences(_Loop[ModelPair]):
     """Objects followed through volumes and videos."""
 
     def _picture(self, data_set: DataSet, stem: str) -> None:
         image, config = open_sequence(data_set, stem), self._config
-        found = tracks(data_set, stem, image, given=config.annotated, most=config.objects)
+        found = find_tracks(data_set, stem, image, given=config.annotated, most=config.objects)
         groups = [list(found)] if config.together else ([track] for track in found)
         any_found = False
         for group in groups:
@@ -255,7 +263,7 @@ class _Sequences(_Loop[Pair]):
         of = {track.object_id: self._unasked(data_set, stem, track) for track in group}
         seeds = [seed_of(self._config.seed, data_set.name, stem, t.object_id) for t in group]
         for pair in (m for m in self._models if any(m in models for models in of.values())):
-            answers = follow(pair, image, group, self._config, seeds=seeds)
+            answers = run_propagation(pair, image, group, self._config, seeds=seeds)
             for track, fields in zip(group, answers, strict=True):
                 if pair not in of[track.object_id]:
                     continue
@@ -278,7 +286,7 @@ def _create(config: BenchConfig) -> list[PromptableModel]:
     ]
 
 
-def _create_pairs(config: BenchConfig) -> list[Pair]:
+def _create_pairs(config: BenchConfig) -> list[ModelPair]:
     """Every model is made once, whomever it works with."""
     weights = dict(config.weights)
     made = {
@@ -288,11 +296,13 @@ def _create_pairs(config: BenchConfig) -> list[Pair]:
     found = []
     for name in config.models:
         first, plus, second = name.partition("+")
-        found.append(Pair(made[first], made[second] if plus else None))
+        found.append(ModelPair(made[first], made[second] if plus else None))
     return found
 
 
-def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case | Track) -> dict[str, Any]:
+def _facts(
+    config: BenchConfig, data_set: DataSet, stem: str, case: TargetObject | Track
+) -> dict[str, Any]:
     return {
         "version": __version__,
         "set_name": data_set.name,
@@ -309,12 +319,12 @@ def _facts(config: BenchConfig, data_set: DataSet, stem: str, case: Case | Track
         "disturbance": config.disturb,
         "seed": config.seed,
         "dimensions": config.dimensions,
-        "marks": marks_of(config),
-        **(_shown(config, case) if isinstance(case, Case) and case.references else {}),
+        "marks": describe_marks(config),
+        **(_shown(config, case) if isinstance(case, TargetObject) and case.references else {}),
     }
 
 
-def _shown(config: BenchConfig, case: Case) -> dict[str, Any]:
+def _shown(config: BenchConfig, case: TargetObject) -> dict[str, Any]:
     hashes = "".join(reference.sha256 for reference in case.references)
     return {
         "examples_asked": config.examples,
@@ -323,10 +333,10 @@ def _shown(config: BenchConfig, case: Case) -> dict[str, Any]:
     }
 
 
-def marks_of(config: BenchConfig) -> str | None:
+def describe_marks(config: BenchConfig) -> str | None:
     """What the protocols ``"slices"`` and ``"propagation"`` say first, in words."""
     if config.protocol == "propagation":
-        return started_by(config)
+        return describe_start(config)
     if config.protocol != "slices":
         return None
     plural = {"box": "boxes", "click": "clicks"}[config.mark]
@@ -335,13 +345,13 @@ def marks_of(config: BenchConfig) -> str | None:
     return f"{plural} on {config.slices} slices, {config.between}"
 
 
-def _key(card: ModelCard, data_set: DataSet, stem: str, case: Case | Track) -> Key:
+def _key(card: ModelCard, data_set: DataSet, stem: str, case: TargetObject | Track) -> Key:
     """As `Row.key` of the row to come."""
     name, sha = card.name, card.weights_sha256
     return (name, sha, data_set.name, stem, case.object_id, case.annotator)
 
 
-def _hash(case: Case | Track) -> str:
+def _hash(case: TargetObject | Track) -> str:
     digest = hashlib.sha256(f"{case.target.shape}".encode())
     digest.update(np.packbits(case.target).tobytes())
     return digest.hexdigest()

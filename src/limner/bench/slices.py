@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.marks import OnSlice
+from limner.datasets.marks import SlicePrompt
 from limner.errors import PromptError
 from limner.prompts.regions import bounds
 from limner.prompts.simulate import box as tight_box
@@ -27,7 +27,7 @@ Between: TypeAlias = Literal["carry", "interpolate"]
 
 
 @dataclass(frozen=True, eq=False)
-class Cropped:
+class CroppedMask:
     """A mask of a volume as its own box, which is all that is kept of it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cropped:
     size: int
 
     @classmethod
-    def of(cls, mask: Mask) -> Cropped:
+    def of(cls, mask: Mask) -> CroppedMask:
         """The mask, which may be empty."""
         if not mask.any():
             return cls((slice(0, 0),) * mask.ndim, np.zeros((0,) * mask.ndim, dtype=bool), 0)
@@ -56,10 +56,10 @@ class Cropped:
         return mask
 
 
-Placing: TypeAlias = Callable[[Prompt], OnSlice]
+Placement: TypeAlias = Callable[[Prompt], SlicePrompt]
 
 
-def placed_by(target: Mask) -> Placing:
+def slice_placement(target: Mask) -> Placement:
     """How someone who sees the object says a 3D prompt on one slice.
 
     A box becomes the tight box on the slice where the object is largest, and the range of slices; a
@@ -67,24 +67,24 @@ def placed_by(target: Mask) -> Placing:
     clicks are on a slice as they are.
     """
 
-    def place(prompt: Prompt) -> OnSlice:
+    def place(prompt: Prompt) -> SlicePrompt:
         if isinstance(prompt, Box | MaskPrompt) and onto_plane(prompt) is None:
             frame = largest_slice(target)
             if isinstance(prompt, MaskPrompt):
-                return OnSlice(MaskPrompt(prompt.mask[frame]), frame)
+                return SlicePrompt(MaskPrompt(prompt.mask[frame]), frame)
             rng = np.random.default_rng(0)  # draws nothing: no jitter
             whole, plane = tight_box(target, rng), tight_box(target[frame], rng)
             low = np.add(plane.low, np.subtract(prompt.low, whole.low)[1:])
             high = np.add(plane.high, np.subtract(prompt.high, whole.high)[1:])
             size = np.asarray(target.shape[1:])
             box = Box(tuple(np.maximum(low, 0)), tuple(np.minimum(high, size)))
-            return OnSlice(box, frame, _range(prompt))
-        return planar(prompt)
+            return SlicePrompt(box, frame, _range(prompt))
+        return to_slice_prompt(prompt)
 
     return place
 
 
-def planar(prompt: Prompt) -> OnSlice:
+def to_slice_prompt(prompt: Prompt) -> SlicePrompt:
     """A 3D prompt that lies in one slice.
 
     Raises:
@@ -93,10 +93,10 @@ def planar(prompt: Prompt) -> OnSlice:
     found = onto_plane(prompt)
     if found is None:
         raise PromptError(f"A {prompt.kind} over several slices cannot be said on one.")
-    return OnSlice(*found)
+    return SlicePrompt(*found)
 
 
-class BySlices:
+class SliceBySlice:
     """One object of a session on a volume, asked about slice by slice.
 
     Args:
@@ -108,7 +108,7 @@ class BySlices:
     """
 
     def __init__(
-        self, session: Session, place: Placing, *, between: Between = "carry", object_id: int = 1
+        self, session: Session, place: Placement, *, between: Between = "carry", object_id: int = 1
     ) -> None:
         self._session = session
         self._place = place
@@ -116,7 +116,7 @@ class BySlices:
         self._id = object_id
         self._within: tuple[int, int] | None = None
         self._marked: set[int] = set()
-        self._kept: Cropped | None = None
+        self._kept: CroppedMask | None = None
 
     def say(
         self, prompts: Sequence[Prompt], shape: Sequence[int]
@@ -138,7 +138,7 @@ class BySlices:
             self._session.add(one.prompt, object_id=self._id, frame=one.frame)
             self._within = one.within or self._within
             self._marked.add(one.frame)
-        mask = (self._kept or Cropped.of(np.zeros((0, 0, 0), dtype=bool))).whole(shape)
+        mask = (self._kept or CroppedMask.of(np.zeros((0, 0, 0), dtype=bool))).whole(shape)
         for frame in frames:
             mask[frame] = self._session.predict(object_id=self._id, frame=frame).mask
         low, high = self._within or (None, None)
@@ -146,7 +146,7 @@ class BySlices:
         for answer in self._session.propagate(start=low, stop=high, object_id=self._id, how=how):
             assert answer.frame is not None
             mask[answer.frame] = answer.mask
-        self._kept = Cropped.of(mask)
+        self._kept = CroppedMask.of(mask)
         return tuple(one.lifted(shape) for one in said), mask
 
 

@@ -21,7 +21,7 @@ Measure: TypeAlias = Literal["dice", "nsd"]
 Floats: TypeAlias = NDArray[np.float64]
 
 NUM_RESAMPLES = 1000
-LEAST_FALL = 1e-4  # of a mean Dice, that is called one
+MIN_DECLINE = 1e-4  # of a mean Dice, that is called one
 GROUPS: tuple[str, ...] = ("all", "seen", "unseen", "other")
 
 
@@ -92,7 +92,7 @@ def summarize(
     )
 
 
-def of_standing(rows: Iterable[Row], group: str) -> list[Row]:
+def select_standing(rows: Iterable[Row], group: str) -> list[Row]:
     """The rows of sets of a standing; ``"all"`` keeps every row."""
     return [row for row in rows if group in ("all", row.standing)]
 
@@ -121,7 +121,7 @@ def curve(rows: Sequence[Row], measure: Measure) -> Floats:
 
 
 @dataclass(frozen=True)
-class Fall:
+class Decline:
     """Where a set's mean Dice falls from one round to the next, most.
 
     Attributes:
@@ -135,14 +135,14 @@ class Fall:
     drop: float
 
 
-def falls(rows: Sequence[Row]) -> list[Fall]:
+def find_declines(rows: Sequence[Row]) -> list[Decline]:
     """The largest fall of every set's mean Dice whose mean falls at all, largest first."""
     found = []
     for name in sorted({row.set_name for row in rows}):
         steps = np.diff(curve([row for row in rows if row.set_name == name], "dice"))
-        if steps.size and steps.min() <= -LEAST_FALL:
-            worst = int(steps.argmin())
-            found.append(Fall(name, worst + 1, float(-steps[worst])))
+        if steps.size and steps.min() <= -MIN_DECLINE:
+            largest = int(steps.argmin())
+            found.append(Decline(name, largest + 1, float(-steps[largest])))
     return sorted(found, key=lambda fall: -fall.drop)
 
 
@@ -151,7 +151,7 @@ def case_key(row: Row) -> tuple[Any, ...]:
     return (row.set_name, row.stem, row.object_id, row.annotator, row.split, row.seed)
 
 
-def drops(
+def paired_drops(
     plain: Sequence[Row], disturbed: Sequence[Row]
 ) -> tuple[list[Row], dict[tuple[Any, ...], float]]:
     """How much the last Dice falls under a disturbance, object by object.
@@ -174,13 +174,13 @@ def drops(
     return pairs, lost
 
 
-def shared(rows_by_model: dict[str, list[Row]]) -> set[tuple[Any, ...]]:
+def common_cases(rows_by_model: dict[str, list[Row]]) -> set[tuple[Any, ...]]:
     """The cases that every model was asked about."""
     asked = [{case_key(row) for row in rows} for rows in rows_by_model.values()]
     return set.intersection(*asked) if asked else set()
 
 
-def worst(rows: Sequence[Row], count: int) -> list[Row]:
+def worst_rows(rows: Sequence[Row], count: int) -> list[Row]:
     """The rows with the lowest last Dice, one of a set, so that they tell different stories."""
     chosen: dict[str, Row] = {}
     for row in sorted(rows, key=lambda r: (score(r, "dice", -1), r.key[2:5])):

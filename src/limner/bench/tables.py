@@ -66,14 +66,14 @@ def overall(plain: ByProtocol, measure: Measure, *, over: str) -> Table:
         for name, number in milestones(protocol, _num_rounds(by_model)).items()
     ]
     every = [row for by_model in plain.values() for rows in by_model.values() for row in rows]
-    groups = [g for g in GROUPS if stats.of_standing(every, g)]
+    groups = [g for g in GROUPS if stats.select_standing(every, g)]
     groups = ["all"] if len(groups) == 2 else groups  # one standing only: the same numbers twice
     body = []
     for group in groups:
         for model in _models(plain):
             cells = []
             for protocol, _, number in columns:
-                rows = stats.of_standing(plain[protocol].get(model, ()), group)
+                rows = stats.select_standing(plain[protocol].get(model, ()), group)
                 summary = stats.summarize(rows, _after(measure, number))
                 if summary is None:
                     cells.append("")
@@ -145,7 +145,10 @@ def effort(plain: ByProtocol) -> Table:
 
 def steadiness(protocol: str, by_model: Mapping[str, list[Row]]) -> Table:
     """Whether the mean Dice of a set ever falls from one prompt to the next."""
-    found = {model: {f.set_name: f for f in stats.falls(rows)} for model, rows in by_model.items()}
+    found = {
+        model: {f.set_name: f for f in stats.find_declines(rows)}
+        for model, rows in by_model.items()
+    }
     names = sorted({row.set_name for rows in by_model.values() for row in rows})
     body = []
     for name in names:
@@ -160,7 +163,7 @@ def steadiness(protocol: str, by_model: Mapping[str, list[Row]]) -> Table:
     for model, rows in by_model.items():
         steps = np.diff(stats.curve(rows, "dice"))
         least = float(steps.min()) if steps.size else 0.0
-        fallen = _fallen(-least, int(steps.argmin()) + 1) if least <= -stats.LEAST_FALL else "no"
+        fallen = _fallen(-least, int(steps.argmin()) + 1) if least <= -stats.MIN_DECLINE else "no"
         cells.append(f"{fallen}; {len(found[model])} of {len(names)} sets fall")
     return Table(
         f"Does the mean ever fall with another prompt? {protocol}",
@@ -196,7 +199,7 @@ def robustness(plain: ByProtocol, disturbed: Mapping[str, ByProtocol]) -> Table:
     for name, by_protocol in disturbed.items():
         for protocol, by_model in by_protocol.items():
             for model, rows in by_model.items():
-                pairs, lost = stats.drops(plain.get(protocol, {}).get(model, ()), rows)
+                pairs, lost = stats.paired_drops(plain.get(protocol, {}).get(model, ()), rows)
                 drop = stats.summarize(pairs, lambda row, lost=lost: lost[stats.case_key(row)])  # type: ignore[misc]
                 after = stats.summarize(pairs, _after("dice", -1))
                 if drop is None or after is None:
@@ -298,7 +301,7 @@ def _num_rounds(by_model: Mapping[str, list[Row]]) -> int:
 
 
 def _counted(by_model: Mapping[str, list[Row]], group: str) -> str:
-    rows = max((stats.of_standing(rows, group) for rows in by_model.values()), key=len)
+    rows = max((stats.select_standing(rows, group) for rows in by_model.values()), key=len)
     if not rows:
         return ""
     num_sets = len({row.set_name for row in rows})

@@ -8,18 +8,18 @@ import numpy as np
 
 from limner.bench import statistics as stats
 from limner.bench.rows import Row
-from limner.bench.scores import area, gated
+from limner.bench.scores import area_under_curve, gate_nsd
 from limner.bench.tables import ByProtocol, Table, interval, milestones
 
 NUM_CLICKS = 5  # that the challenge counts
 
 
-def is_solid(by_model: Mapping[str, list[Row]]) -> bool:
+def is_volumetric(by_model: Mapping[str, list[Row]]) -> bool:
     """Whether the conversations are about volumes."""
     return all(row.dimensions == 3 for rows in by_model.values() for row in rows)
 
 
-def clicked(row: Row) -> slice | None:
+def click_rounds(row: Row) -> slice | None:
     """The rounds that answer the five clicks; None where there were fewer."""
     first = 0 if row.protocol == "clicks" else 1
     found = slice(first, first + NUM_CLICKS)
@@ -28,14 +28,14 @@ def clicked(row: Row) -> slice | None:
 
 def dsc_auc(row: Row) -> float:
     """Area under the Dice of the five answers to clicks; NaN where there were fewer."""
-    rounds = clicked(row)
-    return np.nan if rounds is None else area(_dice(row)[rounds])
+    rounds = click_rounds(row)
+    return np.nan if rounds is None else area_under_curve(_dice(row)[rounds])
 
 
 def nsd_auc(row: Row) -> float:
     """Likewise of NSD, 0 where the Dice is not above 0.2."""
-    rounds = clicked(row)
-    return np.nan if rounds is None else area(_nsd(row)[rounds])
+    rounds = click_rounds(row)
+    return np.nan if rounds is None else area_under_curve(_nsd(row)[rounds])
 
 
 def challenge(plain: ByProtocol) -> Table:
@@ -43,7 +43,7 @@ def challenge(plain: ByProtocol) -> Table:
     body = []
     for task, by_model in plain.items():
         for model, rows in by_model.items():
-            found = [row for row in rows if clicked(row) is not None]
+            found = [row for row in rows if click_rounds(row) is not None]
             cells = []
             for value in (dsc_auc, nsd_auc, _last(_dice), _last(_nsd)):
                 summary = stats.summarize(found, value)
@@ -110,14 +110,14 @@ def _dice(row: Row) -> list[float]:
 
 def _nsd(row: Row) -> list[float]:
     scores = [stats.score(row, "nsd", k) for k in range(len(row.nsd))]
-    return [gated(nsd, dice) for nsd, dice in zip(scores, _dice(row), strict=True)]
+    return [gate_nsd(nsd, dice) for nsd, dice in zip(scores, _dice(row), strict=True)]
 
 
 def _last(values: Callable[[Row], list[float]]) -> Callable[[Row], float]:
     """The score after the fifth click, or after the last prompt where there were fewer."""
 
     def value(row: Row) -> float:
-        rounds = clicked(row)
+        rounds = click_rounds(row)
         return values(row)[-1 if rounds is None else rounds.stop - 1]
 
     return value

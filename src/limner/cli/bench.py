@@ -97,7 +97,7 @@ def run(
     """Ask models about every object and keep what they answered."""
     from limner.bench.config import BenchConfig, parse_weights
     from limner.bench.run import run as run_bench
-    from limner.datasets.folders import dimensions_of
+    from limner.datasets.folders import guess_dimensions
 
     names = model
     if protocol == "propagation":
@@ -118,7 +118,7 @@ def run(
         weights=parse_weights(weights or (), names),
         device=device,
         examples=examples,
-        dimensions=dimensions or dimensions_of(data, patterns),  # type: ignore[arg-type]
+        dimensions=dimensions or guess_dimensions(data, patterns),  # type: ignore[arg-type]
         by_slices=by_slices,
         slices=slices,
         mark=mark,
@@ -156,15 +156,15 @@ def report(
     from limner.bench import report as reports
 
     pictures = 0 if no_pictures or output is None else reports.NUM_PICTURES
-    found = reports.build(runs, pictures=pictures)
+    found = reports.build_report(runs, pictures=pictures)
     if output is not None:
         reports.write_html(found, output)
     if table is not None:
         reports.write_table(found, table)
     if markdown is not None and str(markdown) != "-":
-        atomic_bytes(markdown, reports.markdown(found).encode())
+        atomic_bytes(markdown, reports.to_markdown(found).encode())
     elif markdown is not None or (output is None and table is None):
-        print(reports.markdown(found), end="")
+        print(reports.to_markdown(found), end="")
     for path in (output, table, markdown if str(markdown) != "-" else None):
         if path is not None:
             print(f"Wrote {path}", file=sys.stderr)

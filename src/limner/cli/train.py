@@ -52,7 +52,7 @@ def run(
     torch = errors.require("torch", extra="train", purpose="train")
     from limner.train.config import read_config
     from limner.train.data.pack import open_pack
-    from limner.train.data.pack3d import FACTS, open_volumes
+    from limner.train.data.pack3d import VOLUMES_FILE, open_volumes
     from limner.train.loop import train
     from limner.train.segvol_config import method_of
 
@@ -64,8 +64,8 @@ def run(
         _segvol(recipe, changes, data, out, device=device, minutes=minutes, start=start)
         return
     config = read_config(recipe, steps=steps, seed=seed)
-    folder, needed = data, FACTS if config.of_volumes else "pack.json"
-    if not any((data / name).exists() for name in ("pack.json", FACTS)):
+    folder, needed = data, VOLUMES_FILE if config.of_volumes else "pack.json"
+    if not any((data / name).exists() for name in ("pack.json", VOLUMES_FILE)):
         folder = out / "pack"
         if not (folder / needed).exists():
             pack(data, folder, 3 if config.of_volumes else 2)
@@ -102,16 +102,16 @@ def pack(
     ] = 2,
 ) -> None:
     """Gather what may be trained on into one small folder that travels."""
-    from limner.datasets.project import planes
+    from limner.datasets.project import read_images
     from limner.train.data.pack import write_pack
 
     show_progress("limner.train", "limner.datasets")
-    summaries = [write_pack(output, planes(data, slices=dimensions == 2))]
+    summaries = [write_pack(output, read_images(data, slices=dimensions == 2))]
     if dimensions == 3:
         from limner.train.data.pack3d import write_volumes
-        from limner.train.data.volumes import volumes
+        from limner.train.data.volumes import read_volumes
 
-        summaries.append(write_volumes(output, volumes(data)))
+        summaries.append(write_volumes(output, read_volumes(data)))
     sets = [fact for summary in summaries for fact in summary["sets"].values()]
     size = sum(fact["bytes"] for fact in sets)
     print(f"{output}: {len(sets)} sets, {size / 1e6:.1f} MB.")

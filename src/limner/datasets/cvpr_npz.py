@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from limner.atomic import atomic_path
 from limner.checkpoints.plain_pickle import Refused, read_plain
-from limner.datasets.marks import OnSlice
+from limner.datasets.marks import SlicePrompt
 from limner.errors import FormatError
 from limner.io import npz
 from limner.io.image import Image
@@ -55,9 +55,9 @@ class ClassBox:
         return Box((low, *self.plane.low), (high, *self.plane.high))
 
     @property
-    def on_slice(self) -> OnSlice:
+    def on_slice(self) -> SlicePrompt:
         """The box on its slice, with the slices that the object is on."""
-        return OnSlice(self.plane, self.frame, self.slices)
+        return SlicePrompt(self.plane, self.frame, self.slices)
 
 
 @dataclass(frozen=True, eq=False)

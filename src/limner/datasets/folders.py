@@ -102,7 +102,7 @@ def find_sets(
         FormatError: nothing to score is found, or a description is damaged.
     """
     kind: Kind = "picture" if dimensions == 2 else "volume"
-    return chosen(list_sets(data, split, kind), data, split, patterns, (kind,))
+    return select_sets(list_sets(data, split, kind), data, split, patterns, (kind,))
 
 
 def list_sets(data: Path, split: str, kind: Kind) -> list[DataSet]:
@@ -126,7 +126,7 @@ def list_sets(data: Path, split: str, kind: Kind) -> list[DataSet]:
     return [data_set for data_set in found if data_set.images]
 
 
-def chosen(
+def select_sets(
     found: Sequence[DataSet], data: Path, split: str, patterns: Sequence[str], kinds: Sequence[Kind]
 ) -> list[DataSet]:
     """Those of some sets whose names are asked for.
@@ -153,7 +153,7 @@ def _described_layout(kind: Kind) -> str:
     return f"CLIP/frames/ and CLIP/masks/ ({parts})" if kind == "video" else parts
 
 
-def dimensions_of(data: Path, patterns: Sequence[str]) -> Dimensions:
+def guess_dimensions(data: Path, patterns: Sequence[str]) -> Dimensions:
     """Whether pictures or volumes are meant where nobody says so: volumes if all patterns begin
     like ``"3d/"``, or if a folder holds sets of volumes and none of pictures.
     """
@@ -167,14 +167,14 @@ def dimensions_of(data: Path, patterns: Sequence[str]) -> Dimensions:
     return 3 if solid and not flat else 2
 
 
-def spread(values: Sequence[T], count: int | None) -> list[T]:
+def pick_evenly(values: Sequence[T], count: int | None) -> list[T]:
     """At most `count` of the values, at equal steps; all if None."""
     if count is None or len(values) <= count:
         return list(values)
     return [values[int(k * len(values) / count)] for k in range(count)]
 
 
-def open_picture(data_set: DataSet, stem: str) -> Image:
+def open_image(data_set: DataSet, stem: str) -> Image:
     """The picture, or the volume, of a stem.
 
     Raises:
@@ -206,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def by_label(data_set: DataSet) -> DataSet:
+def merge_by_label(data_set: DataSet) -> DataSet:
     """The set with all pixels of a label as one object, whatever its unit is.
 
     Values of an instance map name no class; where it is all there is, an object is what is not 0.
@@ -270,9 +270,9 @@ def _described(
     has_instances = (folder / "instances").is_dir()
     by_value = kind == "volume" and facts.get("instances") is True
     default = "instance" if has_instances or by_value else "label"
-    chosen = unit or facts.get("unit", default)
-    if chosen not in _UNITS:
-        raise FormatError(f"{name}: unit={chosen!r} is unknown; use {', '.join(_UNITS)}.")
+    wanted = unit or facts.get("unit", default)
+    if wanted not in _UNITS:
+        raise FormatError(f"{name}: unit={wanted!r} is unknown; use {', '.join(_UNITS)}.")
     layout = _layout(folder, kind)
     assert layout is not None
     if kind == "video":
@@ -280,14 +280,14 @@ def _described(
         images, masks = ({clip.name: clip / part for clip in clips} for part in layout)
     else:
         images, masks = (_by_stem(folder / part) for part in layout)
-    if chosen == "instance" and has_instances:
+    if wanted == "instance" and has_instances:
         masks = _by_stem(folder / "instances")
     return DataSet(
         name,
         folder,
         _first_channels(images, masks) if kind == "volume" else images,
         masks,
-        chosen,
+        wanted,
         standing,
         _modality(facts),
         _texts(facts.get("targets")) or _label_names(facts.get("labels")),

@@ -12,7 +12,7 @@ from limner.prompts.types import MaskPrompt, Prompt
 
 
 @dataclass(frozen=True, eq=False)
-class OnSlice:
+class SlicePrompt:
     """A prompt on one slice.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.folders import DataSet, Unit, spread, stem_of
+from limner.datasets.folders import DataSet, Unit, pick_evenly, stem_of
 from limner.errors import FormatError
 from limner.io import read_labels
 from limner.io.image import Image
@@ -28,7 +28,7 @@ LEAST_VOXELS = 64  # of any object in a volume
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class TargetObject:
     """One object to find.
 
     Attributes:
@@ -65,9 +65,9 @@ class Reference:
     sha256: str
 
 
-def cases(
+def find_objects(
     data_set: DataSet, stem: str, image: Image, *, most: int | None = None, drawn: bool = False
-) -> Iterator[Case]:
+) -> Iterator[TargetObject]:
     """The objects of one picture.
 
     Args:
@@ -84,16 +84,16 @@ def cases(
     """
     objects = read_objects(data_set, stem, image)
     if not drawn:
-        for object_id in spread(objects.ids, most):
+        for object_id in pick_evenly(objects.ids, most):
             yield objects.case(object_id)
         return
-    people: dict[str, list[Case]] = {}
+    people: dict[str, list[TargetObject]] = {}
     for path in sorted((data_set.folder / "scribbles").glob(f"{escape(stem)}__*")):
         annotator = stem_of(path).removeprefix(f"{stem}__")
         case = _drawn_case(objects, annotator, read_labels(path, like=image))
         if case is not None:
             people.setdefault(case.object_id, []).append(case)
-    for object_id in spread([i for i in objects.ids if i in people], most):
+    for object_id in pick_evenly([i for i in objects.ids if i in people], most):
         yield from people[object_id]
 
 
@@ -151,17 +151,17 @@ class Objects:
 
     def case(
         self, object_id: str, annotator: str | None = None, strokes: tuple[Scribble, ...] = ()
-    ) -> Case:
+    ) -> TargetObject:
         """One of `ids` as a case."""
         label = object_id.partition(".")[0]
         name = self._targets.get(label) or self._labels.names.get(int(label), "")
         target, geometry = self.mask(object_id), self._labels.geometry
         spacing = None if geometry.ndim == 2 else geometry.spacing
-        return Case(object_id, str(name), target, annotator, strokes, spacing=spacing)
+        return TargetObject(object_id, str(name), target, annotator, strokes, spacing=spacing)
 
 
 def read_objects(data_set: DataSet, stem: str, image: Image) -> Objects:
-    """Read the masks of a picture. Errors as for `cases`."""
+    """Read the masks of a picture. Errors as for `find_objects`."""
     path = data_set.masks.get(stem)
     if path is None:
         raise FormatError(
@@ -174,7 +174,7 @@ def read_objects(data_set: DataSet, stem: str, image: Image) -> Objects:
     return Objects(labels, data_set.unit, data_set.targets, annotated=annotated)
 
 
-def _drawn_case(objects: Objects, annotator: str, drawing: Labels) -> Case | None:
+def _drawn_case(objects: Objects, annotator: str, drawing: Labels) -> TargetObject | None:
     yes = drawing.mask(1) if 1 in drawing.ids else np.zeros(drawing.geometry.shape, dtype=bool)
     hits = {i: int(np.count_nonzero(objects.mask(i) & yes)) for i in objects.ids}
     best = max(hits, key=lambda i: hits[i], default=None)

@@ -32,7 +32,7 @@ _LEAST_LABELLED = 24  # pixels of a slice
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class LabelledImage:
     """One picture with its labels.
 
     Attributes:
@@ -103,7 +103,9 @@ def allowed_stems(data: Path, splits: dict[str, Any], name: str) -> dict[str, Sp
     return found
 
 
-def planes(data: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> Iterator[Plane]:
+def read_images(
+    data: Path, leave_out: Sequence[str] = (), *, slices: bool = True
+) -> Iterator[LabelledImage]:
     """All planes that may be trained on or validated with, set by set.
 
     Args:
@@ -131,7 +133,9 @@ def is_volumes(name: str) -> bool:
     return "3d/" in name
 
 
-def _picture_planes(folder: Path, name: str, stem: str, split: Split, unit: str) -> Iterator[Plane]:
+def _picture_planes(
+    folder: Path, name: str, stem: str, split: Split, unit: str
+) -> Iterator[LabelledImage]:
     from limner import io
     from limner.adapters.resize import shrink
 
@@ -141,21 +145,21 @@ def _picture_planes(folder: Path, name: str, stem: str, split: Split, unit: str)
     if (folder / "instances").is_dir():
         instances = as_ids(io.read_labels(file_of(folder / "instances", stem)).to_array())
     if max(labels.shape) <= LONGEST_SIDE:
-        yield Plane(name, stem, split, unit, image, labels, instances)
+        yield LabelledImage(name, stem, split, unit, image, labels, instances)
         return
     factor = TILE / max(labels.shape)
     shape = [max(1, round(n * factor)) for n in labels.shape]
     small = np.round(shrink(image, shape)).astype(np.uint8)
     rows, columns = (_nearest(n, m) for n, m in zip(labels.shape, shape, strict=True))
     fewer = None if instances is None else instances[rows][:, columns]
-    yield Plane(name, stem, split, unit, small, labels[rows][:, columns], fewer)
+    yield LabelledImage(name, stem, split, unit, small, labels[rows][:, columns], fewer)
     for window in _tiles(labels.shape):
         if (labels[window] > 0).mean() >= 0.005:
             part = None if instances is None else instances[window]
-            yield Plane(name, stem, split, unit, image[window], labels[window], part)
+            yield LabelledImage(name, stem, split, unit, image[window], labels[window], part)
 
 
-def _volume_planes(folder: Path, name: str, stem: str, split: Split) -> Iterator[Plane]:
+def _volume_planes(folder: Path, name: str, stem: str, split: Split) -> Iterator[LabelledImage]:
     from limner import io
 
     volume = io.read_labels(file_of(folder / "labels", stem))
@@ -178,7 +182,7 @@ def _volume_planes(folder: Path, name: str, stem: str, split: Split) -> Iterator
         chosen = places[np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)]
         steps = [s for k, s in enumerate(spacing) if k != axis]
         for place, image in ((p, i) for p in chosen for i in images):
-            yield Plane(
+            yield LabelledImage(
                 name,
                 f"{stem}:{axis}:{place}",
                 split,

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.folders import DataSet, Kind, chosen, list_sets, spread, stem_of
+from limner.datasets.folders import DataSet, Kind, list_sets, pick_evenly, select_sets, stem_of
 from limner.datasets.objects import Objects, read_objects
 from limner.errors import FormatError
 from limner.geometry import Geometry
@@ -80,7 +80,7 @@ def find_sequences(data: Path, split: str, patterns: Sequence[str] = ()) -> list
     as for `find_sets`.
     """
     found = [data_set for kind in _KINDS for data_set in list_sets(data, split, kind)]
-    asked = chosen(found, data, split, patterns, _KINDS)
+    asked = select_sets(found, data, split, patterns, _KINDS)
     return [_followable(s) for s in sorted(asked, key=lambda s: s.name)]
 
 
@@ -96,7 +96,7 @@ def open_sequence(data_set: DataSet, stem: str) -> Image:
     return image
 
 
-def tracks(
+def find_tracks(
     data_set: DataSet, stem: str, image: Image, *, given: int, most: int | None = None
 ) -> Iterator[Track]:
     """The objects of one sequence that are on more slices or frames than are given.
@@ -115,12 +115,12 @@ def tracks(
     objects, frames, known = _read(data_set, stem, image)
     every = (_track(objects, i, frames, known) for i in objects.ids)
     ids = [track.object_id for track in every if len(track.present) > given]
-    for object_id in spread(ids, most):
+    for object_id in pick_evenly(ids, most):
         yield _track(objects, object_id, frames, known)
 
 
-def track_of(data_set: DataSet, stem: str, image: Image, object_id: str) -> Track:
-    """One object of a sequence. Errors as for `tracks`.
+def find_track(data_set: DataSet, stem: str, image: Image, object_id: str) -> Track:
+    """One object of a sequence. Errors as for `find_tracks`.
 
     Raises:
         KeyError: there is no such object.

@@ -21,8 +21,8 @@ from torch import Tensor
 from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint
 from limner.train.config import TrainConfig, make_config, write_config
-from limner.train.data.pack import Pack
-from limner.train.data.pack3d import VolumePack
+from limner.train.data.pack import PackedImages
+from limner.train.data.pack3d import PackedVolumes
 from limner.train.log import RunLog
 from limner.train.tasks.prompted import Pictures, Volumes, Work
 from limner.train.tasks.tracking import Sequences
@@ -48,13 +48,13 @@ class Outcome:
 
 def train(
     config: TrainConfig,
-    pack: Pack,
+    pack: PackedImages,
     out: Path,
     *,
     device: str = "auto",
     minutes: float | None = None,
     start: Path | None = None,
-    volumes: VolumePack | None = None,
+    volumes: PackedVolumes | None = None,
 ) -> Outcome:
     """Begin a run, or go on with the one in `out`.
 

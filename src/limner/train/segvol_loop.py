@@ -17,7 +17,7 @@ from torch import Tensor
 from limner.datasets import volume_folders
 from limner.errors import FormatError
 from limner.train import checkpoint
-from limner.train.data.segvol_cases import Pseudo, open_cases
+from limner.train.data.segvol_cases import PseudoLabelOptions, prepare_cases
 from limner.train.log import RunLog
 from limner.train.loop import Outcome, _device
 from limner.train.segvol_config import Config, FinetuneConfig, make_config, write_config
@@ -101,9 +101,9 @@ def _task(
 ) -> Task:
     if isinstance(config, FinetuneConfig):
         found = volume_folders.labelled(data, named=config.speaks)
-        cases, digest = open_cases(found, folder, Pseudo.of(config))
+        cases, digest = prepare_cases(found, folder, PseudoLabelOptions.of(config))
         return Finetuning(config, cases, digest, device, start)
-    cases, digest = open_cases(volume_folders.unlabelled(data), folder)
+    cases, digest = prepare_cases(volume_folders.unlabelled(data), folder)
     return Pretraining(config, cases, digest, device)
 
 

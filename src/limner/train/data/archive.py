@@ -65,15 +65,15 @@ def decompress(content: bytes, path: Path, wide: Collection[str] = ()) -> list[d
     return parts
 
 
-def differences(levels: NDArray[np.uint8], axes: int) -> NDArray[np.uint8]:
+def encode_differences(levels: NDArray[np.uint8], axes: int) -> NDArray[np.uint8]:
     """Levels as differences along the last axes, modulo 256: noise where there was a picture."""
     for axis in range(-1, -1 - axes, -1):
         levels = np.diff(levels, axis=axis, prepend=np.uint8(0))
     return levels
 
 
-def summed(levels: NDArray[np.uint8], axes: int) -> NDArray[np.uint8]:
-    """Inverse of `differences`."""
+def decode_differences(levels: NDArray[np.uint8], axes: int) -> NDArray[np.uint8]:
+    """Inverse of `encode_differences`."""
     for axis in range(-1, -1 - axes, -1):
         levels = np.cumsum(levels, axis=axis, dtype=np.uint8)
     return levels

@@ -14,7 +14,7 @@ from torch.nn import functional
 from limner.train.data.rng import BatchRandom, box_mean
 
 
-def disturb(image: Tensor, batch_rng: BatchRandom) -> Tensor:
+def augment_images(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     """All changes, in the order in which they arise: tissue, field, optics, sensor, file."""
     image = change_tissue(image, batch_rng)
     image = _bias(image, batch_rng)

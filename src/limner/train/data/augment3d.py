@@ -14,7 +14,7 @@ from limner.train.data import augment
 from limner.train.data.rng import BatchRandom, block_mean, smooth3d
 
 
-def disturb(image: Tensor, batch_rng: BatchRandom) -> Tensor:
+def augment_volumes(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     """All changes.
 
     Args:
@@ -26,13 +26,13 @@ def disturb(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     )  # slices one below the other are a plane, too
     depth = image.shape[2]
 
-    def plane(values: Tensor) -> Tensor:
+    def to_slices(values: Tensor) -> Tensor:
         return values.flatten(2, 3)
 
     def back(values: Tensor) -> Tensor:
         return values.reshape(*values.shape[:2], depth, -1, values.shape[-1])
 
-    image = back(augment.change_tissue(plane(image), flat))
+    image = back(augment.change_tissue(to_slices(image), flat))
     image = batch_rng.some(image, batch_rng.bernoulli(0.25), _uneven)
     image = batch_rng.some(image, batch_rng.bernoulli(0.1), _slices_apart)
     image = batch_rng.some(image, batch_rng.bernoulli(0.15), _soft)
@@ -44,7 +44,7 @@ def disturb(image: Tensor, batch_rng: BatchRandom) -> Tensor:
         (0.04, (2, 2, 2)),
     ):
         image = batch_rng.some(image, batch_rng.bernoulli(share), partial(_coarse, factor=factor))
-    return back(augment.change_sensor(plane(image), flat)).clamp(0.0, 1.0)
+    return back(augment.change_sensor(to_slices(image), flat)).clamp(0.0, 1.0)
 
 
 def _uneven(image: Tensor, batch_rng: BatchRandom) -> Tensor:

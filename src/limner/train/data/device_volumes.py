@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from limner.train.data.pack3d import COARSE, FINE, Solid, VolumePack
+from limner.train.data.pack3d import COARSE, FINE, PackedVolume, PackedVolumes
 from limner.train.data.rng import BatchRandom, smooth3d
 from limner.train.data.targets3d import Target3d
 from limner.train.data.views3d import View3d
@@ -22,7 +22,7 @@ _COLOURS = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Scene3d:
+class Sample3d:
     """One sample as seen, on the device.
 
     Attributes:
@@ -36,7 +36,7 @@ class Scene3d:
     inside: Tensor
 
 
-class Bank3d:
+class DeviceVolumes:
     """Packs on a device.
 
     Args:
@@ -44,14 +44,14 @@ class Bank3d:
         device: that trains.
     """
 
-    def __init__(self, volumes: VolumePack, device: torch.device) -> None:
+    def __init__(self, volumes: PackedVolumes, device: torch.device) -> None:
         self.pack = volumes
         self.device = device
-        self._solids = [_tensors(solid, device) for solid in volumes.solids]
+        self._volumes = [_tensors(volume, device) for volume in volumes.volumes]
 
-    def show(
+    def cut_view(
         self, target: Target3d, view: View3d, batch_rng: BatchRandom, window: int = 0
-    ) -> Scene3d:
+    ) -> Sample3d:
         """Cut out a view; a volume without a picture is painted.
 
         Args:
@@ -60,23 +60,23 @@ class Bank3d:
             batch_rng: of one sample; bends and paints.
             window: of the intensities.
         """
-        solid, tensors = self.pack.solids[target.solid], self._solids[target.solid]
-        size = np.array(solid.shape)
-        low, high = reach(view, size)
+        volume, tensors = self.pack.volumes[target.volume], self._volumes[target.volume]
+        size = np.array(volume.shape)
+        low, high = crop_bounds(view, size)
         crop = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        factors = solid.factors if target.map in (FINE, COARSE) else (1, 1, 1)
+        factors = volume.factors if target.map in (FINE, COARSE) else (1, 1, 1)
         mask = _mask(tensors.maps[target.map], target.ids, low, high, factors)
-        if len(solid.images):
+        if len(volume.images):
             picture = tensors.images[window][crop].float()[None] / 255.0
         else:
-            picture = coloured(tensors.regions[crop].long(), batch_rng)
-        at = places(view, batch_rng)
+            picture = paint_regions(tensors.regions[crop].long(), batch_rng)
+        at = view_positions(view, batch_rng)
         bounds = torch.from_numpy(size.astype(np.float32)).to(self.device).view(3, 1, 1, 1)
         inside = ((at >= 0) & (at <= bounds)).all(dim=0, keepdim=True).float()
         kernel = _kernel(view)
-        image = sampled(picture, at, low, kernel)
-        found = sampled(mask, at, low * 1.0, kernel, factors)
-        return Scene3d(image * inside, hardened(found) * inside, inside)
+        image = resample(picture, at, low, kernel)
+        found = resample(mask, at, low * 1.0, kernel, factors)
+        return Sample3d(image * inside, binarize(found) * inside, inside)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +86,11 @@ class _Tensors:
     maps: tuple[Tensor, ...]
 
 
-def _tensors(solid: Solid, device: torch.device) -> _Tensors:
+def _tensors(volume: PackedVolume, device: torch.device) -> _Tensors:
     return _Tensors(
-        torch.from_numpy(solid.images).to(device),
-        _integers(solid.regions, device),
-        tuple(_integers(m, device) for m in solid.maps),
+        torch.from_numpy(volume.images).to(device),
+        _integers(volume.regions, device),
+        tuple(_integers(m, device) for m in volume.maps),
     )
 
 
@@ -117,7 +117,7 @@ def _mask(
     return mask.float()[None]
 
 
-def reach(view: View3d, size: Array) -> tuple[Array, Array]:
+def crop_bounds(view: View3d, size: Array) -> tuple[Array, Array]:
     """The part of the volume that a view may need: first voxel and last + 1."""
     half = np.abs(view.steps) @ (np.array(view.shape) / 2 + 3 * view.bend + 1)
     low = np.clip(np.floor(view.centre - half - 1), 0, size - 1).astype(int)
@@ -125,7 +125,7 @@ def reach(view: View3d, size: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def places(view: View3d, batch_rng: BatchRandom) -> Tensor:
+def view_positions(view: View3d, batch_rng: BatchRandom) -> Tensor:
     """(3, D, H, W): where in the volume each voxel of a view lies."""
     device = batch_rng.device
     axes = [torch.arange(n, device=device, dtype=torch.float32) + 0.5 - n / 2 for n in view.shape]
@@ -142,7 +142,7 @@ def places(view: View3d, batch_rng: BatchRandom) -> Tensor:
     return torch.einsum("ij,jdhw->idhw", steps, offsets) + centre.view(3, 1, 1, 1)
 
 
-def sampled(
+def resample(
     values: Tensor,
     at: Tensor,
     low: Array,
@@ -178,7 +178,7 @@ def sampled(
     return found[0]
 
 
-def coloured(regions: Tensor, batch_rng: BatchRandom) -> Tensor:
+def paint_regions(regions: Tensor, batch_rng: BatchRandom) -> Tensor:
     """(1, d, h, w): each region in a brightness of its own, uneven in itself."""
     mean = batch_rng.uniform(0.0, 1.0, _COLOURS)[0]
     index = regions % _COLOURS
@@ -195,7 +195,7 @@ def _kernel(view: View3d) -> tuple[int, ...]:
     return tuple(max(1, int(c + 0.35)) for c in covered)
 
 
-def hardened(share: Tensor) -> Tensor:
+def binarize(share: Tensor) -> Tensor:
     """At least half inside; of a target too thin for that, its best part."""
     most = share.max()
     return (share >= torch.where(most >= 0.5, 0.5, 0.7 * most + 1e-3)).float()

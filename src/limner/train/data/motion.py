@@ -18,7 +18,7 @@ _BEATING = 0.5  # share of moved pictures whose object shrinks or swells
 _FASTEST = 0.09  # of the picture's side, per frame
 
 
-def moved(
+def animate(
     image: Tensor, target: Tensor, inside: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Frames of pictures that move; the first is as it was.
@@ -34,26 +34,26 @@ def moved(
         The three as (B, T, C, S, S).
     """
     shown = torch.cat([image, target, inside], dim=1)
-    grids = paths(frames, shown.shape[-1], batch_rng)
-    parts = carried(shown, grids + beats(target, grids, batch_rng))
+    grids = motion_paths(frames, shown.shape[-1], batch_rng)
+    parts = warp(shown, grids + scale_object(target, grids, batch_rng))
     return parts[:, :, :3], (parts[:, :, 3:4] >= 0.5).float(), (parts[:, :, 4:] >= 0.5).float()
 
 
-def pasted(
+def animate_object(
     image: Tensor, target: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `moved`, but each object moves in front of the picture of another sample, which has a
+    """As `animate`, but each object moves in front of the picture of another sample, which has a
     motion of its own.
     """
     size = image.shape[-1]
-    ground = carried(image.roll(1, 0), paths(frames, size, batch_rng))
-    front = carried(torch.cat([image, target], dim=1), paths(frames, size, batch_rng))
+    ground = warp(image.roll(1, 0), motion_paths(frames, size, batch_rng))
+    front = warp(torch.cat([image, target], dim=1), motion_paths(frames, size, batch_rng))
     share = front[:, :, 3:]
     mixed = torch.lerp(ground, front[:, :, :3], share)
     return mixed, (share >= 0.5).float(), torch.ones_like(share)
 
 
-def carried(values: Tensor, grids: Tensor) -> Tensor:
+def warp(values: Tensor, grids: Tensor) -> Tensor:
     """Values (B, C, S, S) at places (B, T, S, S, 2) of -1…1: (B, T, C, S, S); 0 outside."""
     number, frames = grids.shape[:2]
     wide = values[:, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
@@ -61,7 +61,7 @@ def carried(values: Tensor, grids: Tensor) -> Tensor:
     return found.view(number, frames, *found.shape[1:])
 
 
-def paths(frames: int, size: int, batch_rng: BatchRandom) -> Tensor:
+def motion_paths(frames: int, size: int, batch_rng: BatchRandom) -> Tensor:
     """Where each pixel of each frame comes from, (B, T, S, S, 2) of -1…1, column first: a walk with
     an inclination, a turn, a growth and a bending that add up; nothing on the first frame.
     """
@@ -94,12 +94,12 @@ def paths(frames: int, size: int, batch_rng: BatchRandom) -> Tensor:
     return grid + amount * bend.permute(0, 1, 3, 4, 2)
 
 
-def beats(target: Tensor, grids: Tensor, batch_rng: BatchRandom) -> Tensor:
+def scale_object(target: Tensor, grids: Tensor, batch_rng: BatchRandom) -> Tensor:
     """What is added to places so that some objects shrink or swell, as a heart does.
 
     Args:
         target: (B, 1, S, S), 0 or 1.
-        grids: (B, T, S, S, 2) of `paths`.
+        grids: (B, T, S, S, 2) of `motion_paths`.
         batch_rng: of the batch.
     """
     size, frames = target.shape[-1], grids.shape[1]
@@ -123,7 +123,7 @@ def beats(target: Tensor, grids: Tensor, batch_rng: BatchRandom) -> Tensor:
     return amount.view(-1, frames, 1, 1, 1) * near * away
 
 
-def flickered(image: Tensor, batch_rng: BatchRandom) -> Tensor:
+def flicker(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     """Brightness and noise that change from frame to frame, of some samples.
 
     Args:

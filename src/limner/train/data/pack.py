@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.project import Plane, is_volumes
+from limner.datasets.project import LabelledImage, is_volumes
 from limner.errors import FormatError
-from limner.train.data.archive import compress, decompress, differences, summed
+from limner.train.data.archive import compress, decode_differences, decompress, encode_differences
 
 Array = NDArray[Any]
 
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Pack:
+class PackedImages:
     """Everything to train on, in memory.
 
     Attributes:
@@ -57,12 +57,12 @@ class Pack:
     digest: str
     pixels: NDArray[np.uint8]
     layers: tuple[NDArray[np.uint16], ...]
-    planes: NDArray[np.int64]
+    images: NDArray[np.int64]
     entries: NDArray[np.int32]
     num_stems: NDArray[np.int64]
 
 
-def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[str, Any]:
+def write_pack(folder: Path, images: Iterable[LabelledImage], *, seed: int = 0) -> dict[str, Any]:
     """Pack planes.
 
     Args:
@@ -78,15 +78,15 @@ def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[
     folder.mkdir(parents=True, exist_ok=True)
     sets: dict[str, list[dict[str, Array]]] = defaultdict(list)
     facts: dict[str, dict[str, Any]] = {}
-    for plane in planes:
-        sequence = [seed, len(facts), len(sets[plane.set_name])]
-        packed = _pack_plane(plane, np.random.default_rng(sequence))
-        sets[plane.set_name].append(packed)
+    for image in images:
+        sequence = [seed, len(facts), len(sets[image.set_name])]
+        packed = _pack_plane(image, np.random.default_rng(sequence))
+        sets[image.set_name].append(packed)
         fact = facts.setdefault(
-            plane.set_name, {"unit": plane.unit, "train": 0, "val": 0, "stems": {}}
+            image.set_name, {"unit": image.unit, "train": 0, "val": 0, "stems": {}}
         )
-        fact[plane.split] += 1
-        fact["stems"][plane.stem.split(":")[0]] = plane.split
+        fact[image.split] += 1
+        fact["stems"][image.stem.split(":")[0]] = image.split
     digest = hashlib.sha256()
     for k, (name, parts) in enumerate(sets.items()):
         content = compress(parts)
@@ -101,7 +101,7 @@ def write_pack(folder: Path, planes: Iterable[Plane], *, seed: int = 0) -> dict[
     return summary
 
 
-def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> Pack:
+def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> PackedImages:
     """Unpack into memory.
 
     Args:
@@ -115,7 +115,7 @@ def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = Tru
     summary = _read_summary(folder)
     pixels: list[Array] = []
     maps: list[list[Array]] = [[], [], [], []]
-    planes: list[Array] = []
+    images: list[Array] = []
     entries: list[Array] = []
     names: list[str] = []
     digest = hashlib.sha256()
@@ -127,9 +127,9 @@ def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = Tru
         names.append(name)
         for part in decompress(content, folder / fact["file"], _IDS):
             image = _unpack_image(part)
-            first = sum(len(p) for p in planes)
+            first = sum(len(p) for p in images)
             place = np.array([[len(names) - 1, *part["facts"], *part["shape"], part["kind"][0]]])
-            planes.append(place)
+            images.append(place)
             pixels.append(image)
             for layer, flat in zip(maps, _unpack_maps(part), strict=True):
                 layer.append(flat)
@@ -137,13 +137,13 @@ def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = Tru
             entries.append(np.insert(table, 0, first, axis=1))
     if digest.hexdigest() != summary["sha256"]:
         raise FormatError(f"{folder} is damaged: its files are not those of its pack.json.")
-    if not planes:
+    if not images:
         raise FormatError(f"{folder} holds no plane to train on.")
-    facts = np.concatenate(planes).astype(np.int64)
+    facts = np.concatenate(images).astype(np.int64)
     table = np.concatenate(entries)
     starts = [np.cumsum([0] + [p.size for p in pixels[:-1]])]
     starts.append(np.cumsum([0] + [m.size for m in maps[0][:-1]]))
-    return Pack(
+    return PackedImages(
         tuple(names),
         summary["sha256"],
         _joined(pixels),
@@ -168,39 +168,39 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _pack_plane(plane: Plane, rng: np.random.Generator) -> dict[str, Array]:
+def _pack_plane(image: LabelledImage, rng: np.random.Generator) -> dict[str, Array]:
     """The arrays of one plane as they are stored."""
     from limner.train.data import regions
 
-    rows, columns = plane.labels.shape
-    least = 12 if "3d/" in plane.set_name else 64
-    objects = plane.instances
+    rows, columns = image.labels.shape
+    least = 12 if "3d/" in image.set_name else 64
+    objects = image.instances
     if objects is None:
-        objects = regions.components(plane.labels, least)
-    tables = {LABELS: regions.table(plane.labels, least, rows * columns)}
-    tables[OBJECTS] = regions.table(objects, least, rows * columns)
-    if plane.image is None:
-        assert plane.regions is not None
-        fine, coarse = plane.regions, np.zeros(0, dtype=np.uint16)
+        objects = regions.label_components(image.labels, least)
+    tables = {LABELS: regions.region_table(image.labels, least, rows * columns)}
+    tables[OBJECTS] = regions.region_table(objects, least, rows * columns)
+    if image.image is None:
+        assert image.regions is not None
+        fine, coarse = image.regions, np.zeros(0, dtype=np.uint16)
     else:
-        fine = regions.superpixels(plane.image, rng)
-        coarse = regions.groups(fine, plane.image, rng)
+        fine = regions.compute_superpixels(image.image, rng)
+        coarse = regions.group_superpixels(fine, image.image, rng)
         for layer, found in ((FINE, fine), (COARSE, coarse[fine])):
-            table = regions.table(found, max(least, 48), rows * columns // 2)
+            table = regions.region_table(found, max(least, 48), rows * columns // 2)
             keep = rng.permutation(len(table))[:_MOST_ENTRIES]
             tables[layer] = table[np.sort(keep)]
     rows_of = [np.insert(t, 0, layer, axis=1) for layer, t in tables.items()]
     packed: dict[str, Array] = {
         "shape": np.array([rows, columns], dtype=np.int32),
-        "facts": np.array([plane.split == "val", UNITS.index(plane.unit)], dtype=np.int32),
-        "labels": plane.labels,
+        "facts": np.array([image.split == "val", UNITS.index(image.unit)], dtype=np.int32),
+        "labels": image.labels,
         "objects": objects,
         "fine": fine,
         "coarse": coarse,
         "entries": np.concatenate(rows_of).astype(np.int32),
     }
-    step = _STEP_3D if "3d/" in plane.set_name else _STEP_2D
-    return packed | _pack_image(plane.image, step)
+    step = _STEP_3D if "3d/" in image.set_name else _STEP_2D
+    return packed | _pack_image(image.image, step)
 
 
 def _pack_image(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
@@ -266,12 +266,12 @@ def _halved(values: Array) -> Array:
 def _differences(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     """Levels as differences along rows and columns, modulo 256: noise where there was a picture."""
     levels = ((values.astype(np.uint16) + step // 2) // step).astype(np.uint8)
-    return levels if levels.ndim < 2 else differences(levels, 2)
+    return levels if levels.ndim < 2 else encode_differences(levels, 2)
 
 
 def _summed(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
     """Inverse of `_differences`."""
     if values.ndim < 2:
         return values
-    levels = summed(values, 2)
+    levels = decode_differences(values, 2)
     return np.minimum(levels.astype(np.uint16) * step, 255).astype(np.uint8)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.train.data import volumes as found_in
-from limner.train.data.archive import compress, decompress, differences, summed
-from limner.train.data.volumes import Volume
+from limner.train.data.archive import compress, decode_differences, decompress, encode_differences
+from limner.train.data.volumes import LabelledVolume
 
 Array = NDArray[Any]
 
@@ -33,13 +33,13 @@ _LEAST_FILL = 0.08  # of its box
 _LEAST_CELLS = 60  # voxels of the coarser grid that a supervoxel has to be a target
 _STEP = 2  # grey values
 _MOST_ENTRIES = 80  # invented regions kept per volume and map
-FACTS = "volumes.json"
+VOLUMES_FILE = "volumes.json"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Solid:
+class PackedVolume:
     """One volume in memory.
 
     Attributes:
@@ -70,7 +70,7 @@ class Solid:
 
 
 @dataclass(frozen=True, eq=False)
-class VolumePack:
+class PackedVolumes:
     """All volumes to train on, in memory.
 
     Attributes:
@@ -81,10 +81,12 @@ class VolumePack:
 
     names: tuple[str, ...]
     digest: str
-    solids: tuple[Solid, ...]
+    volumes: tuple[PackedVolume, ...]
 
 
-def write_volumes(folder: Path, volumes: Iterable[Volume], *, seed: int = 0) -> dict[str, Any]:
+def write_volumes(
+    folder: Path, volumes: Iterable[LabelledVolume], *, seed: int = 0
+) -> dict[str, Any]:
     """Pack volumes.
 
     Args:
@@ -115,11 +117,11 @@ def write_volumes(folder: Path, volumes: Iterable[Volume], *, seed: int = 0) -> 
         atomic_bytes(folder / facts[name]["file"], content)
         _log.info("%s: %d volumes, %.2f MB", name, len(parts), len(content) / 1e6)
     summary = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "sets": facts}
-    atomic_bytes(folder / FACTS, json.dumps(summary, indent=1).encode())
+    atomic_bytes(folder / VOLUMES_FILE, json.dumps(summary, indent=1).encode())
     return summary
 
 
-def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> VolumePack:
+def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> PackedVolumes:
     """Unpack into memory.
 
     Args:
@@ -130,7 +132,7 @@ def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> VolumePack:
         FormatError: it holds no volumes, of another version, or damaged ones.
     """
     try:
-        summary: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((folder / VOLUMES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FormatError(
             f"{folder} is no pack with volumes: {error}. "
@@ -142,7 +144,7 @@ def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> VolumePack:
             "make it again."
         )
     names: list[str] = []
-    solids: list[Solid] = []
+    volumes: list[PackedVolume] = []
     digest = hashlib.sha256()
     for name, fact in summary["sets"].items():
         content = (folder / fact["file"]).read_bytes()
@@ -151,34 +153,36 @@ def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> VolumePack:
             continue
         names.append(name)
         parts = decompress(content, folder / fact["file"])
-        solids.extend(_unpacked(part, len(names) - 1) for part in parts)
+        volumes.extend(_unpacked(part, len(names) - 1) for part in parts)
     if digest.hexdigest() != summary["sha256"]:
-        raise FormatError(f"{folder} is damaged: its files are not those of its {FACTS}.")
-    if not solids:
+        raise FormatError(f"{folder} is damaged: its files are not those of its {VOLUMES_FILE}.")
+    if not volumes:
         raise FormatError(f"{folder} holds no volume to train on.")
-    return VolumePack(tuple(names), summary["sha256"], tuple(solids))
+    return PackedVolumes(tuple(names), summary["sha256"], tuple(volumes))
 
 
-def _packed(volume: Volume, rng: np.random.Generator) -> dict[str, Array]:
+def _packed(volume: LabelledVolume, rng: np.random.Generator) -> dict[str, Array]:
     """The arrays of one volume as they are stored."""
     shape = volume.labels.shape
     half = int(np.prod(shape)) // 2
-    tables = {LABELS: found_in.table(volume.labels, _LEAST_LABEL, half * 2)}
+    tables = {LABELS: found_in.region_table(volume.labels, _LEAST_LABEL, half * 2)}
     fine = coarse = np.zeros((0, 0, 0), np.uint16)
     factors: tuple[int, ...] = (1, 1, 1)
     if len(volume.images):
         image = volume.images[-1]
-        fine, coarse, small, factors = found_in.supervoxels(image, volume.spacing, rng)
+        fine, coarse, small, factors = found_in.compute_supervoxels(image, volume.spacing, rng)
         scale = np.array([1, np.prod(factors), *factors, *factors], dtype=np.int32)
         if image.size < found_in.LEAST_VOXELS:
             fine = fine[:0, :0, :0]
         for key, ids in ((FINE, fine), (COARSE, coarse)):
             if not ids.size:
                 continue
-            rows = _clear(found_in.table(ids, _LEAST_CELLS, ids.size // 3), ids, small) * scale
+            rows = (
+                _clear(found_in.region_table(ids, _LEAST_CELLS, ids.size // 3), ids, small) * scale
+            )
             tables[key] = rows[np.sort(rng.permutation(len(rows))[:_MOST_ENTRIES])]
     for k, band in enumerate(volume.bands):
-        rows = found_in.table(band, _LEAST_LABEL, half)
+        rows = found_in.region_table(band, _LEAST_LABEL, half)
         tables[FIRST_BAND + k] = _clear(rows, band, *volume.images)
     entries = np.concatenate([np.insert(t, 0, key, axis=1) for key, t in tables.items()])
     entries[:, 6:9] = np.minimum(entries[:, 6:9], shape)
@@ -191,7 +195,7 @@ def _packed(volume: Volume, rng: np.random.Generator) -> dict[str, Array]:
     return {
         "facts": np.array([volume.split == "val", *factors], dtype=np.int32),
         "spacing": np.array(volume.spacing, dtype=np.float64),
-        "pixels": differences(levels, 2),
+        "pixels": encode_differences(levels, 2),
         "names": names,
         "regions": regions,
         "values": values,
@@ -205,19 +209,19 @@ def _packed(volume: Volume, rng: np.random.Generator) -> dict[str, Array]:
 def _clear(rows: NDArray[np.int32], ids: Array, *images: Array) -> NDArray[np.int32]:
     """The regions whose border can be seen in one of the images and that are no mere shells."""
     fill = rows[:, 1] / np.prod(rows[:, 5:8] - rows[:, 2:5], axis=1)
-    clear = np.max([found_in.clarity(ids, image) for image in images], axis=0)[rows[:, 0]]
+    clear = np.max([found_in.edge_clarity(ids, image) for image in images], axis=0)[rows[:, 0]]
     kept: NDArray[np.int32] = rows[(clear >= _LEAST_CLARITY) & (fill >= _LEAST_FILL)]
     return kept
 
 
-def _unpacked(part: dict[str, Array], set_index: int) -> Solid:
+def _unpacked(part: dict[str, Array], set_index: int) -> PackedVolume:
     names = part["names"]
     if part["regions"].size:
         names = part["values"][part["regions"]]
     images = np.zeros((0, *names.shape), np.uint8)
     if part["pixels"].size:
-        images = np.minimum(summed(part["pixels"], 2).astype(np.uint16) * _STEP, 255)
-    return Solid(
+        images = np.minimum(decode_differences(part["pixels"], 2).astype(np.uint16) * _STEP, 255)
+    return PackedVolume(
         set_index,
         int(part["facts"][0]),
         part["spacing"],

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from limner.train.data.device_volumes import Scene3d, hardened
-from limner.train.data.pack import Pack
+from limner.train.data.device_volumes import Sample3d, binarize
+from limner.train.data.pack import PackedImages
 from limner.train.data.rng import BatchRandom, smooth3d
 from limner.train.data.targets import Targets
 from limner.train.data.views import Views
@@ -26,7 +26,7 @@ _CYLINDERS = 0.2  # share of piles in which the target is as large on every slic
 _LARGE = 0.3  # of the view: what is larger leaves too little around it that could take its place
 
 
-class Piles:
+class PseudoVolumes:
     """Pictures of the plane with their masks, piled up into volumes.
 
     At the middle slice the picture is as it is. Further away the target, and some places besides
@@ -38,23 +38,23 @@ class Piles:
         device: that trains.
     """
 
-    def __init__(self, pack: Pack, device: torch.device) -> None:
+    def __init__(self, pack: PackedImages, device: torch.device) -> None:
         self.pack = pack
         self.device = device
         self._pixels = torch.from_numpy(pack.pixels).to(device)
         self._layers = [torch.from_numpy(m.view(np.int16)).to(device) for m in pack.layers]
 
-    def show(
+    def cut_view(
         self,
         targets: Targets,
         views: Views,
         shape: Shape,
         rng: np.random.Generator,
         batch_rng: BatchRandom,
-    ) -> Scene3d:
+    ) -> Sample3d:
         """The first target of a batch of one."""
-        plane = self.pack.planes[targets.planes[0]]
-        rows, columns, channels, first, place = (int(v) for v in plane[3:8])
+        image = self.pack.images[targets.images[0]]
+        rows, columns, channels, first, place = (int(v) for v in image[3:8])
         channels = max(1, channels)
         pixels = self._pixels[first : first + channels * rows * columns].view(
             channels, rows, columns
@@ -69,7 +69,7 @@ class Piles:
         kernel = [max(1, int(s + 0.35)) for s in step]
         values = torch.cat([pixels.float() / 255.0, mask.float()[None]])
         found = _sampled(values, at, kernel)
-        return Scene3d(found[:-1] * inside, hardened(found[-1:]) * inside, inside)
+        return Sample3d(found[:-1] * inside, binarize(found[-1:]) * inside, inside)
 
     def _places(
         self,
@@ -83,8 +83,8 @@ class Piles:
         depth, rows, columns = shape
         device = self.device
         axes = [torch.arange(n, device=device, dtype=torch.float32) + 0.5 - n / 2 for n in shape]
-        plane = torch.stack(torch.meshgrid(*axes[1:], indexing="ij"))
-        offsets = plane[:, None].expand(-1, depth, -1, -1)
+        image = torch.stack(torch.meshgrid(*axes[1:], indexing="ij"))
+        offsets = image[:, None].expand(-1, depth, -1, -1)
         drift = float(rng.uniform(0, 0.04)) * max(rows, columns)
         offsets = offsets + drift * smooth3d(batch_rng, shape, 3, 2)[0]
         steps = views.steps[0]

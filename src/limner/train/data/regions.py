@@ -15,7 +15,7 @@ Array = NDArray[Any]
 Ids = NDArray[np.uint16]
 
 
-def superpixels(image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
+def compute_superpixels(image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
     """A partition of a picture, ids from 1.
 
     Args:
@@ -35,11 +35,11 @@ def superpixels(image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
     return np.asarray(found + 1, dtype=np.uint16)
 
 
-def groups(regions: Ids, image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
+def group_superpixels(regions: Ids, image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
     """For each superpixel the id of its group: neighbours of like brightness are linked.
 
     Args:
-        regions: of `superpixels`.
+        regions: of `compute_superpixels`.
         image: the same picture.
         rng: draws how alike is alike.
 
@@ -76,7 +76,7 @@ def groups(regions: Ids, image: NDArray[np.uint8], rng: np.random.Generator) -> 
     return np.concatenate([[0], compact + 1]).astype(np.uint16)
 
 
-def components(labels: Ids, least: int) -> Ids:
+def label_components(labels: Ids, least: int) -> Ids:
     """The connected components (8 neighbours) of each label, ids from 1, label by label.
 
     Args:
@@ -101,7 +101,7 @@ def components(labels: Ids, least: int) -> Ids:
     return result
 
 
-def table(regions: Ids, least: int, largest: int) -> NDArray[np.int32]:
+def region_table(regions: Ids, least: int, largest: int) -> NDArray[np.int32]:
     """Areas and boxes of a map's regions.
 
     Args:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pseudo:
+class PseudoLabelOptions:
     """How pseudo labels are made; see `supervoxels.segment`.
 
     Attributes:
@@ -54,7 +54,7 @@ class Pseudo:
     min_size: int
 
     @classmethod
-    def of(cls, config: FinetuneConfig) -> Pseudo | None:
+    def of(cls, config: FinetuneConfig) -> PseudoLabelOptions | None:
         """As a run wants them, None if it does not."""
         if not config.pseudo:
             return None
@@ -68,7 +68,7 @@ class Pseudo:
 
 
 @dataclass(frozen=True)
-class Case:
+class PreparedCase:
     """One volume. Its arrays are mapped anew each time, since thousands of mapped files would be
     more than a process may have.
 
@@ -113,9 +113,9 @@ class Case:
         return array
 
 
-def open_cases(
-    sources: Sequence[Source], folder: Path, pseudo: Pseudo | None = None
-) -> tuple[list[Case], str]:
+def prepare_cases(
+    sources: Sequence[Source], folder: Path, pseudo: PseudoLabelOptions | None = None
+) -> tuple[list[PreparedCase], str]:
     """Prepare what is not prepared yet, and open all of it.
 
     Args:
@@ -150,7 +150,7 @@ def open_cases(
     return cases, hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest()
 
 
-def _origin(source: Source, pseudo: Pseudo | None) -> dict[str, Any]:
+def _origin(source: Source, pseudo: PseudoLabelOptions | None) -> dict[str, Any]:
     """What a prepared case follows from, as JSON gives it back."""
     files = [path for path in (source.image, source.labels) if path is not None]
     stamps = [[str(p), s.st_size, s.st_mtime_ns] for p in files for s in (p.stat(),)]
@@ -172,7 +172,7 @@ def _facts(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return facts if facts.get("origin") == wanted and all(f.is_file() for f in files) else None
 
 
-def _prepare(source: Source, pseudo: Pseudo | None, stem: Path) -> dict[str, Any]:
+def _prepare(source: Source, pseudo: PseudoLabelOptions | None, stem: Path) -> dict[str, Any]:
     """Write a case's arrays; returns names of its objects and the digest."""
     from limner import io
 
@@ -229,7 +229,7 @@ def _places(labels: Array, names: Names) -> NDArray[np.int32]:
     return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
 
 
-def _pseudo(image: Array, labels: Array | None, pseudo: Pseudo) -> NDArray[np.int32]:
+def _pseudo(image: Array, labels: Array | None, pseudo: PseudoLabelOptions) -> NDArray[np.int32]:
     grid = np.ix_(
         *(picked(n, m, exact=True) for n, m in zip(image.shape, pseudo.size, strict=True))
     )
@@ -243,8 +243,8 @@ def _pseudo(image: Array, labels: Array | None, pseudo: Pseudo) -> NDArray[np.in
     return regions if labels is None else supervoxels.paste(regions, labels[grid])
 
 
-def _open(source: Source, facts: dict[str, Any], stem: Path) -> Case:
-    return Case(
+def _open(source: Source, facts: dict[str, Any], stem: Path) -> PreparedCase:
+    return PreparedCase(
         source.name,
         stem,
         {name: tuple(values) for name, values in facts["names"].items()},

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.models.segvol.volume import picked
-from limner.train.data.segvol_cases import Case
+from limner.train.data.segvol_cases import PreparedCase
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TrainingView:
     """A view of a case; all arrays are (D, H, W) of the network's input.
 
     Attributes:
@@ -28,7 +28,7 @@ class Seen:
         pseudo: regions, -1 outside the volume; None without.
     """
 
-    case: Case
+    case: PreparedCase
     image: NDArray[np.float32]
     labels: Array | None
     pseudo: NDArray[np.int32] | None
@@ -40,14 +40,14 @@ class Seen:
         return np.isin(self.labels, self.case.names[name])
 
 
-def look(
-    case: Case,
+def draw_view(
+    case: PreparedCase,
     size: Sequence[int],
     rng: np.random.Generator,
     *,
     crops: float,
     positive: float = 0.0,
-) -> Seen:
+) -> TrainingView:
     """A view of a case.
 
     Args:
@@ -58,17 +58,17 @@ def look(
         positive: share of crops around a voxel of an object, all objects alike.
     """
     if rng.random() < crops:
-        return crop(case, size, _centre(case, rng, positive))
-    return whole(case, size)
+        return crop_view(case, size, _centre(case, rng, positive))
+    return whole_view(case, size)
 
 
-def whole(case: Case, size: Sequence[int]) -> Seen:
+def whole_view(case: PreparedCase, size: Sequence[int]) -> TrainingView:
     """All of a case shrunk: voxels are picked, as for inference."""
     rows = [picked(n, m, exact=True) for n, m in zip(case.image.shape, size, strict=True)]
     return _seen(case, rows, [np.ones(m, dtype=np.bool_) for m in size])
 
 
-def crop(case: Case, size: Sequence[int], centre: Sequence[int]) -> Seen:
+def crop_view(case: PreparedCase, size: Sequence[int], centre: Sequence[int]) -> TrainingView:
     """A window at full resolution, within the volume; a smaller volume is in the middle of it."""
     rows, inside = [], []
     for n, m, at in zip(case.image.shape, size, centre, strict=True):
@@ -79,7 +79,9 @@ def crop(case: Case, size: Sequence[int], centre: Sequence[int]) -> Seen:
     return _seen(case, rows, inside)
 
 
-def mirrored(seen: Seen, shares: Sequence[float], rng: np.random.Generator) -> Seen:
+def flip_view(
+    seen: TrainingView, shares: Sequence[float], rng: np.random.Generator
+) -> TrainingView:
     """Turned around along each axis at a share of times."""
     axes = tuple(k for k, share in enumerate(shares) if rng.random() < share)
 
@@ -89,7 +91,9 @@ def mirrored(seen: Seen, shares: Sequence[float], rng: np.random.Generator) -> S
     return replace(seen, image=flip(seen.image), labels=flip(seen.labels), pseudo=flip(seen.pseudo))
 
 
-def brightened(seen: Seen, most: float, share: float, rng: np.random.Generator) -> Seen:
+def jitter_intensity(
+    seen: TrainingView, most: float, share: float, rng: np.random.Generator
+) -> TrainingView:
     """Intensities scaled by up to 1 ± `most`, and shifted by up to ± `most`, each at a share of
     times.
     """
@@ -99,7 +103,7 @@ def brightened(seen: Seen, most: float, share: float, rng: np.random.Generator) 
     return replace(seen, image=seen.image * np.float32(factor) + np.float32(shift))
 
 
-def _centre(case: Case, rng: np.random.Generator, positive: float) -> Sequence[int]:
+def _centre(case: PreparedCase, rng: np.random.Generator, positive: float) -> Sequence[int]:
     anywhere = [int(rng.integers(n)) for n in case.image.shape]
     places = case.places
     if rng.random() >= positive or not len(places):
@@ -108,7 +112,7 @@ def _centre(case: Case, rng: np.random.Generator, positive: float) -> Sequence[i
     return [int(n) for n in places[rng.integers(len(places)), 1:]]
 
 
-def _seen(case: Case, rows: Sequence[Array], inside: Sequence[Array]) -> Seen:
+def _seen(case: PreparedCase, rows: Sequence[Array], inside: Sequence[Array]) -> TrainingView:
     grid, pixels, regions = np.ix_(*rows), case.image, case.pseudo
     there = inside[0][:, None, None] & inside[1][:, None] & inside[2]
     image = np.where(there, pixels[grid].astype(np.float32), np.float32(0))
@@ -119,4 +123,4 @@ def _seen(case: Case, rows: Sequence[Array], inside: Sequence[Array]) -> Seen:
         steps = zip(regions.shape, pixels.shape, rows, strict=True)
         coarse = np.ix_(*(picked(m, n, exact=True)[row] for m, n, row in steps))
         pseudo = np.where(there, regions[coarse], np.int32(-1))
-    return Seen(case, image, labels, pseudo)
+    return TrainingView(case, image, labels, pseudo)

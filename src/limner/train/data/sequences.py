@@ -13,16 +13,16 @@ from torch import Tensor
 
 from limner.train.config import TrainConfig
 from limner.train.data import augment3d, motion
-from limner.train.data.augment import disturb
-from limner.train.data.device_volumes import Bank3d, Scene3d
-from limner.train.data.pack import Pack
-from limner.train.data.pack3d import VolumePack
+from limner.train.data.augment import augment_images
+from limner.train.data.device_volumes import DeviceVolumes, Sample3d
+from limner.train.data.pack import PackedImages
+from limner.train.data.pack3d import PackedVolumes
 from limner.train.data.rng import BatchRandom
-from limner.train.data.samples3d import made_up
-from limner.train.data.shapes3d import lump
+from limner.train.data.samples3d import draw_synthetic
+from limner.train.data.shapes3d import add_lesion
 from limner.train.data.targets import TargetTable
 from limner.train.data.targets3d import Target3d, TargetTable3d
-from limner.train.data.views import Bank, draw_views
+from limner.train.data.views import DeviceImages, draw_views
 from limner.train.data.views3d import View3d, draw_slices
 
 _LEAST = 12  # pixels of the object on the first frame
@@ -34,7 +34,7 @@ _RESTLESS = 0.3  # share of volumes whose slices are moved as well
 
 
 @dataclass(frozen=True, eq=False)
-class Clips:
+class ImageSequences:
     """A batch of sequences, on the device.
 
     Attributes:
@@ -48,7 +48,7 @@ class Clips:
     inside: Tensor
 
 
-class ClipMaker:
+class SequenceSampler:
     """Draws sequences.
 
     Args:
@@ -59,18 +59,22 @@ class ClipMaker:
     """
 
     def __init__(
-        self, config: TrainConfig, volumes: VolumePack, pictures: Pack, device: torch.device
+        self,
+        config: TrainConfig,
+        volumes: PackedVolumes,
+        pictures: PackedImages,
+        device: torch.device,
     ) -> None:
-        self.bank = Bank3d(volumes, device)
+        self.device_data = DeviceVolumes(volumes, device)
         self._table = TargetTable3d(volumes, split=0, invented=config.invented)
-        self._pictures = Bank(pictures, device)
+        self._pictures = DeviceImages(pictures, device)
         self._targets = TargetTable(pictures, split=0, invented=config.invented)
         self._config = config
 
     @torch.no_grad()
     def draw(
         self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
-    ) -> Clips:
+    ) -> ImageSequences:
         """A batch of disturbed sequences.
 
         Args:
@@ -86,20 +90,20 @@ class ClipMaker:
         if number - still:
             parts.append(self._of_volumes(number - still, size, rng, batch_rng.of(number - still)))
         image, target, inside = (torch.cat(some) for some in zip(*parts, strict=True))
-        image = motion.flickered(image, batch_rng) * inside
-        return Clips(image, target * inside, inside)
+        image = motion.flicker(image, batch_rng) * inside
+        return ImageSequences(image, target * inside, inside)
 
     def _of_pictures(
         self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets = self._targets.draw(number, rng)
         views = draw_views(self._pictures.pack, targets, size, rng)
-        scenes = self._pictures.show(targets, views, size, batch_rng.generator)
-        image = disturb(scenes.image, batch_rng) * scenes.inside
-        target = scenes.target * scenes.inside
+        samples = self._pictures.cut_view(targets, views, size, batch_rng.generator)
+        image = augment_images(samples.image, batch_rng) * samples.inside
+        target = samples.target * samples.inside
         if number > 1 and rng.random() < _PASTED:
-            return motion.pasted(image, target, self._config.frames, batch_rng)
-        return motion.moved(image, target, scenes.inside, self._config.frames, batch_rng)
+            return motion.animate_object(image, target, self._config.frames, batch_rng)
+        return motion.animate(image, target, samples.inside, self._config.frames, batch_rng)
 
     def _of_volumes(
         self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
@@ -107,15 +111,15 @@ class ClipMaker:
         shape = (self._config.frames, size, size)
         found = [self._visible(shape, rng, batch_rng.of(1)) for _ in range(number)]
         image = torch.stack([s.image.expand(3, -1, -1, -1) for s in found])
-        solid = BatchRandom(number, batch_rng.generator, axes=3)
-        image = augment3d.disturb(image, solid).transpose(1, 2)
+        volumetric = BatchRandom(number, batch_rng.generator, axes=3)
+        image = augment3d.augment_volumes(image, volumetric).transpose(1, 2)
         target = torch.stack([s.target for s in found]).transpose(1, 2)
         inside = torch.stack([s.inside for s in found]).transpose(1, 2)
         restless = (batch_rng.uniform(0, 1, 1)[:, 0] < _RESTLESS).nonzero()[:, 0]
         if len(restless):
             shown = torch.cat([image, target, inside], dim=2)[restless]
-            grids = motion.paths(shape[0], size, batch_rng.of(len(restless)))
-            again = [motion.carried(shown[:, t], grids[:, t : t + 1]) for t in range(shape[0])]
+            grids = motion.motion_paths(shape[0], size, batch_rng.of(len(restless)))
+            again = [motion.warp(shown[:, t], grids[:, t : t + 1]) for t in range(shape[0])]
             part = torch.cat(again, dim=1)
             image = image.index_copy(0, restless, part[:, :, :3])
             target = target.index_copy(0, restless, (part[:, :, 3:4] >= 0.5).float())
@@ -124,27 +128,27 @@ class ClipMaker:
 
     def _visible(
         self, shape: tuple[int, int, int], rng: np.random.Generator, batch_rng: BatchRandom
-    ) -> Scene3d:
+    ) -> Sample3d:
         for _ in range(_TRIES):
-            scene = self._one(shape, rng, batch_rng)
-            if float(scene.target[:, 0].sum()) >= _LEAST:
+            sample = self._one(shape, rng, batch_rng)
+            if float(sample.target[:, 0].sum()) >= _LEAST:
                 break
-        return scene
+        return sample
 
     def _one(
         self, shape: tuple[int, int, int], rng: np.random.Generator, batch_rng: BatchRandom
-    ) -> Scene3d:
+    ) -> Sample3d:
         painted = rng.random() < self._config.synthetic
         if painted and rng.random() < _MADE_UP:
-            return made_up(shape, rng, batch_rng)
+            return draw_synthetic(shape, rng, batch_rng)
         target = self._table.draw(rng, pictured=not painted)
         if target is None:
-            return made_up(shape, rng, batch_rng)
-        scene = self._shown(target, shape, rng, batch_rng)
+            return draw_synthetic(shape, rng, batch_rng)
+        sample = self._shown(target, shape, rng, batch_rng)
         if not painted and rng.random() < _LUMPS:
-            image, lumped = lump(scene.image, batch_rng)
-            return Scene3d(image * scene.inside, lumped * scene.inside, scene.inside)
-        return scene
+            image, lesion = add_lesion(sample.image, batch_rng)
+            return Sample3d(image * sample.inside, lesion * sample.inside, sample.inside)
+        return sample
 
     def _shown(
         self,
@@ -152,11 +156,13 @@ class ClipMaker:
         shape: tuple[int, int, int],
         rng: np.random.Generator,
         batch_rng: BatchRandom,
-    ) -> Scene3d:
-        solid = self.bank.pack.solids[target.solid]
-        size = np.array(solid.shape, dtype=np.float64)
-        view = draw_slices(target.box, size, solid.spacing, shape, rng)
-        return self.bank.show(target, view, batch_rng, int(rng.integers(max(1, len(solid.images)))))
+    ) -> Sample3d:
+        volume = self.device_data.pack.volumes[target.volume]
+        size = np.array(volume.shape, dtype=np.float64)
+        view = draw_slices(target.box, size, volume.spacing, shape, rng)
+        return self.device_data.cut_view(
+            target, view, batch_rng, int(rng.integers(max(1, len(volume.images))))
+        )
 
 
 def plain_slices(
@@ -177,6 +183,6 @@ def plain_slices(
     return View3d(shape, centre, directions / spacing[:, None])
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def join_samples(parts: Sequence[Tensor]) -> Tensor:
     """Per-frame parts (B, C, h, w) as pixels of memory, (B, C, N)."""
     return torch.cat([p.flatten(2) for p in parts], dim=2)

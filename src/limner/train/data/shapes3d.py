@@ -15,7 +15,7 @@ _REGIONS = 256  # colours of a painted volume
 Shape = tuple[int, int, int]
 
 
-def invent(shape: Shape, batch_rng: BatchRandom, *, thickness: float) -> tuple[Tensor, Tensor]:
+def draw_shapes(shape: Shape, batch_rng: BatchRandom, *, thickness: float) -> tuple[Tensor, Tensor]:
     """A painted volume.
 
     Args:
@@ -41,7 +41,7 @@ def invent(shape: Shape, batch_rng: BatchRandom, *, thickness: float) -> tuple[T
     return image[0].clamp(0.0, 1.0), target[None].float()
 
 
-def lump(image: Tensor, batch_rng: BatchRandom) -> tuple[Tensor, Tensor]:
+def add_lesion(image: Tensor, batch_rng: BatchRandom) -> tuple[Tensor, Tensor]:
     """A lump in a real volume: brighter or darker than what is there, sometimes with a rim.
 
     Args:

@@ -3,8 +3,8 @@ has named (SegVol, https://arxiv.org/abs/2311.13385).
 
 Efficient graph-based segmentation (Felzenszwalb and Huttenlocher, IJCV 59, 2004) with voxels as
 nodes: edges in order of their cost join two regions unless they are dearer than what either region
-has inside, plus a bonus for small regions. Exact, ties in the order of `edges`. The loop in Python
-sees only edges that may join: once an edge was too dear for a region, so are all that follow.
+has inside, plus a bonus for small regions. Exact, ties in the order of `find_edges`. The loop in
+Python sees only edges that may join: once an edge was too dear for a region, so are all later ones.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def segment(
     smooth = volume.astype(np.float32)
     if sigma > 0:
         smooth = ndimage.gaussian_filter(smooth, (0.0, sigma, sigma))
-    graph = edges(smooth)
+    graph = find_edges(smooth)
     if rule == "threshold":
         above = graph.cost[graph.cost > 0]
         limit = float(np.percentile(above, PERCENTILE)) if above.size else 0.0
@@ -82,10 +82,10 @@ def segment(
     else:
         ids = _adaptive(volume.size, graph, scale)
     ids = _without_small(ids, graph, min_size)
-    return ordered(ids).reshape(volume.shape)
+    return renumber(ids).reshape(volume.shape)
 
 
-def edges(volume: NDArray[np.float32]) -> Edges:
+def find_edges(volume: NDArray[np.float32]) -> Edges:
     """Each voxel's neighbours to the right, below, on both diagonals below, and in the next plane;
     sorted by their difference, stably.
     """
@@ -103,7 +103,7 @@ def edges(volume: NDArray[np.float32]) -> Edges:
     return Edges(np.concatenate(firsts)[order], np.concatenate(seconds)[order], cost[order])
 
 
-def ordered(ids: Array) -> Ids:
+def renumber(ids: Array) -> Ids:
     """The same regions with ids 0, 1, 2, … in the order in which they are met."""
     flat = ids.ravel()
     _, first, inverse = np.unique(flat, return_index=True, return_inverse=True)
@@ -123,7 +123,7 @@ def paste(ids: Ids, labels: Array) -> Ids:
         Ids in the order in which they are met; each label is one of its own.
     """
     over = np.where(labels > 0, labels.astype(np.int64) + int(ids.max(initial=0)), ids)
-    return ordered(over)
+    return renumber(over)
 
 
 def _adaptive(number: int, graph: Edges, scale: float) -> Ids:

@@ -40,7 +40,7 @@ def paint(regions: Tensor, batch_rng: BatchRandom) -> Tensor:
     return torch.where(batch_rng.bernoulli(0.6), soft, image).clamp(0.0, 1.0)
 
 
-def invent(size: int, batch_rng: BatchRandom) -> tuple[Tensor, Tensor]:
+def draw_shapes(size: int, batch_rng: BatchRandom) -> tuple[Tensor, Tensor]:
     """Shapes that are made up: blobs, vessel-like nets, or ellipses on a ground of blobs.
 
     Returns:

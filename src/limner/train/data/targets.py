@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, Pack
+from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, PackedImages
 
 Array = NDArray[Any]
 
@@ -35,7 +35,7 @@ class Targets:
         boxes: float64 (B, 4): first row, first column, last row + 1, last column + 1 on the plane.
     """
 
-    planes: NDArray[np.int64]
+    images: NDArray[np.int64]
     layers: NDArray[np.int64]
     ids: NDArray[np.int64]
     boxes: NDArray[np.float64]
@@ -53,28 +53,28 @@ class TargetTable:
         ValueError: the split has no target.
     """
 
-    def __init__(self, pack: Pack, *, split: int, invented: float) -> None:
+    def __init__(self, pack: PackedImages, *, split: int, invented: float) -> None:
         self._pack = pack
         self._invented = invented
         keys = pack.entries[:, 0].astype(np.int64) * 4 + pack.entries[:, 1]
-        marks = np.arange(len(pack.planes) * 4 + 1)
+        marks = np.arange(len(pack.images) * 4 + 1)
         self._starts = np.searchsorted(keys, marks)
         named = self._starts[2::4] > self._starts[0:-1:4]  # a label or an object
-        eligible = np.flatnonzero((pack.planes[:, 1] == split) & named)
+        eligible = np.flatnonzero((pack.images[:, 1] == split) & named)
         if not eligible.size:
             raise ValueError(f"The pack has no target to {'validate with' if split else 'learn'}.")
-        sets, counts = np.unique(pack.planes[eligible, 0], return_counts=True)
+        sets, counts = np.unique(pack.images[eligible, 0], return_counts=True)
         share = pack.num_stems[sets].astype(np.float64) ** _SET_POWER
         per_plane = np.zeros(len(pack.names))
         per_plane[sets] = share / share.sum() / counts
-        self.planes = eligible
-        self._shares = per_plane[pack.planes[eligible, 0]]
+        self.images = eligible
+        self._shares = per_plane[pack.images[eligible, 0]]
         self._shares /= self._shares.sum()
 
     def draw(self, number: int, rng: np.random.Generator) -> Targets:
         """A batch."""
-        planes = rng.choice(self.planes, size=number, p=self._shares)
-        chosen = [self._draw_on(int(plane), rng) for plane in planes]
+        images = rng.choice(self.images, size=number, p=self._shares)
+        chosen = [self._draw_on(int(image), rng) for image in images]
         return self._gathered(chosen)
 
     def named(self, set_index: int, most: int, rng: np.random.Generator) -> Targets:
@@ -87,20 +87,20 @@ class TargetTable:
         """
         unit = 0
         rows: list[int] = []
-        for plane in self.planes[self._pack.planes[self.planes, 0] == set_index]:
-            unit = min(1, int(self._pack.planes[plane, 2]))
-            rows.extend(self._range(int(plane), OBJECTS if unit else LABELS))
+        for image in self.images[self._pack.images[self.images, 0] == set_index]:
+            unit = min(1, int(self._pack.images[image, 2]))
+            rows.extend(self._range(int(image), OBJECTS if unit else LABELS))
         kept = rng.permutation(np.array(rows, dtype=np.int64))[:most]
         return self._gathered([np.array([row]) for row in np.sort(kept)])
 
-    def _draw_on(self, plane: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    def _draw_on(self, image: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows of `entries` that make up one target."""
         if rng.random() < self._invented:
             order = [FINE, COARSE] if rng.random() < 0.5 else [COARSE, FINE]
         else:
-            share = _LAYER_SHARES[min(1, int(self._pack.planes[plane, 2]))]
+            share = _LAYER_SHARES[min(1, int(self._pack.images[image, 2]))]
             order = [LABELS, OBJECTS] if rng.random() < share[LABELS] else [OBJECTS, LABELS]
-        rows = next(r for layer in (*order, LABELS, OBJECTS) if len(r := self._range(plane, layer)))
+        rows = next(r for layer in (*order, LABELS, OBJECTS) if len(r := self._range(image, layer)))
         first = int(rng.integers(len(rows)))
         if len(rows) == 1 or rng.random() >= _UNITED:
             return np.array([rows[first]])
@@ -110,8 +110,8 @@ class TargetTable:
         away = np.linalg.norm(centres - centres[first], axis=1)
         return rows.start + np.argsort(away, kind="stable")[:number]
 
-    def _range(self, plane: int, layer: int) -> range:
-        key = plane * 4 + layer
+    def _range(self, image: int, layer: int) -> range:
+        key = image * 4 + layer
         return range(int(self._starts[key]), int(self._starts[key + 1]))
 
     def _gathered(self, chosen: list[NDArray[np.int64]]) -> Targets:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, Solid, VolumePack
+from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, PackedVolume, PackedVolumes
 
 _SET_POWER = 0.4  # a set with 16 times the voxels is drawn 3 times as often
 _UNITED = 0.15  # share of targets that unite several regions of one map
@@ -29,7 +29,7 @@ class Target3d:
         box: float64 (2, 3): first voxel and last + 1 on the volume's grid.
     """
 
-    solid: int
+    volume: int
     map: int
     ids: NDArray[np.int64]
     box: NDArray[np.float64]
@@ -47,17 +47,17 @@ class TargetTable3d:
         ValueError: the split has no target.
     """
 
-    def __init__(self, pack: VolumePack, *, split: int, invented: float) -> None:
+    def __init__(self, pack: PackedVolumes, *, split: int, invented: float) -> None:
         self._pack = pack
         self._invented = invented
-        named = [LABELS in s.entries[:, 0] for s in pack.solids]
-        kept = [k for k, s in enumerate(pack.solids) if s.split == split and named[k]]
+        named = [LABELS in s.entries[:, 0] for s in pack.volumes]
+        kept = [k for k, s in enumerate(pack.volumes) if s.split == split and named[k]]
         if not kept:
             raise ValueError(f"The pack has no volume to {'validate with' if split else 'learn'}.")
-        self.solids = np.array(kept)
-        self._sets = np.array([pack.solids[k].set_index for k in kept])
-        self._pictured = np.array([len(pack.solids[k].images) > 0 for k in kept])
-        voxels = [float(np.prod(pack.solids[k].shape)) for k in kept]
+        self.volumes = np.array(kept)
+        self._sets = np.array([pack.volumes[k].set_index for k in kept])
+        self._pictured = np.array([len(pack.volumes[k].images) > 0 for k in kept])
+        voxels = [float(np.prod(pack.volumes[k].shape)) for k in kept]
         files = np.bincount(self._sets, minlength=len(pack.names))
         total = np.bincount(self._sets, voxels, minlength=len(pack.names))
         self._shares = total[self._sets] ** _SET_POWER / files[self._sets]
@@ -68,10 +68,10 @@ class TargetTable3d:
         if not fit.size:
             return None
         shares = self._shares[fit] / self._shares[fit].sum()
-        index = int(self.solids[rng.choice(fit, p=shares)])
-        solid = self._pack.solids[index]
-        rows = _rows(solid, self._map(solid, rng))
-        rows = rows if len(rows) else _rows(solid, LABELS)
+        index = int(self.volumes[rng.choice(fit, p=shares)])
+        volume = self._pack.volumes[index]
+        rows = _rows(volume, self._map(volume, rng))
+        rows = rows if len(rows) else _rows(volume, LABELS)
         weights = np.ones(len(rows))
         if rows[0, 0] != LABELS:  # else the many small ones would be nearly all that is seen
             fill = rows[:, 2] / np.prod(rows[:, 6:9] - rows[:, 3:6], axis=1)
@@ -88,8 +88,8 @@ class TargetTable3d:
         """Single targets that labels name, of one set, without repetition."""
         found = [
             _target(int(index), row[None])
-            for index in self.solids[self._sets == set_index]
-            for row in _rows(self._pack.solids[index], LABELS)
+            for index in self.volumes[self._sets == set_index]
+            for row in _rows(self._pack.volumes[index], LABELS)
         ]
         return [found[k] for k in np.sort(rng.permutation(len(found))[:most])]
 
@@ -98,20 +98,20 @@ class TargetTable3d:
         """The sets that have targets."""
         return [int(k) for k in np.unique(self._sets)]
 
-    def _map(self, solid: Solid, rng: np.random.Generator) -> int:
-        few = len(_rows(solid, LABELS)) <= _FEW
+    def _map(self, volume: PackedVolume, rng: np.random.Generator) -> int:
+        few = len(_rows(volume, LABELS)) <= _FEW
         share = max(self._invented, _INVENTED_OF_FEW) if few else self._invented
-        if not len(solid.images) or rng.random() >= share:
+        if not len(volume.images) or rng.random() >= share:
             return LABELS
         if rng.random() < _BANDS:
-            bands = np.unique(solid.entries[solid.entries[:, 0] >= FIRST_BAND, 0])
+            bands = np.unique(volume.entries[volume.entries[:, 0] >= FIRST_BAND, 0])
             if len(bands):
                 return int(rng.choice(bands))
         return FINE if rng.random() < 0.4 else COARSE
 
 
-def _rows(solid: Solid, which: int) -> NDArray[np.int32]:
-    return np.asarray(solid.entries[solid.entries[:, 0] == which])
+def _rows(volume: PackedVolume, which: int) -> NDArray[np.int32]:
+    return np.asarray(volume.entries[volume.entries[:, 0] == which])
 
 
 def _middles(rows: NDArray[np.int32]) -> NDArray[np.float64]:

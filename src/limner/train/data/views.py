@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from limner.train.data.pack import COARSE, FINE, LABELS, Pack
+from limner.train.data.pack import COARSE, FINE, LABELS, PackedImages
 from limner.train.data.rng import BatchRandom
 from limner.train.data.targets import Targets
 
@@ -49,7 +49,7 @@ class Views:
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes:
+class SampleBatch:
     """A batch as seen, on the device.
 
     Attributes:
@@ -67,10 +67,10 @@ class Scenes:
     painted: Tensor
 
 
-def draw_views(pack: Pack, targets: Targets, size: int, rng: np.random.Generator) -> Views:
+def draw_views(pack: PackedImages, targets: Targets, size: int, rng: np.random.Generator) -> Views:
     """Random views of targets, `size` pixels square."""
-    number = len(targets.planes)
-    sides = pack.planes[targets.planes, 3:5].astype(np.float64)
+    number = len(targets.images)
+    sides = pack.images[targets.images, 3:5].astype(np.float64)
     low, high = targets.boxes[:, :2], targets.boxes[:, 2:]
     extent = (high - low).max(axis=1)
     longest = sides.max(axis=1)
@@ -102,9 +102,9 @@ def draw_views(pack: Pack, targets: Targets, size: int, rng: np.random.Generator
     return Views(centres, steps, bend)
 
 
-def plain_views(pack: Pack, targets: Targets, size: int) -> Views:
+def plain_views(pack: PackedImages, targets: Targets, size: int) -> Views:
     """The views that a session would begin with, unchanged by chance."""
-    sides = pack.planes[targets.planes, 3:5].astype(np.float64)
+    sides = pack.images[targets.images, 3:5].astype(np.float64)
     low, high = targets.boxes[:, :2], targets.boxes[:, 2:]
     extent = (high - low).max(axis=1)
     width = np.maximum(np.maximum(_WINDOW * extent, extent + 24), size / 2)
@@ -115,7 +115,7 @@ def plain_views(pack: Pack, targets: Targets, size: int) -> Views:
     return Views(centres, steps, np.zeros(len(width)))
 
 
-class Bank:
+class DeviceImages:
     """A pack on a device.
 
     Args:
@@ -123,15 +123,17 @@ class Bank:
         device: that trains; a GPU needs about 9 bytes per pixel of the pack.
     """
 
-    def __init__(self, pack: Pack, device: torch.device) -> None:
+    def __init__(self, pack: PackedImages, device: torch.device) -> None:
         self.pack = pack
         self.device = device
         self._pixels = torch.from_numpy(pack.pixels).to(device)
         # int16 by bits: few operations know uint16, and ids are only compared
         self._layers = [torch.from_numpy(m.view(np.int16)).to(device) for m in pack.layers]
-        self._planes = torch.from_numpy(pack.planes).to(device)
+        self._images = torch.from_numpy(pack.images).to(device)
 
-    def show(self, targets: Targets, views: Views, size: int, generator: torch.Generator) -> Scenes:
+    def cut_view(
+        self, targets: Targets, views: Views, size: int, generator: torch.Generator
+    ) -> SampleBatch:
         """Cut out a batch.
 
         Args:
@@ -141,25 +143,25 @@ class Bank:
                 not alias.
             generator: of the bending; on the device.
         """
-        planes = self._planes[torch.from_numpy(targets.planes).to(self.device)]
+        images = self._images[torch.from_numpy(targets.images).to(self.device)]
         at = self._places(views, size, generator)
-        rows, columns = (planes[:, k].view(-1, 1, 1) for k in (3, 4))
+        rows, columns = (images[:, k].view(-1, 1, 1) for k in (3, 4))
         inside = ((at[0] > -0.5) & (at[0] < rows - 0.5)) & (
             (at[1] > -0.5) & (at[1] < columns - 0.5)
         )
         row = at[0].round().long().clamp_(min=0).minimum(rows - 1)
         column = at[1].round().long().clamp_(min=0).minimum(columns - 1)
-        place = planes[:, 7].view(-1, 1, 1) + row * columns + column
+        place = images[:, 7].view(-1, 1, 1) + row * columns + column
         target = self._targets(targets, place) & inside
         share = functional.avg_pool2d(target[:, None].float(), 2)
         shown = functional.avg_pool2d(inside[:, None].float(), 2)
         kept = (shown >= 0.5).float()
         regions = self._regions(targets, place)
         regions = torch.where(inside, regions, 0)
-        image = self._image(planes, at) * inside[:, None]
+        image = self._image(images, at) * inside[:, None]
         image = functional.avg_pool2d(image, 2)
-        painted = planes[:, 5] == 0
-        return Scenes(image, (share >= 0.5).float() * kept, kept, regions, painted)
+        painted = images[:, 5] == 0
+        return SampleBatch(image, (share >= 0.5).float() * kept, kept, regions, painted)
 
     def _places(self, views: Views, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Rows and columns on the plane, (B, 2S, 2S) each, 0 at the first pixel's centre."""
@@ -198,9 +200,9 @@ class Bank:
         regions = torch.where(grouped, coarse, fine)
         return torch.where(named & (labels != 0), labels + 20_011, regions)
 
-    def _image(self, planes: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+    def _image(self, images: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
         """(B, 3, 2S, 2S) float32, 0…1, interpolated linearly; edges are repeated."""
-        rows, columns = (planes[:, k].view(-1, 1, 1) for k in (3, 4))
+        rows, columns = (images[:, k].view(-1, 1, 1) for k in (3, 4))
         row, column = at[0].floor(), at[1].floor()
         down, right = (at[0] - row)[:, None], (at[1] - column)[:, None]
         top = row.long().clamp(min=0).minimum(rows - 1)
@@ -208,9 +210,9 @@ class Bank:
         bottom = (row.long() + 1).clamp(min=0).minimum(rows - 1)
         far = (column.long() + 1).clamp(min=0).minimum(columns - 1)
         channel = torch.arange(3, device=self.device).view(1, 3, 1, 1)
-        jump = torch.where(planes[:, 5] == 3, planes[:, 3] * planes[:, 4], 0).view(-1, 1, 1, 1)
-        base = planes[:, 6].view(-1, 1, 1, 1) + channel * jump
-        picture = (planes[:, 5] > 0).view(-1, 1, 1, 1)
+        jump = torch.where(images[:, 5] == 3, images[:, 3] * images[:, 4], 0).view(-1, 1, 1, 1)
+        base = images[:, 6].view(-1, 1, 1, 1) + channel * jump
+        picture = (images[:, 5] > 0).view(-1, 1, 1, 1)
 
         def pixels(r: Tensor, c: Tensor) -> Tensor:
             index = torch.where(picture, base + (r * columns + c)[:, None], 0)

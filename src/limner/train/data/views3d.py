@@ -178,8 +178,8 @@ def _steps(
     extent: Vector, length: Vector, own: Vector, cells: Vector, rng: np.random.Generator
 ) -> tuple[Vector, bool]:
     """Millimetres per voxel of the view along its axes, and whether it cuts the target."""
-    plane = float(own[1:].mean())
-    ratio = max(1.0, own[0] / plane)
+    image = float(own[1:].mean())
+    ratio = max(1.0, own[0] / image)
     if rng.random() < 0.5:
         ratio = float(np.exp(rng.uniform(np.log(_EVEN), np.log(_THICKEST))))
     per_cell = np.array([ratio, 1.0, 1.0])
@@ -189,7 +189,7 @@ def _steps(
     if not whole:
         widest = _NEAR_WIDEST if rng.random() < _NEAR else _FAR_WIDEST
         wider = float(np.exp(rng.uniform(np.log(1.2), np.log(widest))))
-        wanted = extent * wider + rng.uniform(0, 18) * plane
+        wanted = extent * wider + rng.uniform(0, 18) * image
         needed = wanted / (cells * per_cell)
         step = float(needed[1:].max() if rng.random() < _CUT_ACROSS else needed.max())
         cut = rng.random() < _CUT

@@ -30,7 +30,7 @@ _CLASSES = 4  # of brightness, elsewhere
 
 
 @dataclass(frozen=True, eq=False)
-class Volume:
+class LabelledVolume:
     """One volume with its labels.
 
     Attributes:
@@ -55,7 +55,7 @@ class Volume:
     bands: Ids
 
 
-def volumes(data: Path, leave_out: Sequence[str] = ()) -> Iterator[Volume]:
+def read_volumes(data: Path, leave_out: Sequence[str] = ()) -> Iterator[LabelledVolume]:
     """All volumes that may be trained on or validated with, set by set.
 
     Args:
@@ -75,7 +75,7 @@ def volumes(data: Path, leave_out: Sequence[str] = ()) -> Iterator[Volume]:
             yield _volume(data / name, name, stem, split)
 
 
-def _volume(folder: Path, name: str, stem: str, split: project.Split) -> Volume:
+def _volume(folder: Path, name: str, stem: str, split: project.Split) -> LabelledVolume:
     from limner import io
 
     file = io.read_labels(project.file_of(folder / "labels", stem))
@@ -90,19 +90,19 @@ def _volume(folder: Path, name: str, stem: str, split: project.Split) -> Volume:
         if "_ct" in name:
             windows.append(project.scaled(array, project.SOFT_TISSUE))
         else:
-            limits = classes_of(windows[0])
+            limits = intensity_classes(windows[0])
             array = windows[0]
         images = np.stack(windows)
         if array.size >= LEAST_VOXELS:
-            bands = np.stack([parts(array, low, high, spacing) for low, high in limits])
+            bands = np.stack([find_parts(array, low, high, spacing) for low, high in limits])
     else:
         _, found = np.unique(labels, return_inverse=True)
         classes = found.reshape(labels.shape).astype(np.uint16)
         labels = np.where(labels >= project.FIRST_BACKGROUND, 0, labels).astype(np.uint16)
-    return Volume(name, stem, split, spacing, images, labels, classes, bands)
+    return LabelledVolume(name, stem, split, spacing, images, labels, classes, bands)
 
 
-def classes_of(image: Bytes) -> list[tuple[float, float]]:
+def intensity_classes(image: Bytes) -> list[tuple[float, float]]:
     """Ranges of brightness that divide a volume most clearly, and unions of the brighter ones."""
     from scipy import ndimage
     from skimage.filters import threshold_multiotsu
@@ -117,7 +117,7 @@ def classes_of(image: Bytes) -> list[tuple[float, float]]:
     return [*pairs, (edges[0], 256.0), (edges[1], 256.0)]
 
 
-def parts(array: Array, low: float, high: float, spacing: Sequence[float]) -> Ids:
+def find_parts(array: Array, low: float, high: float, spacing: Sequence[float]) -> Ids:
     """The larger connected parts of a volume with brightness from `low` to `high`, opened, so that
     thin bridges do not connect; ids from 1, largest first.
     """
@@ -136,7 +136,7 @@ def parts(array: Array, low: float, high: float, spacing: Sequence[float]) -> Id
     return np.asarray(ids[found])
 
 
-def supervoxels(
+def compute_supervoxels(
     image: Bytes, spacing: Sequence[float], rng: np.random.Generator
 ) -> tuple[Ids, Ids, Bytes, tuple[int, ...]]:
     """Two partitions of a volume along its edges, on a coarser grid: basins of the gradient,
@@ -157,7 +157,7 @@ def supervoxels(
     while np.prod(np.ceil(np.asarray(image.shape) / factors)) > _MOST_CELLS:
         factors[int(np.argmin(factors * np.asarray(spacing)))] *= 2
     each = (int(factors[0]), int(factors[1]), int(factors[2]))
-    small = coarsened(image, each)
+    small = downsample(image, each)
     steps = factors * np.asarray(spacing)
     found = []
     for sigma, depths in ((1.2, _SHALLOW), (0.9, _DEEP)):
@@ -176,7 +176,7 @@ def _basins(slope: NDArray[np.float32], least: float) -> Ids:
     return np.asarray(watershed(filled), dtype=np.uint16)  # type: ignore[no-untyped-call]
 
 
-def coarsened(image: Bytes, factors: Sequence[int]) -> Bytes:
+def downsample(image: Bytes, factors: Sequence[int]) -> Bytes:
     """Means of blocks; the last ones repeat the edge."""
     pads = [(0, -n % f) for n, f in zip(image.shape, factors, strict=True)]
     even = np.pad(image, pads, mode="edge")
@@ -184,7 +184,7 @@ def coarsened(image: Bytes, factors: Sequence[int]) -> Bytes:
     return np.asarray(np.round(even.reshape(shape).mean(axis=(1, 3, 5))), dtype=np.uint8)
 
 
-def table(ids: Ids, least: int, largest: int) -> NDArray[np.int32]:
+def region_table(ids: Ids, least: int, largest: int) -> NDArray[np.int32]:
     """One row per region of a map: id, voxels, first slice, row, column, last + 1 of each."""
     from scipy import ndimage
 
@@ -197,7 +197,7 @@ def table(ids: Ids, least: int, largest: int) -> NDArray[np.int32]:
     return np.array(rows, dtype=np.int32).reshape(-1, 8)
 
 
-def clarity(ids: Ids, image: Bytes) -> NDArray[np.float64]:
+def edge_clarity(ids: Ids, image: Bytes) -> NDArray[np.float64]:
     """How clear each region's border is, indexed by id: the mean step of brightness across it, in
     grey values, above 1.5 times that between neighbours within the region.
     """

@@ -16,13 +16,13 @@ from limner.checkpoints.load import fill, read_weights
 from limner.networks.unet2d import PromptableUNet2d
 from limner.train import checkpoint
 from limner.train.config import TrainConfig
-from limner.train.data.augment import disturb
-from limner.train.data.pack import Pack
-from limner.train.data.pack3d import VolumePack
+from limner.train.data.augment import augment_images
+from limner.train.data.pack import PackedImages
+from limner.train.data.pack3d import PackedVolumes
 from limner.train.data.rng import BatchRandom
-from limner.train.data.synthetic import invent, paint
+from limner.train.data.synthetic import draw_shapes, paint
 from limner.train.data.targets import TargetTable
-from limner.train.data.views import Bank, Scenes, draw_views
+from limner.train.data.views import DeviceImages, SampleBatch, draw_views
 from limner.train.losses import answer_loss, dice, quality_loss
 from limner.train.simulate import interactions, interactions3d
 from limner.train.simulate.interactions import SimulatedPrompts
@@ -76,18 +76,22 @@ class Conversations(ABC):
         self.facts: dict[str, Any] = {}
 
     @abstractmethod
-    def scenes(
+    def samples(
         self, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[Scenes, BatchRandom]:
+    ) -> tuple[SampleBatch, BatchRandom]:
         """A batch, and chance for whatever is done with it."""
 
     @abstractmethod
-    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
+    def begin(self, samples: SampleBatch, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
 
     @abstractmethod
     def correct(
-        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+        self,
+        prompts: SimulatedPrompts,
+        logits: Tensor,
+        samples: SampleBatch,
+        batch_rng: BatchRandom,
     ) -> SimulatedPrompts:
         """The next round."""
 
@@ -102,15 +106,15 @@ class Conversations(ABC):
         graph of its own, so that memory does not grow with their number.
         """
         config = self._config
-        scenes, batch_rng = self.scenes(rng, generator)
-        image, target, inside = scenes.image, scenes.target, scenes.inside
-        prompts = self.begin(scenes, batch_rng)
+        samples, batch_rng = self.samples(rng, generator)
+        image, target, inside = samples.image, samples.target, samples.inside
+        prompts = self.begin(samples, batch_rng)
         network.train()
         if rng.random() < config.more_rounds:
             for _ in range(int(rng.integers(1, _MOST_MORE_ROUNDS + 1))):
                 with torch.no_grad():
                     logits, _ = predict(network, image, prompts, config.precision)
-                prompts = self.correct(prompts, logits, scenes, batch_rng)
+                prompts = self.correct(prompts, logits, samples, batch_rng)
         losses: dict[str, Tensor] = {}
         for number in range(config.rounds):
             logits, quality = predict(network, image, prompts, config.precision)
@@ -121,7 +125,7 @@ class Conversations(ABC):
             losses[f"loss{number}"] = answer.detach()
             losses[f"dice{number}"] = dice((logits.detach() > 0).float() * inside, target).mean()
             if number + 1 < config.rounds:
-                prompts = self.correct(prompts, logits, scenes, batch_rng)
+                prompts = self.correct(prompts, logits, samples, batch_rng)
         losses["quality"] = judged.detach()
         return len(image), losses
 
@@ -135,14 +139,14 @@ class Pictures(Conversations):
         device: that trains.
     """
 
-    def __init__(self, config: TrainConfig, pack: Pack, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, pack: PackedImages, device: torch.device) -> None:
         super().__init__(config)
         self.digest = pack.digest
         self._device = device
-        self._bank = Bank(pack, device)
+        self._device_data = DeviceImages(pack, device)
         self._table = TargetTable(pack, split=0, invented=config.invented)
         self._held_out: TargetTable | None = None
-        if pack.planes[:, 1].any():
+        if pack.images[:, 1].any():
             self._held_out = TargetTable(pack, split=1, invented=0.0)
 
     def network(self) -> torch.nn.Module:
@@ -156,36 +160,40 @@ class Pictures(Conversations):
         checkpoint.load_weights(path, network)
 
     @torch.no_grad()
-    def scenes(
+    def samples(
         self, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[Scenes, BatchRandom]:
+    ) -> tuple[SampleBatch, BatchRandom]:
         """A batch of disturbed pictures with targets that can be seen."""
         batch_rng = BatchRandom(self._config.batch_size, generator)
         size = int(rng.choice(np.asarray(self._config.sizes)))
         targets = self._table.draw(self._config.batch_size, rng)
-        views = draw_views(self._bank.pack, targets, size, rng)
-        scenes = self._bank.show(targets, views, size, generator)
-        index = (batch_rng.bernoulli(self._config.synthetic).flatten() | scenes.painted).nonzero()[
+        views = draw_views(self._device_data.pack, targets, size, rng)
+        samples = self._device_data.cut_view(targets, views, size, generator)
+        index = (batch_rng.bernoulli(self._config.synthetic).flatten() | samples.painted).nonzero()[
             :, 0
         ]
         if len(index):
-            _repaint(scenes, index, generator)
-        image = disturb(scenes.image, batch_rng) * scenes.inside
-        return replace(scenes, image=image, target=scenes.target * scenes.inside), batch_rng
+            _repaint(samples, index, generator)
+        image = augment_images(samples.image, batch_rng) * samples.inside
+        return replace(samples, image=image, target=samples.target * samples.inside), batch_rng
 
-    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
+    def begin(self, samples: SampleBatch, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
         return interactions.simulate_first_prompts(
-            scenes.target, scenes.inside, batch_rng, self._config.wrong
+            samples.target, samples.inside, batch_rng, self._config.wrong
         )
 
     def correct(
-        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+        self,
+        prompts: SimulatedPrompts,
+        logits: Tensor,
+        samples: SampleBatch,
+        batch_rng: BatchRandom,
     ) -> SimulatedPrompts:
         """The next round."""
         wrong = self._config.wrong
         return interactions.simulate_correction(
-            prompts, logits, scenes.target, scenes.inside, batch_rng, wrong
+            prompts, logits, samples.target, samples.inside, batch_rng, wrong
         )
 
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
@@ -194,7 +202,7 @@ class Pictures(Conversations):
             return None
         return validate(
             network,
-            self._bank,
+            self._device_data,
             self._held_out,
             size=max(self._config.sizes),
             most=self._config.validate_targets,
@@ -213,16 +221,16 @@ class Volumes(Conversations):
     """
 
     def __init__(
-        self, config: TrainConfig, volumes: VolumePack, pack: Pack, device: torch.device
+        self, config: TrainConfig, volumes: PackedVolumes, pack: PackedImages, device: torch.device
     ) -> None:
-        from limner.train.data.samples3d import SceneMaker
+        from limner.train.data.samples3d import VolumeSampler
         from limner.train.data.targets3d import TargetTable3d
 
         super().__init__(config)
         self.digest = f"{volumes.digest}+{pack.digest}"
         self._device = device
         self._shapes = [shape_of(s) for s in config.shapes]
-        self._maker = SceneMaker(
+        self._maker = VolumeSampler(
             volumes,
             pack,
             device,
@@ -231,7 +239,7 @@ class Volumes(Conversations):
             invented=config.invented,
         )
         self._held_out: TargetTable3d | None = None
-        if any(s.split for s in volumes.solids):
+        if any(s.split for s in volumes.volumes):
             self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
 
     def network(self) -> torch.nn.Module:
@@ -261,9 +269,9 @@ class Volumes(Conversations):
             weights = {**network.state_dict(), **inflate(weights)}
         fill(network, weights, path)
 
-    def scenes(
+    def samples(
         self, rng: np.random.Generator, generator: torch.Generator
-    ) -> tuple[Scenes, BatchRandom]:
+    ) -> tuple[SampleBatch, BatchRandom]:
         """A batch of disturbed volumes with targets that can be seen; of small views more, so that
         each batch has about as many voxels.
         """
@@ -273,19 +281,23 @@ class Volumes(Conversations):
         batch_rng = BatchRandom(number, generator, axes=3)
         return self._maker.draw(number, shape, rng, batch_rng), batch_rng
 
-    def begin(self, scenes: Scenes, batch_rng: BatchRandom) -> SimulatedPrompts:
+    def begin(self, samples: SampleBatch, batch_rng: BatchRandom) -> SimulatedPrompts:
         """First prompts."""
         return interactions3d.simulate_first_prompts(
-            scenes.target, scenes.inside, batch_rng, self._config.wrong
+            samples.target, samples.inside, batch_rng, self._config.wrong
         )
 
     def correct(
-        self, prompts: SimulatedPrompts, logits: Tensor, scenes: Scenes, batch_rng: BatchRandom
+        self,
+        prompts: SimulatedPrompts,
+        logits: Tensor,
+        samples: SampleBatch,
+        batch_rng: BatchRandom,
     ) -> SimulatedPrompts:
         """The next round."""
         wrong = self._config.wrong
         return interactions3d.simulate_correction(
-            prompts, logits, scenes.target, scenes.inside, batch_rng, wrong
+            prompts, logits, samples.target, samples.inside, batch_rng, wrong
         )
 
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
@@ -296,7 +308,7 @@ class Volumes(Conversations):
             return None
         return validate3d(
             network,
-            self._maker.bank,
+            self._maker.device_data,
             self._held_out,
             shape=self._shapes[0],
             most=self._config.validate_targets,
@@ -315,15 +327,15 @@ def shape_of(text: str) -> tuple[int, int, int]:
     return depth, rows, columns
 
 
-def _repaint(scenes: Scenes, index: Tensor, generator: torch.Generator) -> None:
+def _repaint(samples: SampleBatch, index: Tensor, generator: torch.Generator) -> None:
     """Paint the pictures of some samples, in place; of some, new shapes instead of the regions."""
     batch_rng = BatchRandom(len(index), generator)
-    size = scenes.image.shape[-1]
-    regions, target, inside = (t[index] for t in (scenes.regions, scenes.target, scenes.inside))
+    size = samples.image.shape[-1]
+    regions, target, inside = (t[index] for t in (samples.regions, samples.target, samples.inside))
     made_up = batch_rng.bernoulli(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
     if len(made_up):
-        shapes, shape = invent(size, BatchRandom(len(made_up), generator))
+        shapes, shape = draw_shapes(size, BatchRandom(len(made_up), generator))
         regions[made_up] = shapes.repeat_interleave(2, 1).repeat_interleave(2, 2)
         target[made_up], inside[made_up] = shape.float(), 1.0
     picture = torch.nn.functional.avg_pool2d(paint(regions, batch_rng), 2)
-    scenes.image[index], scenes.target[index], scenes.inside[index] = picture, target, inside
+    samples.image[index], samples.target[index], samples.inside[index] = picture, target, inside

@@ -22,8 +22,8 @@ from torch.nn import functional
 from limner.models.segvol import vocabulary as words
 from limner.models.segvol.network import SegVolDecode, SegVolNetwork
 from limner.models.segvol.tokens import sentence
-from limner.train.data.segvol_cases import Case
-from limner.train.data.segvol_views import Seen, brightened, look, mirrored
+from limner.train.data.segvol_cases import PreparedCase
+from limner.train.data.segvol_views import TrainingView, draw_view, flip_view, jitter_intensity
 from limner.train.losses import dice
 from limner.train.segvol_config import FinetuneConfig
 from limner.train.simulate.segvol import (
@@ -80,14 +80,14 @@ class Finetuning:
     def __init__(
         self,
         config: FinetuneConfig,
-        cases: Sequence[Case],
+        cases: Sequence[PreparedCase],
         digest: str,
         device: torch.device,
         beside: Path | None = None,
     ) -> None:
         self.digest = digest
         self._config, self._device = config, device
-        groups: dict[tuple[str, ...], list[Case]] = defaultdict(list)
+        groups: dict[tuple[str, ...], list[PreparedCase]] = defaultdict(list)
         for case in cases:
             groups[tuple(case.names)].append(case)
         self._cases, self._groups = cases, groups
@@ -139,7 +139,7 @@ class Finetuning:
         facts = {"step": step, "data": self.digest, "config": self._config.to_json()}
         segvol_files.write_network(path, self.network, facts)
 
-    def _batch(self, rng: np.random.Generator) -> tuple[list[Seen], list[str]]:
+    def _batch(self, rng: np.random.Generator) -> tuple[list[TrainingView], list[str]]:
         """Views of cases with the same objects, and the objects that are in any of them."""
         config = self._config
         for _ in range(_TRIES):
@@ -148,12 +148,12 @@ class Finetuning:
             others = rng.integers(len(alike), size=config.batch_size - 1)
             views = []
             for case in (first, *(alike[int(k)] for k in others)):
-                seen = look(
+                seen = draw_view(
                     case, config.size, rng, crops=config.crops, positive=config.positive_crops
                 )
-                seen = mirrored(seen, config.flips, rng)
+                seen = flip_view(seen, config.flips, rng)
                 share = config.scale_shift_share
-                views.append(brightened(seen, config.scale_shift, share, rng))
+                views.append(jitter_intensity(seen, config.scale_shift, share, rng))
             found = [name for name in first.names if any(v.mask(name).any() for v in views)]
             if found:
                 break
@@ -163,7 +163,11 @@ class Finetuning:
         return views, found
 
     def _object(
-        self, name: str, views: list[Seen], rng: np.random.Generator, sums: dict[str, Tensor]
+        self,
+        name: str,
+        views: list[TrainingView],
+        rng: np.random.Generator,
+        sums: dict[str, Tensor],
     ) -> None:
         """Gradients of one object in all the views that show it."""
         config = self._config
@@ -187,7 +191,7 @@ class Finetuning:
     def _labelled(
         self,
         name: str,
-        views: list[Seen],
+        views: list[TrainingView],
         features: Tensor,
         rng: np.random.Generator,
         weight: float,
@@ -216,7 +220,7 @@ class Finetuning:
 
     def _pseudo(
         self,
-        views: list[Seen],
+        views: list[TrainingView],
         features: Tensor,
         rng: np.random.Generator,
         weight: float,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from limner.models.segvol.network import Plan
 from limner.networks.blocks.vit3d import VolumeEncoder
-from limner.train.data.segvol_cases import Case
-from limner.train.data.segvol_views import look, mirrored
+from limner.train.data.segvol_cases import PreparedCase
+from limner.train.data.segvol_views import draw_view, flip_view
 from limner.train.segvol_config import PretrainConfig
 from limner.train.tasks import segvol_files
 from limner.train.tasks.segvol_encoder import encode, initialise
@@ -108,7 +108,11 @@ class Pretraining:
     """
 
     def __init__(
-        self, config: PretrainConfig, cases: Sequence[Case], digest: str, device: torch.device
+        self,
+        config: PretrainConfig,
+        cases: Sequence[PreparedCase],
+        digest: str,
+        device: torch.device,
     ) -> None:
         self.digest = digest
         self._config, self._cases, self._device = config, cases, device
@@ -125,7 +129,9 @@ class Pretraining:
         images, masks = [], []
         for _ in range(config.batch_size):
             case = self._cases[int(rng.integers(len(self._cases)))]
-            seen = mirrored(look(case, config.size, rng, crops=config.crops), config.flips, rng)
+            seen = flip_view(
+                draw_view(case, config.size, rng, crops=config.crops), config.flips, rng
+            )
             images.append(seen.image)
             masks.append(draw_mask(config, rng))
         total = torch.zeros((), device=self._device)

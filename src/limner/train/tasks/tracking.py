@@ -16,11 +16,11 @@ from limner.networks.fusion2d import IMAGE_CENTRE, IMAGE_SCALE
 from limner.networks.tracker2d import TrackerNetwork, places, read
 from limner.networks.tracker_facts import TRUST
 from limner.train.config import TrainConfig
-from limner.train.data.device_volumes import Bank3d
-from limner.train.data.pack import Pack
-from limner.train.data.pack3d import VolumePack
+from limner.train.data.device_volumes import DeviceVolumes
+from limner.train.data.pack import PackedImages
+from limner.train.data.pack3d import PackedVolumes
 from limner.train.data.rng import BatchRandom
-from limner.train.data.sequences import ClipMaker, Clips, joined, plain_slices
+from limner.train.data.sequences import ImageSequences, SequenceSampler, join_samples, plain_slices
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.losses import answer_loss, dice, quality_loss
 
@@ -40,14 +40,14 @@ class Sequences:
     """
 
     def __init__(
-        self, config: TrainConfig, volumes: VolumePack, pack: Pack, device: torch.device
+        self, config: TrainConfig, volumes: PackedVolumes, pack: PackedImages, device: torch.device
     ) -> None:
         self.digest = f"{volumes.digest}+{pack.digest}"
         self._config, self._device = config, device
         self.facts: dict[str, Any] = {}
-        self._maker = ClipMaker(config, volumes, pack, device)
+        self._maker = SequenceSampler(config, volumes, pack, device)
         self._held_out: TargetTable3d | None = None
-        if any(s.split for s in volumes.solids):
+        if any(s.split for s in volumes.volumes):
             self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
 
     def network(self) -> TrackerNetwork:
@@ -77,25 +77,27 @@ class Sequences:
         config = self._config
         size = int(rng.choice(np.asarray(config.sizes)))
         batch_rng = BatchRandom(config.batch_size, generator)
-        clips = self._maker.draw(config.batch_size, size, rng, batch_rng)
+        sequences = self._maker.draw(config.batch_size, size, rng, batch_rng)
         network.train()
-        walk = TrackerRollout(network, clips, config.precision)
+        walk = TrackerRollout(network, sequences, config.precision)
         losses: dict[str, Tensor] = {}
-        total = torch.zeros((), device=clips.image.device)
+        total = torch.zeros((), device=sequences.image.device)
         for t in range(1, config.frames):
             told = batch_rng.bernoulli(1 - _UNTOLD).float()
             logits, quality = walk.step(t, told)
-            target, inside = clips.target[:, t], clips.inside[:, t]
+            target, inside = sequences.target[:, t], sequences.inside[:, t]
             loss = answer_loss(logits, target, inside, torch.zeros_like(target))
             judged = quality_loss(quality, logits, target, inside)
             total = total + (loss + config.quality_weight * judged) / (config.frames - 1)
             found = (logits.detach() > 0).float() * inside
             losses[f"loss{t}"], losses[f"dice{t}"] = loss.detach(), dice(found, target).mean()
             walk.remember(t, keep=rng.random() < _REMEMBERED)
-        copied = dice(clips.target[:, 0] * clips.inside[:, -1], clips.target[:, -1]).mean()
+        copied = dice(
+            sequences.target[:, 0] * sequences.inside[:, -1], sequences.target[:, -1]
+        ).mean()
         losses["copied"] = copied  # how well the first mask fits the last frame
         total.backward()  # type: ignore[no-untyped-call]
-        return len(clips.image), losses
+        return len(sequences.image), losses
 
     @torch.no_grad()
     def validate(self, network: torch.nn.Module) -> dict[str, dict[str, float]] | None:
@@ -107,18 +109,18 @@ class Sequences:
             return None
         network.eval()
         return measure_held_out_dice(
-            self._maker.bank,
+            self._maker.device_data,
             self._held_out,
             self._config,
-            lambda clips: track_clips(network, clips, self._config.precision),
+            lambda sequences: track_clips(network, sequences, self._config.precision),
         )
 
 
 def measure_held_out_dice(
-    bank: Bank3d,
+    device_data: DeviceVolumes,
     held_out: TargetTable3d,
     config: TrainConfig,
-    answer: Callable[[Clips], Tensor],
+    answer: Callable[[ImageSequences], Tensor],
 ) -> dict[str, dict[str, float]]:
     """Mean Dice per set over held-out volumes: ``followed`` from their middle slice on, and of the
     first mask ``copied``.
@@ -135,38 +137,38 @@ def measure_held_out_dice(
         sums = {"followed": 0.0, "copied": 0.0}
         number = 0
         for target in held_out.named(index, config.validate_targets, np.random.default_rng(index)):
-            solid = bank.pack.solids[target.solid]
-            size = np.array(solid.shape, dtype=np.float64)
-            view = plain_slices(target.box, size, solid.spacing, shape)
-            generator = torch.Generator(device=bank.device).manual_seed(number)
-            scene = bank.show(target, view, BatchRandom(1, generator, axes=3))
-            clips = Clips(
-                scene.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
-                scene.target.transpose(0, 1)[None],
-                scene.inside.transpose(0, 1)[None],
+            volume = device_data.pack.volumes[target.volume]
+            size = np.array(volume.shape, dtype=np.float64)
+            view = plain_slices(target.box, size, volume.spacing, shape)
+            generator = torch.Generator(device=device_data.device).manual_seed(number)
+            sample = device_data.cut_view(target, view, BatchRandom(1, generator, axes=3))
+            sequences = ImageSequences(
+                sample.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
+                sample.target.transpose(0, 1)[None],
+                sample.inside.transpose(0, 1)[None],
             )
-            if not clips.target[:, 0].any():
+            if not sequences.target[:, 0].any():
                 continue
             number += 1
-            wanted = clips.target[:, 1:]
-            copied = clips.target[:, :1] * clips.inside[:, 1:]
-            sums["followed"] += float(dice(answer(clips), wanted).mean())
+            wanted = sequences.target[:, 1:]
+            copied = sequences.target[:, :1] * sequences.inside[:, 1:]
+            sums["followed"] += float(dice(answer(sequences), wanted).mean())
             sums["copied"] += float(dice(copied, wanted).mean())
         if number:
-            result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}
+            result[device_data.pack.names[index]] = {k: v / number for k, v in sums.items()}
     if result:
         kinds = ("followed", "copied")
         result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in kinds}
     return result
 
 
-def track_clips(network: TrackerNetwork, clips: Clips, precision: str) -> Tensor:
+def track_clips(network: TrackerNetwork, sequences: ImageSequences, precision: str) -> Tensor:
     """Masks (B, T - 1, 1, S, S), 0 or 1, of the frames after the first."""
-    walk = TrackerRollout(network, clips, precision)
+    walk = TrackerRollout(network, sequences, precision)
     answers = []
-    for t in range(1, clips.image.shape[1]):
-        logits, _ = walk.step(t, torch.ones_like(clips.target[:, 0, :, :1, :1]))
-        answers.append((logits > 0).float() * clips.inside[:, t])
+    for t in range(1, sequences.image.shape[1]):
+        logits, _ = walk.step(t, torch.ones_like(sequences.target[:, 0, :, :1, :1]))
+        answers.append((logits > 0).float() * sequences.inside[:, t])
         walk.remember(t, keep=True)
     return torch.stack(answers, dim=1)
 
@@ -180,10 +182,10 @@ class TrackerRollout:
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
     """
 
-    def __init__(self, network: TrackerNetwork, clips: Clips, precision: str) -> None:
-        self._network, self._clips, self._bf16 = network, clips, precision == "bf16"
-        number, frames = clips.image.shape[:2]
-        shown = (clips.image - IMAGE_CENTRE) * IMAGE_SCALE
+    def __init__(self, network: TrackerNetwork, sequences: ImageSequences, precision: str) -> None:
+        self._network, self._clips, self._bf16 = network, sequences, precision == "bf16"
+        number, frames = sequences.image.shape[:2]
+        shown = (sequences.image - IMAGE_CENTRE) * IMAGE_SCALE
         image = shown.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         self._image = shown
         with self._cast():
@@ -196,7 +198,7 @@ class TrackerRollout:
         self._shrinkage, self._selection, self._features = shrinkage, selection, features
         self._kept: list[int] = []
         self._values: list[Tensor] = []
-        self._mask = clips.target[:, 0]
+        self._mask = sequences.target[:, 0]
         self._given = True
         self.remember(0, keep=True)
 
@@ -206,9 +208,9 @@ class TrackerRollout:
         """
         kept = self._kept
         readout = read(
-            joined([self._key[:, k] for k in kept]),
-            joined([self._shrinkage[:, k] for k in kept])[:, 0],
-            joined(self._values),
+            join_samples([self._key[:, k] for k in kept]),
+            join_samples([self._shrinkage[:, k] for k in kept])[:, 0],
+            join_samples(self._values),
             self._key[:, t].flatten(2),
             self._selection[:, t].flatten(2),
         )
@@ -226,10 +228,10 @@ class TrackerRollout:
     def _moved(self, t: int) -> tuple[Tensor, Tensor]:
         """The frame before and its mask, moved to where things are on frame `t`."""
         grey = self._clips.image[:, t - 1 : t + 1].mean(dim=2).cpu().numpy()
-        planes = torch.cat([self._image[:, t - 1], self._mask], dim=1).cpu().numpy()
+        images = torch.cat([self._image[:, t - 1], self._mask], dim=1).cpu().numpy()
         parts = [
             motion.moved(own, motion.motion(before, after))
-            for own, (before, after) in zip(planes, grey, strict=True)
+            for own, (before, after) in zip(images, grey, strict=True)
         ]
         found = torch.from_numpy(np.stack(parts)).to(self._mask.device)
         return found[:, :3], found[:, 3:]

@@ -9,7 +9,7 @@ from torch import Tensor
 from limner.networks import unet2d, unet3d
 from limner.train.data.rng import BatchRandom
 from limner.train.data.targets import TargetTable
-from limner.train.data.views import Bank, plain_views
+from limner.train.data.views import DeviceImages, plain_views
 from limner.train.losses import dice
 from limner.train.simulate.interactions import (
     SimulatedPrompts,
@@ -25,7 +25,7 @@ _CLICKS = 5
 @torch.no_grad()
 def validate(
     network: torch.nn.Module,
-    bank: Bank,
+    device_data: DeviceImages,
     table: TargetTable,
     *,
     size: int,
@@ -47,15 +47,17 @@ def validate(
     """
     network.eval()
     result: dict[str, dict[str, float]] = {}
-    present = np.unique(bank.pack.planes[table.planes, 0])
+    present = np.unique(device_data.pack.images[table.images, 0])
     for index in present:
         targets = table.named(int(index), most, np.random.default_rng(int(index)))
-        generator = torch.Generator(device=bank.device).manual_seed(int(index))
-        scenes = bank.show(targets, plain_views(bank.pack, targets, size), size, generator)
-        fit = ~scenes.painted & (scenes.target.sum(dim=(1, 2, 3)) > 0)
+        generator = torch.Generator(device=device_data.device).manual_seed(int(index))
+        samples = device_data.cut_view(
+            targets, plain_views(device_data.pack, targets, size), size, generator
+        )
+        fit = ~samples.painted & (samples.target.sum(dim=(1, 2, 3)) > 0)
         if not fit.any():
             continue
-        image, target, inside = (t[fit] for t in (scenes.image, scenes.target, scenes.inside))
+        image, target, inside = (t[fit] for t in (samples.image, samples.target, samples.inside))
         batch_rng = BatchRandom(len(target), generator)
         boxed = _predict_in_parts(network, image, prompt_with_box(target), precision)
         prompts = prompt_with_click(target, batch_rng)
@@ -66,7 +68,7 @@ def validate(
             )
             logits = _predict_in_parts(network, image, prompts, precision)
         answers = {"box": boxed, "click": first, "clicks5": logits}
-        result[bank.pack.names[int(index)]] = {
+        result[device_data.pack.names[int(index)]] = {
             kind: float(dice((found > 0).float() * inside, target).mean())
             for kind, found in answers.items()
         }

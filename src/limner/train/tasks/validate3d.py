@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from limner.train.data.device_volumes import Bank3d
+from limner.train.data.device_volumes import DeviceVolumes
 from limner.train.data.rng import BatchRandom
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.data.views3d import Shape, plain_view
@@ -24,7 +24,7 @@ KINDS = ("box", "box5", "click", "clicks5")
 @torch.no_grad()
 def validate(
     network: torch.nn.Module,
-    bank: Bank3d,
+    device_data: DeviceVolumes,
     table: TargetTable3d,
     *,
     shape: Shape,
@@ -50,17 +50,17 @@ def validate(
         sums = dict.fromkeys(KINDS, 0.0)
         number = 0
         for target in table.named(index, most, np.random.default_rng(index)):
-            solid = bank.pack.solids[target.solid]
-            size = np.array(solid.shape, dtype=np.float64)
-            view = plain_view(target.box, size, solid.spacing, shape)
-            generator = torch.Generator(device=bank.device).manual_seed(number)
+            volume = device_data.pack.volumes[target.volume]
+            size = np.array(volume.shape, dtype=np.float64)
+            view = plain_view(target.box, size, volume.spacing, shape)
+            generator = torch.Generator(device=device_data.device).manual_seed(number)
             batch_rng = BatchRandom(1, generator, axes=3)
-            scene = bank.show(target, view, batch_rng)
-            wanted, inside = scene.target[None], scene.inside[None]
+            sample = device_data.cut_view(target, view, batch_rng)
+            wanted, inside = sample.target[None], sample.inside[None]
             if not wanted.any():
                 continue
             number += 1
-            image = scene.image[None].expand(-1, 3, -1, -1, -1)
+            image = sample.image[None].expand(-1, 3, -1, -1, -1)
             for first, last in (("box", "box5"), ("click", "clicks5")):
                 prompts = (
                     prompt_with_box(wanted)
@@ -76,7 +76,7 @@ def validate(
                     logits = predict(network, image, prompts, precision)[0].float()
                 sums[last] += float(dice((logits > 0).float() * inside, wanted))
         if number:
-            result[bank.pack.names[index]] = {k: v / number for k, v in sums.items()}
+            result[device_data.pack.names[index]] = {k: v / number for k, v in sums.items()}
     if result:
         result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in KINDS}
     return result

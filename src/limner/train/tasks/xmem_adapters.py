@@ -20,10 +20,10 @@ from limner.checkpoints.load import fill, read_checkpoint
 from limner.errors import CheckpointError
 from limner.models.xmem.network import Adapter, XMemNetwork
 from limner.train.config import TrainConfig
-from limner.train.data.pack import Pack
-from limner.train.data.pack3d import VolumePack
+from limner.train.data.pack import PackedImages
+from limner.train.data.pack3d import PackedVolumes
 from limner.train.data.rng import BatchRandom
-from limner.train.data.sequences import ClipMaker
+from limner.train.data.sequences import SequenceSampler
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.losses import dice
 from limner.train.tasks.tracking import measure_held_out_dice
@@ -171,8 +171,8 @@ class Adapting:
     def __init__(
         self,
         config: TrainConfig,
-        volumes: VolumePack,
-        pack: Pack,
+        volumes: PackedVolumes,
+        pack: PackedImages,
         device: torch.device,
         base: Path,
     ) -> None:
@@ -183,9 +183,9 @@ class Adapting:
         self._frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.facts: dict[str, Any] = {"base": read.facts}
         self.digest = f"{volumes.digest}+{pack.digest}+{read.facts['weights']}"
-        self._maker = ClipMaker(config, volumes, pack, device)
+        self._maker = SequenceSampler(config, volumes, pack, device)
         self._held_out: TargetTable3d | None = None
-        if any(s.split for s in volumes.solids):
+        if any(s.split for s in volumes.volumes):
             self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
 
     def network(self) -> Adapters:
@@ -208,9 +208,11 @@ class Adapting:
         config = self._config
         size = int(rng.choice(np.asarray(config.sizes)))
         batch_rng = BatchRandom(config.batch_size, generator)
-        clips = self._maker.draw(config.batch_size, size, rng, batch_rng)
+        sequences = self._maker.draw(config.batch_size, size, rng, batch_rng)
         shown = (
-            add_second_object(clips, batch_rng) if config.batch_size > 1 else with_one_object(clips)
+            add_second_object(sequences, batch_rng)
+            if config.batch_size > 1
+            else with_one_object(sequences)
         )
         walk = XMemRollout(self._with(network), shown, config.precision)
         losses: dict[str, Tensor] = {}
@@ -239,10 +241,10 @@ class Adapting:
             return None
         whole = self._with(network)
         return measure_held_out_dice(
-            self._maker.bank,
+            self._maker.device_data,
             self._held_out,
             self._config,
-            lambda clips: track_sequences(whole, with_one_object(clips), self._config),
+            lambda sequences: track_sequences(whole, with_one_object(sequences), self._config),
         )
 
     def _with(self, network: nn.Module) -> XMemNetwork:

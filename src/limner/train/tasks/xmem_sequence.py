@@ -22,7 +22,7 @@ from limner.models.xmem.network import (
 )
 from limner.networks.tracker2d import read
 from limner.train.data.rng import BatchRandom
-from limner.train.data.sequences import Clips
+from limner.train.data.sequences import ImageSequences
 from limner.train.tasks.xmem_losses import aggregated
 
 _LEAST = 12  # pixels that an object has to show on the first frame
@@ -45,29 +45,29 @@ class SequenceBatch:
     there: Tensor
 
 
-def with_one_object(clips: Clips) -> SequenceBatch:
+def with_one_object(sequences: ImageSequences) -> SequenceBatch:
     """Sequences with the one object that they have."""
-    there = torch.ones(clips.target.shape[0], 1, device=clips.target.device)
-    return SequenceBatch(clips.image, clips.target, clips.inside, there)
+    there = torch.ones(sequences.target.shape[0], 1, device=sequences.target.device)
+    return SequenceBatch(sequences.image, sequences.target, sequences.inside, there)
 
 
-def add_second_object(clips: Clips, batch_rng: BatchRandom) -> SequenceBatch:
+def add_second_object(sequences: ImageSequences, batch_rng: BatchRandom) -> SequenceBatch:
     """Sequences in which the object of another sequence moves about, too, in front of the first.
 
     It stays away where it would hide the first object's first frame, or is hardly to be seen
     itself, and in about half of the sequences.
     """
-    other = clips.target.roll(1, 0) * clips.inside
-    first, second = clips.target[:, 0], other[:, 0]
+    other = sequences.target.roll(1, 0) * sequences.inside
+    first, second = sequences.target[:, 0], other[:, 0]
     enough = ((first * (1 - second)).sum(dim=(1, 2, 3)) >= _LEAST) & (
         second.sum(dim=(1, 2, 3)) >= _LEAST
     )
     comes = (enough & (batch_rng.uniform(0, 1, 1)[:, 0] < 0.5)).float()
     other = other * comes.view(-1, 1, 1, 1, 1)
-    image = torch.lerp(clips.image, clips.image.roll(1, 0), other)
-    target = torch.cat([clips.target * (1 - other), other], dim=2)
+    image = torch.lerp(sequences.image, sequences.image.roll(1, 0), other)
+    target = torch.cat([sequences.target * (1 - other), other], dim=2)
     return SequenceBatch(
-        image, target, clips.inside, torch.stack([torch.ones_like(comes), comes], dim=1)
+        image, target, sequences.inside, torch.stack([torch.ones_like(comes), comes], dim=1)
     )
 
 
@@ -127,10 +127,10 @@ class XMemRollout:
             deep: the sensory memory takes in what is remembered, too.
         """
         others = masks.sum(dim=1, keepdim=True) - masks
-        planes = torch.stack([masks, others], dim=2).flatten(0, 1)
+        pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
         picture, features = self._each(self._picture[:, t]), self._each(self._deep[:, t])
         with self._cast():
-            value, after = self._remember(picture, features, planes, self._sensory)
+            value, after = self._remember(picture, features, pairs, self._sensory)
         if deep:
             self._sensory = after
         self._values.append(value.reshape(len(masks), -1, value.shape[2] * value.shape[3]))
