@@ -138,7 +138,7 @@ def test_pictures_are_read_once_while_there_is_room(
         read.append(stem)
         return limner.read(data_set.images[stem])
 
-    monkeypatch.setattr(references, "open_picture", counted)
+    monkeypatch.setattr(references, "open_image", counted)
     source = pool(make_set(tmp_path, STEMS))
     before = source.draw("a", "1", 64, np.random.default_rng(0))
     again = source.draw("a", "1", 64, np.random.default_rng(0))

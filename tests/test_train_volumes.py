@@ -385,7 +385,7 @@ def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: PackedV
         pack.open_pack(folder),
         torch.device("cpu"),
         synthetic=0.3,
-        pseudo_volumes=0.3,
+        pseudo_volume_fraction=0.3,
         invented=0.3,
     )
     first, second = (

@@ -31,7 +31,7 @@ class VolumeSampler:
         pictures: of the plane, to pile up.
         device: that trains.
         synthetic: share of samples that are painted.
-        piles: share of samples that are pictures piled up.
+        pseudo_volume_fraction: share of samples that are images stacked into pseudo volumes.
         invented: share of targets that no label names.
     """
 
@@ -42,14 +42,15 @@ class VolumeSampler:
         device: torch.device,
         *,
         synthetic: float,
-        piles: float,
+        pseudo_volume_fraction: float,
         invented: float,
     ) -> None:
         self.device_data = DeviceVolumes(volumes, device)
         self.table = TargetTable3d(volumes, split=0, invented=invented)
-        self.piles = PseudoVolumes(pictures, device)
+        self.pseudo_volumes = PseudoVolumes(pictures, device)
         self.pictures = TargetTable(pictures, split=0, invented=invented)
-        self._synthetic, self._piles = synthetic, piles
+        self._synthetic = synthetic
+        self._pseudo_volume_fraction = pseudo_volume_fraction
 
     @torch.no_grad()
     def draw(
@@ -81,11 +82,11 @@ class VolumeSampler:
     def _one(self, shape: Shape, rng: np.random.Generator, batch_rng: BatchRandom) -> Sample3d:
         kind = rng.random()
         sample: Sample3d | None = None
-        if kind < self._piles:
+        if kind < self._pseudo_volume_fraction:
             targets = self.pictures.draw(1, rng)
-            views = draw_views(self.piles.pack, targets, max(shape[1:]), rng)
-            sample = self.piles.cut_view(targets, views, shape, rng, batch_rng)
-        elif kind < self._piles + self._synthetic:
+            views = draw_views(self.pseudo_volumes.pack, targets, max(shape[1:]), rng)
+            sample = self.pseudo_volumes.cut_view(targets, views, shape, rng, batch_rng)
+        elif kind < self._pseudo_volume_fraction + self._synthetic:
             if rng.random() >= _MADE_UP:
                 sample = self._of_volume(shape, rng, batch_rng, pictured=False)
             if sample is None:

@@ -235,7 +235,7 @@ class Volumes(Conversations):
             pack,
             device,
             synthetic=config.synthetic,
-            piles=config.piles,
+            pseudo_volume_fraction=config.piles,
             invented=config.invented,
         )
         self._held_out: TargetTable3d | None = None
