@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ if _WORKERS > 1:
     for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_variable, str(max(1, (os.cpu_count() or 1) // _WORKERS)))
 
+_WEIGHTS = "LIMNER_TEST_WEIGHTS"
+
 # The same examples on every run, on slow machines, too, and other ones in each long run; nothing is
 # written beside the tests.
 settings.register_profile(
@@ -27,6 +31,13 @@ settings.register_profile(
     max_examples=times(100),
 )
 settings.load_profile("limner")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for weights files that tests make, shared by all workers of a run."""
+    if _WEIGHTS not in os.environ:
+        os.environ[_WEIGHTS] = folder = tempfile.mkdtemp(prefix="limner-weights-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

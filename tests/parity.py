@@ -1,46 +1,27 @@
 """Golden outputs of the published implementations, and the weights files that belong to them.
 
 Weights are a pure function of the names of tensors, so a file in the published container is made on
-the spot; see ../shared/parity/README.md. Tests that use this skip where that folder is absent.
+the spot (`golden_rule`); see tests/golden/README.md.
 """
 
 from __future__ import annotations
 
-import atexit
-import importlib.util
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-PARITY = Path(__file__).resolve().parents[2] / "shared" / "parity"
+import golden_rule
+
+GOLDEN = Path(__file__).parent / "golden"
 
 Case = Mapping[str, Any]
-
-
-@cache
-def filling() -> ModuleType:
-    """The module that makes weights and pictures and compares stages."""
-    spec = importlib.util.spec_from_file_location("parity_fill", PARITY / "fill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
-def _folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="limner-parity-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -56,34 +37,33 @@ class System:
     @cached_property
     def spec(self) -> dict[str, Any]:
         """Names, shapes and container of the published file."""
-        content: dict[str, Any] = filling().load_spec(PARITY / self.name / "keys.json")
+        content: dict[str, Any] = golden_rule.load_spec(GOLDEN / self.name / "keys.json")
         return content
 
     def weights(self) -> dict[str, np.ndarray]:
         """All tensors by their published names; made anew, since they are large."""
-        made: dict[str, np.ndarray] = filling().fill(self.spec["keys"])
+        made: dict[str, np.ndarray] = golden_rule.fill(self.spec["keys"])
         return made
 
     def checkpoint(self, suffix: str = ".pth") -> Path:
         """A file with all tensors, made once per run: the published container, or bare tensors for
         ``".safetensors"``. Not to be changed.
         """
-        path = _folder() / f"{self.name}{suffix}"
-        if not path.exists():
-            filling().write_checkpoint(path, self.spec)
+        path = Path(os.environ["LIMNER_TEST_WEIGHTS"]) / f"{self.name}{suffix}"
+        with FileLock(f"{path}.lock"):  # workers of a parallel run share it
+            if not path.exists():
+                golden_rule.write_checkpoint(path, self.spec)
         return path
 
     def case(self, name: str) -> Case:
         """The entries of ``case_NAME.npz``."""
-        with np.load(PARITY / self.name / f"case_{name}.npz") as file:
+        with np.load(GOLDEN / self.name / f"case_{name}.npz") as file:
             return dict(file)
 
 
 def system(name: str) -> System:
-    """A published system; the test is skipped where its goldens are absent."""
+    """A published system; the test is skipped without PyTorch."""
     pytest.importorskip("torch")
-    if not (PARITY / name).is_dir():
-        pytest.skip(f"needs ../shared/parity/{name}: goldens that are not part of this repository")
     return System(name)
 
 
@@ -91,10 +71,10 @@ def picture(case: Case) -> np.ndarray:
     """The picture of a case, uint8 (row, column, 3)."""
     seed, shape = str(case["image.seed"]), tuple(int(n) for n in case["image.hw"])
     if bool(case.get("image.grey", False)):
-        grey, _ = filling().phantom(seed, shape)
+        grey, _ = golden_rule.phantom(seed, shape)
         made = np.repeat(grey[..., None], 3, axis=2)
     else:
-        made, _ = filling().phantom_rgb(seed, shape)
+        made, _ = golden_rule.phantom_rgb(seed, shape)
     if "image.mean" in case:
         assert made.mean() == pytest.approx(float(case["image.mean"]), abs=1e-9)
     return np.asarray(made)
@@ -109,7 +89,7 @@ def check(value: np.ndarray, case: Case, name: str, tolerance: float) -> None:
         name: of the stage.
         tolerance: largest error, in standard deviations of the golden values.
     """
-    errors = filling().compare(value, case, name)
+    errors = golden_rule.compare(value, case, name)
     assert max(errors["rel"], errors["stat"]) <= tolerance, f"{name}: {errors}"
 
 
@@ -123,7 +103,7 @@ def check_mask(logits: np.ndarray, case: Case, name: str, margin: float, index: 
         margin: pixels whose logits are so near to 0 may differ.
         index: which part of the golden array this is.
     """
-    golden = filling().unpack_mask(case, name)[index]
+    golden = golden_rule.unpack_mask(case, name)[index]
     assert logits.shape == golden.shape
     wrong = (logits > 0) != golden
     assert np.abs(logits[wrong]).max(initial=0.0) <= margin, f"{wrong.sum()} pixels of {name}"

@@ -19,8 +19,8 @@ from limner.models import Segmentation, View, create_model
 from limner.models.medsam.lite import (
     CARD,
     SIZE,
-    Embedding,
     LiteMedSam,
+    SamEmbedding,
     encode_box,
     network_input,
     next_box,
@@ -64,11 +64,11 @@ def picture(case: parity.Case) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def embedding(model: LiteMedSam, picture: np.ndarray) -> Embedding:
+def embedding(model: LiteMedSam, picture: np.ndarray) -> SamEmbedding:
     return model.embed(view(picture))
 
 
-def low_res(model: LiteMedSam, embedding: Embedding, box: Box) -> tuple[np.ndarray, np.ndarray]:
+def low_res(model: LiteMedSam, embedding: SamEmbedding, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """The decoder's own answer, (1, 1, SIZE, SIZE), and its quality."""
     asked = [encode_box(CARD, [box], embedding.frame)]
     ((logits, quality),) = decode_prompts(model._decoder, embedding.features, asked)
@@ -169,7 +169,7 @@ def test_published_stages(system: parity.System, case: parity.Case, picture: np.
 
 
 def test_published_answers(
-    model: LiteMedSam, embedding: Embedding, case: parity.Case, picture: np.ndarray
+    model: LiteMedSam, embedding: SamEmbedding, case: parity.Case, picture: np.ndarray
 ) -> None:
     parity.check(embedding.features, case, "embedding", TOLERANCE)
     boxes = [box_of(corners_xy) for corners_xy in case["boxes"]]
@@ -185,7 +185,7 @@ def test_published_answers(
 
 
 def golden_labels(case: parity.Case) -> np.ndarray:
-    inside = [parity.filling().unpack_mask(case, f"seg{k}") for k in (1, 2)]
+    inside = [parity.golden_rule.unpack_mask(case, f"seg{k}") for k in (1, 2)]
     return np.where(inside[1], 2, np.where(inside[0], 1, 0))
 
 
@@ -220,13 +220,13 @@ def test_the_default_runtime_agrees(
     embedding = fast.embed(view(picture))
     for k, name in ((1, "seg2"),):  # the encoder may run in bf16
         found = fast.segment(embedding, [box_of(case["boxes"][k])]).logits > 0
-        golden = parity.filling().unpack_mask(case, name)
+        golden = parity.golden_rule.unpack_mask(case, name)
         assert limner.metrics.dice(found, golden) > 0.99
 
 
 @pytest.fixture(scope="module")
 def volume(case: parity.Case) -> np.ndarray:
-    pixels, _ = parity.filling().phantom(str(case["volume.seed"]), case["volume.seg.shape"])
+    pixels, _ = parity.golden_rule.phantom(str(case["volume.seed"]), case["volume.seg.shape"])
     return np.asarray(pixels)
 
 
@@ -236,7 +236,7 @@ def test_the_published_way_through_a_volume(
     x0, y0, z0, x1, y1, z1 = case["volume.boxes"][0].tolist()
     given = [Box((y0, x0), (y1, x1))]
     middle = int((z1 - z0) / 2 + z0)
-    golden = parity.filling().unpack_mask(case, "volume.seg")
+    golden = parity.golden_rule.unpack_mask(case, "volume.seg")
     answers: dict[int, Segmentation] = {}
     upwards = range(middle, min(z1 + 1, len(volume)))
     downwards = range(middle - 1, max(-1, z0 - 1), -1)
@@ -262,7 +262,7 @@ def test_a_session_carries_the_published_way(
         session.add(Box((y0, x0), (y1, x1)), frame=int((z1 - z0) / 2 + z0))
         for _ in session.propagate(start=z0, stop=z1 + 1):
             pass
-        golden = parity.filling().unpack_mask(case, "volume.seg")
+        golden = parity.golden_rule.unpack_mask(case, "volume.seg")
         assert ((session.labels > 0) != golden).sum() <= 5
 
 

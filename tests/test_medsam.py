@@ -167,7 +167,7 @@ def test_probabilities_and_masks(answered: Answered, case: parity.Case) -> None:
     parity.check(probability, case, "probability", LOGITS)
     for index, (logits, mask) in enumerate(zip(answered.logits, answered.masks, strict=True)):
         parity.check_mask(logits, case, "mask", MARGIN, index)
-        golden = parity.filling().unpack_mask(case, "mask")[index]
+        golden = parity.golden_rule.unpack_mask(case, "mask")[index]
         assert (np.asarray(mask) != golden).sum() <= 3  # a session keeps logits in whole steps
 
 
@@ -261,10 +261,10 @@ def test_rounds_of_prompts(rounds: dict[str, Any], points_case: parity.Case, nam
     channels = int(points_case[f"{name}.logits.shape"][0])
     logits = np.zeros((channels, *answer.logits.shape), np.float32)
     logits[best] = answer.logits
-    flat = logits.ravel()[:: parity.filling().sample_step(logits.size)]
+    flat = logits.ravel()[:: parity.golden_rule.sample_step(logits.size)]
     mine = np.zeros(logits.shape, bool)
     mine[best] = True
-    here = mine.ravel()[:: parity.filling().sample_step(logits.size)]
+    here = mine.ravel()[:: parity.golden_rule.sample_step(logits.size)]
     error = np.abs(flat - points_case[f"{name}.logits.sub"])[here]
     assert error.max() <= tolerance * points_case[f"{name}.logits.stat"][1]
     parity.check_mask(answer.logits, points_case, f"{name}.masks", 10 * MARGIN, best)
@@ -366,7 +366,7 @@ def test_segment_command(
     arguments = ["segment", str(image), "--model", "medsam/vit_b", "--weights", str(weights)]
     arguments += ["--box", corners, "--order", "xyz", "-o", str(out), "--exact"]
     assert run(arguments) == 0, capsys.readouterr().err
-    golden = parity.filling().unpack_mask(case, "mask")[1]
+    golden = parity.golden_rule.unpack_mask(case, "mask")[1]
     assert ((np.asarray(Picture.open(out)) > 0) != golden).sum() <= 3
 
 
@@ -445,7 +445,7 @@ def test_a_file_of_hugging_face_gives_the_same_network(
 ) -> None:
     path = tmp_path / "model.safetensors"
     theirs = {hugging_face(name): value for name, value in state.items()}
-    parity.filling().write_checkpoint(path, {}, {**theirs, medsam._COPY: state[medsam._PE]})
+    parity.golden_rule.write_checkpoint(path, {}, {**theirs, medsam._COPY: state[medsam._PE]})
     assert_same(path, state, np.float32)
 
 

@@ -129,7 +129,7 @@ def test_all_masks_of_a_click(
 
 @cache
 def video() -> tuple[np.ndarray, np.ndarray]:
-    made: tuple[np.ndarray, np.ndarray] = parity.filling().phantom_video("sam2", 18, SHAPE)
+    made: tuple[np.ndarray, np.ndarray] = parity.golden_rule.phantom_video("sam2", 18, SHAPE)
     return made
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import parity
+
 torch = pytest.importorskip("torch")
 
 from limner.adapters.network_plan import NetworkPlan, Normalization  # noqa: E402
@@ -16,7 +18,6 @@ from limner.models import SlabModel, View, create_model  # noqa: E402
 from limner.models.resenc_unet import network_of  # noqa: E402
 from limner.networks.resenc_unet import ResEncUNet, plan_stages  # noqa: E402
 from limner.train.checkpoint import write_weights  # noqa: E402
-from parity import PARITY  # noqa: E402
 
 PLAN = NetworkPlan(
     labels={1: "front", 4: "back"},
@@ -83,10 +84,7 @@ def test_names_of_weights_are_those_of_dynamic_network_architectures() -> None:
 
 
 def test_the_keys_of_a_published_network_are_these() -> None:
-    path = PARITY / "nninteractive" / "keys.json"
-    if not path.exists():
-        pytest.skip("needs ../shared/parity/nninteractive")
-    keys = json.loads(path.read_text())["keys"]
+    keys = parity.System("nninteractive").spec["keys"]
     published = {
         name: tuple(facts["shape"])
         for name, facts in keys.items()

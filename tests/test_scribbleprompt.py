@@ -83,7 +83,7 @@ def model(system: parity.System) -> ScribblePrompt:
 
 @pytest.fixture(scope="module")
 def phantom(case: parity.Case) -> np.ndarray:
-    pixels, _ = parity.filling().phantom(str(case["image.seed"]), (SIZE, SIZE))
+    pixels, _ = parity.golden_rule.phantom(str(case["image.seed"]), (SIZE, SIZE))
     assert pixels.mean() == pytest.approx(float(case["image.mean"]), abs=1e-9)
     return np.asarray(pixels)
 
@@ -144,7 +144,7 @@ def test_published_stages(
 
 
 def test_the_published_rescaling(case: parity.Case, model: ScribblePrompt) -> None:
-    big, _ = parity.filling().phantom(f"{case['image.seed']}/big", (200, 150))
+    big, _ = parity.golden_rule.phantom(f"{case['image.seed']}/big", (200, 150))
     embedding = model.embed(view(big))
     parity.check(embedding.image[None, None], case, "rescaled.img", 1e-6)
     prompts = [Click((100, 75)), Click((199, 149), positive=False), Box((20, 10), (190, 140))]
@@ -165,7 +165,7 @@ def test_a_session_gives_the_published_masks(
             for prompt in said(case, name):
                 session.add(prompt, object_id=number)
             prediction = session.predict(object_id=number)
-            golden = parity.filling().unpack_mask(case, f"{name}.mask")[0, 0]
+            golden = parity.golden_rule.unpack_mask(case, f"{name}.mask")[0, 0]
             assert (prediction.mask != golden).sum() <= 2
         assert session.model.card.weights_sha256
 
@@ -181,7 +181,7 @@ def test_the_command_line_gives_the_published_mask(
     words += ["--box", ",".join(f"{n:g}" for n in (*box.low, *box.high))]
     assert run([str(word) for word in words]) == 0
     found = limner.read_labels(tmp_path / "mask.png").mask(1)
-    assert (found != parity.filling().unpack_mask(case, "box.mask")[0, 0]).sum() <= 2
+    assert (found != parity.golden_rule.unpack_mask(case, "box.mask")[0, 0]).sum() <= 2
 
 
 def test_the_default_runtime_agrees(

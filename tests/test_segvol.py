@@ -41,7 +41,7 @@ RULES = ("box", "box_multi", "box_small", "point", "empty")
 
 @lru_cache(maxsize=5)
 def phantom(seed: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    grey, labels = parity.filling().phantom(seed, shape)
+    grey, labels = parity.golden_rule.phantom(seed, shape)
     return grey, labels
 
 
@@ -109,7 +109,7 @@ def check_bounds(bounds: volumes.Bounds | None, case: parity.Case, shape: tuple[
 
 def equal(value: np.ndarray, case: parity.Case, name: str) -> None:
     """To the bit, as far as the case tells."""
-    errors = parity.filling().compare(value, case, name)
+    errors = parity.golden_rule.compare(value, case, name)
     assert errors["max"] == 0.0, f"{name}: {errors}"
     assert errors["stat"] < 1e-12
 
@@ -205,7 +205,7 @@ def test_our_zoom_is_as_good_and_without_the_defect(
 
     zoomed = zoom.zoom_in(volume, meant, look(volume.coarse(), meant.shrunk(volume.shape)), look)
     zoomed.fill(logits)
-    golden = parity.filling().unpack_mask(case, "final_mask")
+    golden = parity.golden_rule.unpack_mask(case, "final_mask")
     assert dice(golden, target) == pytest.approx(published, abs=0.01)
     assert dice(logits > 0, target) >= own
     assert len(set(pictures)) == len(pictures) <= int(case["calls"])
@@ -726,7 +726,7 @@ def stages(golden: Run) -> tuple[dict[str, np.ndarray], Any]:
         elif isinstance(module, net.SegVolDecode):
             decoder = module
 
-    grey, _ = parity.filling().phantom(str(golden.case["image.seed"]), volumes.SIZE)
+    grey, _ = parity.golden_rule.phantom(str(golden.case["image.seed"]), volumes.SIZE)
     assert grey.mean() == pytest.approx(float(golden.case["image.mean"]), abs=1e-9)
     hook = torch.nn.modules.module.register_module_forward_hook(watch)
     try:
@@ -858,7 +858,7 @@ def test_the_command_line_gives_the_authors_answer(
     assert run(["segment", str(image), "-o", str(out), *words, *names]) == 0
     watch.check(case, shape)
     mask = in_index_order(np.asarray(nibabel.load(out).dataobj)) > 0
-    wrong = mask != parity.filling().unpack_mask(case, "final_mask")
+    wrong = mask != parity.golden_rule.unpack_mask(case, "final_mask")
     assert watch.logits is not None
     assert np.abs(watch.logits[wrong]).max(initial=0.0) < 2e-4
 
@@ -881,7 +881,7 @@ def test_a_session_with_clicks_gives_the_authors_answer(
             session.add(prompt)
         mask = session.predict().mask
     watch.check(case, image.geometry.shape)
-    wrong = mask != parity.filling().unpack_mask(case, "final_mask")
+    wrong = mask != parity.golden_rule.unpack_mask(case, "final_mask")
     assert np.abs(watch.logits[wrong]).max(initial=0.0) < 2e-4
 
 
@@ -896,7 +896,7 @@ def test_the_fast_runtime_says_the_same(
     model: Any = create_model("segvol/vit_b", weights=golden.file, device="cpu")
     assert "OpenVINO" in model.card.runtime
     case, features = golden.case, stages[0]["embedding"]
-    grey, _ = parity.filling().phantom(str(case["image.seed"]), volumes.SIZE)
+    grey, _ = parity.golden_rule.phantom(str(case["image.seed"]), volumes.SIZE)
     found = model._encode(grey.astype(np.float32) / np.float32(255))
     error = float(np.sqrt(np.mean((found - features) ** 2)) / features.std())
     assert error < (0.02 if "bf16" in model.card.runtime else 1e-4)

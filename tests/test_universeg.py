@@ -83,7 +83,7 @@ def model(weights: Path) -> UniverSegModel:
 
 @pytest.fixture(scope="module")
 def target(case: parity.Case) -> np.ndarray:
-    pixels, _ = parity.filling().phantom(f"{case['seed']}/t", (SIZE, SIZE))
+    pixels, _ = parity.golden_rule.phantom(f"{case['seed']}/t", (SIZE, SIZE))
     assert pixels.mean() == pytest.approx(float(case["target.mean"]), abs=1e-9)
     return np.asarray(pixels)
 
@@ -93,7 +93,7 @@ def examples(case: parity.Case) -> list[Example]:
     made = []
     for number in range(int(case["support"])):
         name = f"{case['seed']}/s{number}"
-        pixels, labels = parity.filling().phantom(name, (SIZE, SIZE))
+        pixels, labels = parity.golden_rule.phantom(name, (SIZE, SIZE))
         found, counts = np.unique(labels[labels > 0], return_counts=True)
         made.append(Example(pixels, labels == found[counts.argmax()]))
     return made
@@ -104,7 +104,7 @@ def inverted(examples: list[Example]) -> list[Example]:
 
 
 def golden_mask(case: parity.Case) -> np.ndarray:
-    return np.asarray(parity.filling().unpack_mask(case, "mask")[0, 0])
+    return np.asarray(parity.golden_rule.unpack_mask(case, "mask")[0, 0])
 
 
 def test_published_stages(

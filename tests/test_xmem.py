@@ -52,7 +52,7 @@ def model(weights: Path) -> xmem.XMem:
 
 @lru_cache(maxsize=4)
 def video(seed: str, frames: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    made: tuple[np.ndarray, np.ndarray] = parity.filling().phantom_video(seed, frames, shape)
+    made: tuple[np.ndarray, np.ndarray] = parity.golden_rule.phantom_video(seed, frames, shape)
     return made
 
 
@@ -150,7 +150,7 @@ def test_reading_memory(stages: Stages, case: parity.Case) -> None:
     chosen, shares = memory.top(near, 30)
     affinity = np.zeros_like(near)
     np.put_along_axis(affinity, chosen, shares, axis=1)
-    errors = parity.filling().compare(affinity.T[None], case, "affinity_top30")
+    errors = parity.golden_rule.compare(affinity.T[None], case, "affinity_top30")
     assert errors["max"] < 5e-6
     used = memory.usage(chosen, shares, len(known.key))
     assert np.abs(used - case["usage_top30"].ravel()).max() < STAGE
@@ -168,7 +168,7 @@ def test_masks_from_memory(model: xmem.XMem, stages: Stages, case: parity.Case) 
     parity.check(sensory[None], case, "hidden_normal", STAGE)
     together = memory.aggregated(alone)
     parity.check(together[None], case, "probability", STAGE)
-    golden = parity.filling().unpack_mask(case, "labels_fg")
+    golden = parity.golden_rule.unpack_mask(case, "labels_fg")
     assert ((together.argmax(axis=0) > 0) != golden).sum() <= 1
 
 
@@ -204,13 +204,13 @@ def check_memory(recall: MemoryPropagator, case: parity.Case, k: int) -> None:
         (known.value[:count].T.ravel(), "long_value"),
         (known.usage[None, None, count:], "work_usage"),
     ):
-        assert parity.filling().compare(value, case, f"{name}{k:02}")["max"] < SEQUENCE
+        assert parity.golden_rule.compare(value, case, f"{name}{k:02}")["max"] < SEQUENCE
     if f"long_usage{k:02}" in case:
         assert np.abs(known.usage[:count] - case[f"long_usage{k:02}"].ravel()).max() < SEQUENCE
 
 
 def labels_of(case: parity.Case, k: int) -> np.ndarray:
-    unpack = parity.filling().unpack_mask
+    unpack = parity.golden_rule.unpack_mask
     return np.asarray(unpack(case, "labels_bit0")[k] + 2 * unpack(case, "labels_bit1")[k])
 
 
@@ -219,14 +219,14 @@ def test_sequences(model: xmem.XMem, name: str) -> None:
     case = parity.system("xmem").case(name)
     for k, recall, found in steps(adjusted(model, case), case):
         sensory = np.stack([recall.sensory[i] for i in sorted(recall.sensory)])[None]
-        errors = parity.filling().compare(sensory, case, f"hidden{k:02}")
+        errors = parity.golden_rule.compare(sensory, case, f"hidden{k:02}")
         assert errors["max"] < SEQUENCE
         check_memory(recall, case, k)
         if (name, k) == ("late_object", 8):
             # The authors' code has by now paired what it knows of the younger object with the keys
             # of another frame; here every object keeps its own.
             continue
-        assert parity.filling().compare(found, case, f"prob{k:02}")["max"] < SEQUENCE
+        assert parity.golden_rule.compare(found, case, f"prob{k:02}")["max"] < SEQUENCE
         assert (found.argmax(axis=0) != labels_of(case, k)).sum() <= 1
 
 
@@ -340,7 +340,7 @@ def test_the_variant_without_sensory_memory_and_with_one_plane(
     first = "value_encoder.conv1.weight"
     less[first] = np.ascontiguousarray(less[first][:, :4])
     path = tmp_path / "less.safetensors"
-    parity.filling().write_checkpoint(path, {}, less)
+    parity.golden_rule.write_checkpoint(path, {}, less)
     model = create_model("xmem/base", weights=path, exact=True).adjusted(side=None)
     case = parity.system("xmem").case("no_long_term")
     pixels, labels = video_of(case)
@@ -391,7 +391,7 @@ def test_the_converted_network_agrees(weights: Path, model: xmem.XMem) -> None:
         if k == 7:
             break
         golden, stored = found.ravel(), case[f"prob{k:02}.sub"]
-        some = golden[:: parity.filling().sample_step(golden.size)]
+        some = golden[:: parity.golden_rule.sample_step(golden.size)]
         assert np.abs(some - stored).mean() < 0.01
         assert np.abs(some - stored).max() < 0.1
         area = labels_of(case, k)
