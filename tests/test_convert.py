@@ -11,11 +11,9 @@ from limner.errors import PromptError
 from limner.geometry import Geometry
 from limner.prompts.convert import (
     check_inside,
-    extent,
     from_world,
     from_xyz,
     lasso_from_world,
-    on_slice,
     plane_axis,
     scribbles_from_mask,
 )
@@ -99,13 +97,13 @@ def test_world_refusals() -> None:
 
 
 def test_on_slice() -> None:
-    assert on_slice(Click((3, 4)), 7) == Click((7, 3, 4))
-    assert on_slice(Box((1, 2), (3, 4)), 7) == Box((7, 1, 2), (8, 3, 4))
-    assert on_slice(Lasso(((1, 2), (3, 4), (5, 0))), 7) == Lasso(((7, 1, 2), (7, 3, 4), (7, 5, 0)))
-    assert on_slice(Click((3, 4, 5)), 7) == Click((3, 4, 5))
-    assert on_slice(TextPrompt("liver"), 7) == TextPrompt("liver")
+    assert Click((3, 4)).on_slice(7) == Click((7, 3, 4))
+    assert Box((1, 2), (3, 4)).on_slice(7) == Box((7, 1, 2), (8, 3, 4))
+    assert Lasso(((1, 2), (3, 4), (5, 0))).on_slice(7) == Lasso(((7, 1, 2), (7, 3, 4), (7, 5, 0)))
+    assert Click((3, 4, 5)).on_slice(7) == Click((3, 4, 5))
+    assert TextPrompt("liver").on_slice(7) == TextPrompt("liver")
     with pytest.raises(PromptError, match="frame=K"):
-        on_slice(MaskPrompt(np.ones((2, 2))), 7)
+        MaskPrompt(np.ones((2, 2))).on_slice(7)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_prompts_beside_the_image_are_refused(prompt: Prompt, message: str) -> N
 
 def test_extent() -> None:
     def bounds(prompt: Prompt) -> tuple[list[float], list[float]]:
-        low, high = extent(prompt)
+        low, high = prompt.extent()
         return low.tolist(), high.tolist()
 
     mask = np.zeros((6, 7), dtype=bool)
@@ -164,7 +162,7 @@ def test_extent() -> None:
     assert bounds(Scribble(((1, 2), (5, 0)), radius=2)) == ([-1, -2], [8, 5])
     assert bounds(Lasso(((1, 2), (5, 0), (3, 9)))) == ([1, 0], [6, 10])
     with pytest.raises(PromptError, match="no place"):
-        extent(TextPrompt("liver"))
+        TextPrompt("liver").extent()
 
 
 @pytest.mark.parametrize("shape", [(15, 17), (6, 8, 9)])
@@ -272,9 +270,9 @@ def test_prompts_are_lifted_onto_slices_of_any_axis(axis: int) -> None:
     flat[2:4, 1:5] = True
     rest = [n for k, n in enumerate(shape) if k != axis]
     assert np.array_equal(rasterize([Box((2, 1), (4, 5))], rest).box, flat)
-    lifted = on_slice(Box((2, 1), (4, 5)), 3, axis)
+    lifted = Box((2, 1), (4, 5)).on_slice(3, axis)
     assert np.array_equal(rasterize([lifted], shape).box, mask)
-    point = on_slice(Click((2, 1)), 3, axis)
+    point = Click((2, 1)).on_slice(3, axis)
     assert isinstance(point, Click)
     assert mask[tuple(int(x) for x in point.at)]
     geometry = _oblique(shape)

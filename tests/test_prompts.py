@@ -24,7 +24,6 @@ from limner.prompts.types import (
     Scribble,
     TextPrompt,
     from_json,
-    num_axes,
     to_json,
 )
 
@@ -118,7 +117,7 @@ def test_positions_may_be_arrays() -> None:
     ],
 )
 def test_num_axes(prompt: Prompt, axes: int | None) -> None:
-    assert num_axes(prompt) == axes
+    assert prompt.num_axes == axes
 
 
 def test_lasso_names_its_plane() -> None:

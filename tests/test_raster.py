@@ -10,13 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limner.errors import PromptError
-from limner.prompts.raster import (
-    PromptMaps,
-    paint_ball,
-    paint_polygon,
-    paint_stroke,
-    rasterize,
-)
+from limner.prompts.painting import paint_ball, paint_polygon, paint_stroke
+from limner.prompts.raster import PromptMaps, rasterize
 from limner.prompts.types import (
     Box,
     Click,

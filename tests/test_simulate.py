@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limner.prompts import simulate
-from limner.prompts.convert import check_inside, extent
+from limner.prompts.convert import check_inside
 from limner.prompts.raster import rasterize
 from limner.prompts.simulate import (
     STYLES,
@@ -73,7 +73,7 @@ def test_first_prompts_are_inside_the_image_and_fit_the_target(
 ) -> None:
     prompt = first_prompt(target, rng, kind=kind)
     check_inside(prompt, target.shape)
-    low, high = extent(prompt)
+    low, high = prompt.extent()
     if kind != "scribble":  # whose brush may reach over the edge in `extent`, though not painted
         assert (low >= 0).all()
         assert (high <= target.shape).all()

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.geometry import Geometry
-from limner.prompts.convert import map_positions
-from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
+from limner.prompts.types import GridMap, Prompt
 
 Array = NDArray[Any]
 Bounds = tuple[tuple[int, ...], tuple[int, ...]]
@@ -84,20 +83,15 @@ class Axes:
 
     def prompt(self, prompt: Prompt, shape: Sequence[int]) -> Prompt:
         """A prompt about an array of `shape`, about the turned one."""
-        if num_axes(prompt) is None or self.is_same:
+        if self.is_same:
             return prompt
-        if isinstance(prompt, MaskPrompt):
-            return prompt.turned(self.apply)
         sizes = self.sizes(shape)
 
         def moved(position: Sequence[float], end: float) -> tuple[float, ...]:
             there = zip(self.sizes(position), sizes, self.flipped, strict=True)
             return tuple(round(n - end - x, 9) if flip else x for x, n, flip in there)
 
-        if isinstance(prompt, Box):  # half-open: its sides are edges of pixels, not centres
-            low, high = moved(prompt.low, 0), moved(prompt.high, 0)
-            return Box(tuple(map(min, low, high)), tuple(map(max, low, high)))
-        return map_positions(prompt, lambda p: moved(p, 1))
+        return prompt.mapped(GridMap(lambda p: moved(p, 1), lambda p: moved(p, 0), mask=self.apply))
 
     def directions(self, matrix: Array) -> Array:
         """Directions, one column per axis, of the turned axes."""

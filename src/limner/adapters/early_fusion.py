@@ -18,9 +18,8 @@ from limner.adapters.correction import keep_change_near
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, View
 from limner.networks import fusion2d as fusion
-from limner.prompts.convert import map_positions
 from limner.prompts.raster import rasterize
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+from limner.prompts.types import Area, Box, GridMap, Mark, MaskPrompt, Prompt
 
 if TYPE_CHECKING:
     from limner.runtime import Network
@@ -105,7 +104,7 @@ class EarlyFusionModel:
         fused = np.zeros((1, fusion.NUM_CHANNELS, *embedding.image.shape[1:]), np.float32)
         fused[0, : fusion.PREVIOUS] = embedding.image
         painted = fused[0, fusion.PREVIOUS :][(slice(None), *inside)]
-        drawn = [_scale_prompt(p, factors) for p in prompts if p.kind != "mask"]
+        drawn = [_scale_prompt(p, factors) for p in prompts if not isinstance(p, MaskPrompt)]
         before = _initial_logits(prompts, previous)
         guess = (
             _guess_from_regions(drawn, shape, factors)
@@ -191,7 +190,7 @@ def _has_positive(prompts: Sequence[Prompt], previous: Floats | None) -> bool:
     """Whether anything has been pointed at: an answer before, or a prompt that is not a "no"."""
     if previous is not None and (previous > 0).any():
         return True
-    return any(not isinstance(p, Click | Scribble) or p.positive for p in prompts)
+    return any(not isinstance(p, Mark) or p.positive for p in prompts)
 
 
 def _initial_logits(prompts: Sequence[Prompt], previous: Floats | None) -> Floats | None:
@@ -214,7 +213,7 @@ def _guess_from_regions(
         if isinstance(prompt, Box):
             region = mask_of_prompt(prompt, shape)
             inside = region & _ellipse(prompt, shape)
-        elif isinstance(prompt, Lasso):
+        elif isinstance(prompt, Area):
             region = inside = mask_of_prompt(prompt, shape)
         else:
             continue
@@ -277,7 +276,7 @@ def _keep_local_change(
     reaches. After clicks alone the first answers are often much too small, and everything may
     change.
     """
-    marks = [p for p in prompts if isinstance(p, Click | Scribble)]
+    marks = [p for p in prompts if isinstance(p, Mark)]
     if len(marks) in (0, len(prompts)) or prompts[-1] is not marks[-1]:
         return answer
     if not (previous > 0).any():
@@ -295,7 +294,7 @@ def _enforce_marks(logits: Floats, prompts: Sequence[Prompt]) -> None:
     the network nearly always agrees.
     """
     for prompt in prompts:
-        if isinstance(prompt, Click | Scribble):
+        if isinstance(prompt, Mark):
             marked = mask_of_prompt(prompt, logits.shape)
             if prompt.positive:
                 logits[marked] = np.maximum(logits[marked], fusion.MASK_LOGIT)
@@ -305,15 +304,15 @@ def _enforce_marks(logits: Floats, prompts: Sequence[Prompt]) -> None:
 
 def _scale_prompt(prompt: Prompt, factors: Factors) -> Prompt:
     """A prompt on the enlarged view; strokes are as wide as those in training at least."""
-    if isinstance(prompt, Box):
-        low, high = (np.multiply(corner, factors).tolist() for corner in (prompt.low, prompt.high))
-        return Box(tuple(low), tuple(high))
-    moved = map_positions(
-        prompt, lambda at: tuple((a + 0.5) * t - 0.5 for a, t in zip(at, factors, strict=True))
-    )
-    if isinstance(moved, Scribble):
-        wider = float(np.exp(np.log(factors).mean()))
-        return Scribble(
-            moved.points, moved.positive, max(moved.radius * wider, fusion.LEAST_STROKE_RADIUS)
+    return prompt.mapped(
+        GridMap(
+            lambda at: tuple((a + 0.5) * t - 0.5 for a, t in zip(at, factors, strict=True)),
+            lambda edge: tuple(np.multiply(edge, factors).tolist()),
+            radius=lambda r: max(r * _mean_factor(factors), fusion.LEAST_STROKE_RADIUS),
         )
-    return moved
+    )
+
+
+def _mean_factor(factors: Factors) -> float:
+    """The geometric mean."""
+    return float(np.exp(np.log(factors).mean()))

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from limner.adapters.prompt_checks import mask_of_prompt
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+from limner.prompts.types import Area, Box, Mark, MaskPrompt, Prompt
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
-AREAS = (Box, Lasso, MaskPrompt)  # prompts that bound the object
 BOX_MARGIN = 0.04  # of the box's size: people draw boxes a little too small
 _CORE = 0.45  # share of the largest depth from which a rough mask is taken as certain
 # How far the object may go beyond what was drawn or found, in its largest depths.
@@ -90,11 +89,11 @@ def gather_markers(
     radius = _SEED_RADIUS if min(shape) >= _SMALL_VIEW else 0.0
     areas: list[_Area] = []
     for prompt in prompts:
-        if isinstance(prompt, Click | Scribble):
+        if isinstance(prompt, Mark):
             sign = 1 if prompt.positive else -1
             marks[mask_of_prompt(prompt, shape)] = sign
             wide[mask_of_prompt(prompt, shape, click_radius=radius)] = sign
-        elif isinstance(prompt, AREAS):
+        elif isinstance(prompt, Area):
             drawn = mask_of_prompt(prompt, shape)
             if drawn.any():
                 areas.append(_area(prompt, drawn, _steps(spacing)))
@@ -137,7 +136,7 @@ def _steps(spacing: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(s / finest for s in spacing)
 
 
-def _area(prompt: Box | Lasso | MaskPrompt, drawn: Mask, steps: tuple[float, ...]) -> _Area:
+def _area(prompt: Area, drawn: Mask, steps: tuple[float, ...]) -> _Area:
     """The area of one prompt. What lies in a single slice of a volume leaves the others open."""
     axis = _flat_axis(drawn)
     if axis is not None and not isinstance(prompt, MaskPrompt):
@@ -152,7 +151,7 @@ def _area(prompt: Box | Lasso | MaskPrompt, drawn: Mask, steps: tuple[float, ...
         return _extrude(flat, drawn.shape, axis, index, section, np.asarray(rest) / steps[axis])
     if isinstance(prompt, Box):
         return _box_area(drawn)
-    reach = _LASSO_REACH if isinstance(prompt, Lasso) else _MASK_REACH
+    reach = _MASK_REACH if isinstance(prompt, MaskPrompt) else _LASSO_REACH
     return _rough_area(drawn, steps, reach=reach)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from limner.adapters.protocols import ModelCard
 from limner.errors import PromptError
 from limner.prompts.raster import rasterize
-from limner.prompts.types import MaskPrompt, Prompt, Scribble, num_axes
+from limner.prompts.types import Mark, MaskPrompt, Prompt
 
 
 def check_understood(
@@ -33,7 +33,7 @@ def check_understood(
                 f"{card.name} understands {', '.join(sorted(card.prompts))}, not {prompt.kind}. "
                 f"Choose a model that does: limner models --prompt {prompt.kind}"
             )
-        axes = num_axes(prompt)
+        axes = prompt.num_axes
         if shape is not None and axes is not None and axes != len(shape):
             raise PromptError(
                 f"A {prompt.kind} with {axes} coordinates does not fit a view of {len(shape)} axes."
@@ -74,7 +74,7 @@ def draw_mask(
         area = mask_of_prompt(prompt, shape)
         if isinstance(prompt, MaskPrompt):
             mask = area
-        elif isinstance(prompt, Scribble) and not prompt.positive:
+        elif isinstance(prompt, Mark) and not prompt.positive:
             mask = mask & ~area
         else:
             mask = mask | area

@@ -22,7 +22,6 @@ from limner.datasets.sequences import Track
 from limner.io.image import Image
 from limner.models import ModelCard, PromptableModel, TrackerModel
 from limner.prompts import simulate
-from limner.prompts.convert import on_slice
 from limner.prompts.types import MaskPrompt, Prompt, to_json
 from limner.sessions import Session, open_session
 
@@ -127,7 +126,7 @@ class _ObjectAnswers:
         total = sum(followed.truth) + sum(followed.answer)
         dice = 2 * sum(followed.both) / total if total else 1.0
         answer = encode_answer(self.answers) | {"first": self.low}
-        prompts = [to_json(on_slice(p, k)) for k, p in self.said.items() if p.kind != "mask"]
+        prompts = [to_json(p.on_slice(k)) for k, p in self.said.items() if p.kind != "mask"]
         return {
             "dice": [round(dice, 6)],
             "nsd": [None],

@@ -15,7 +15,6 @@ from limner.bench.disturb import click_beside, disturb_prompt
 from limner.datasets.objects import TargetObject
 from limner.models import ModelCard
 from limner.prompts import simulate
-from limner.prompts.convert import on_slice
 from limner.prompts.simulate_volume import spread_slices
 from limner.prompts.types import Prompt
 from limner.sessions import Session
@@ -141,7 +140,7 @@ class SimulatedUser:
             plane = target[frame]
             meant = draw(plane, self._rng)
             said = disturb_prompt(meant, self._disturbance, self._chance, plane.shape)
-            marks.append(on_slice(said, frame))
+            marks.append(said.on_slice(frame))
         return tuple(marks)
 
     def _drawn(self, kinds: Sequence[Any]) -> Any:

@@ -20,7 +20,6 @@ from limner.prompts.simulate import box as tight_box
 from limner.prompts.simulate_volume import largest_slice
 from limner.prompts.types import Box, MaskPrompt, Prompt
 from limner.sessions import Session
-from limner.sessions.answers.to_slice import onto_plane
 
 Mask: TypeAlias = NDArray[np.bool_]
 Between: TypeAlias = Literal["carry", "interpolate"]
@@ -68,7 +67,7 @@ def slice_placement(target: Mask) -> Placement:
     """
 
     def place(prompt: Prompt) -> SlicePrompt:
-        if isinstance(prompt, Box | MaskPrompt) and onto_plane(prompt) is None:
+        if isinstance(prompt, Box | MaskPrompt) and prompt.to_slice() is None:
             frame = largest_slice(target)
             if isinstance(prompt, MaskPrompt):
                 return SlicePrompt(MaskPrompt(prompt.mask[frame]), frame)
@@ -90,7 +89,7 @@ def to_slice_prompt(prompt: Prompt) -> SlicePrompt:
     Raises:
         PromptError: it does not.
     """
-    found = onto_plane(prompt)
+    found = prompt.to_slice()
     if found is None:
         raise PromptError(f"A {prompt.kind} over several slices cannot be said on one.")
     return SlicePrompt(*found)

@@ -286,7 +286,6 @@ def _placed(
     item: dict[str, Any], path: Path, frame: int | None, object_id: int, axis: int
 ) -> Placed:
     from limner.prompts import from_json
-    from limner.prompts.types import num_axes
 
     fields = dict(item)
     number = fields.pop("object", fields.pop("object_id", object_id))
@@ -296,7 +295,7 @@ def _placed(
         prompt = from_json(fields)
     except PromptError as error:
         raise PromptError(f"{path}: {error}") from error
-    if where is None and num_axes(prompt) == 2:
+    if where is None and prompt.num_axes == 2:
         where, across = frame, axis
     return Placed(prompt, number, where, bool(answered), across)
 

@@ -270,11 +270,10 @@ def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.P
     """A prompt as one 2D prompt per slice that it marks."""
     import numpy as np
 
-    from limner.prompts.types import MaskPrompt, num_axes
-    from limner.sessions.answers.to_slice import onto_plane
+    from limner.prompts.types import MaskPrompt
 
     prompt: Prompt = entry.prompt
-    if num_axes(prompt) == 2 and entry.frame is not None:
+    if prompt.num_axes == 2 and entry.frame is not None:
         if entry.axis not in (0, axis):  # 0: a file that says nothing of it
             raise PromptError(
                 f"A {prompt.kind} lies on a slice across axis {entry.axis}, and masks are carried "
@@ -286,7 +285,7 @@ def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.P
         drawn = [k for k, plane in enumerate(planes) if plane.any()]
         masks = [(k, MaskPrompt(np.array(planes[k]))) for k in drawn]
         return [entry._replace(prompt=flat, frame=k, axis=0) for k, flat in masks]
-    dropped = onto_plane(prompt, axis)
+    dropped = prompt.to_slice(axis)
     if dropped is None:
         raise PromptError(
             f"A {prompt.kind} to start from lies on one slice or frame: say which with --slice K, "

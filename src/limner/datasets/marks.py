@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limner.prompts.convert import on_slice
 from limner.prompts.types import MaskPrompt, Prompt
 
 
@@ -28,7 +27,7 @@ class SlicePrompt:
     def lifted(self, shape: Sequence[int]) -> Prompt:
         """The prompt in a volume of a shape."""
         if not isinstance(self.prompt, MaskPrompt):
-            return on_slice(self.prompt, self.frame)
+            return self.prompt.on_slice(self.frame)
         volume = np.zeros(tuple(shape), dtype=bool)
         volume[self.frame] = self.prompt.mask
         return MaskPrompt(volume)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
-from limner.prompts.types import Box, Click, Prompt, Scribble
+from limner.prompts.types import AREAS, MARKS, Area, Box, Mark, Prompt
 
 Array = NDArray[Any]
 
@@ -71,10 +71,10 @@ class Baseline:
         for prompt in prompts:
             if isinstance(prompt, Box):
                 logits = np.maximum(logits, self._draw(prompt, embedding))
-            elif prompt.kind in ("lasso", "mask"):
+            elif isinstance(prompt, Area):
                 logits[mask_of_prompt(prompt, embedding)] = 1.0
-        alone = not any(p.kind in ("box", "lasso", "mask") for p in prompts)
-        marks = [p for p in prompts if isinstance(p, Click | Scribble)]
+        alone = not any(isinstance(p, Area) for p in prompts)
+        marks = [p for p in prompts if isinstance(p, Mark)]
         for radius in (CLICK_RADIUS, 0.0) if alone else (0.0,):  # no disk covers a clicked pixel
             for prompt in marks:
                 reach = radius if prompt.positive else 0.0
@@ -90,7 +90,7 @@ def _variant(
         name=f"baseline/{name}",
         summary=summary,
         ndim=(2, 3),
-        prompts=frozenset({"click", "box", "scribble", "lasso", "mask"}),
+        prompts=MARKS | AREAS,
         licence="Apache-2.0",
         source="this package; no weights",
         zoom=False,

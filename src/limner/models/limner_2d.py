@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from limner.adapters.early_fusion import Factors, FusionOptions
 from limner.adapters.protocols import ModelCard, Variant, View
 from limner.adapters.shipped import ShippedFamily
+from limner.prompts.types import AREAS, MARKS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ CARD = ModelCard(
     name="limner-2d",
     summary="built-in network for pictures, slices and frames; any modality",
     ndim=(2,),
-    prompts=frozenset({"click", "box", "scribble", "lasso", "mask"}),
+    prompts=MARKS | AREAS,
     licence="CC-BY-SA-4.0",  # two of the sets it learnt from are share-alike; see the card
     source="trained by this project; see src/limner/weights/limner-2d.md",
     zoom=True,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Question, Segmentation, Variant, View
-from limner.prompts.types import Box, Click, Prompt, Scribble, TextPrompt
+from limner.prompts.types import AREAS, MARKS, Box, Mark, Prompt, TextPrompt
 
 Array = NDArray[Any]
 
@@ -35,7 +35,7 @@ CARD = ModelCard(
     name="toy",
     summary="nearest intensity to the marks; for tests. Text: 'dark', anything else is bright",
     ndim=(2, 3),
-    prompts=frozenset({"click", "box", "scribble", "lasso", "mask", "text"}),
+    prompts=MARKS | AREAS | {"text"},
     licence="Apache-2.0",
     source="this package; no weights",
     zoom=True,
@@ -117,7 +117,7 @@ def _read(prompts: Sequence[Prompt], shape: tuple[int, ...]) -> _Marks:
     area: Array | None = None
     for prompt in prompts:
         covered = mask_of_prompt(prompt, shape)
-        if isinstance(prompt, Click | Scribble):
+        if isinstance(prompt, Mark):
             inside[covered] = prompt.positive
             outside[covered] = not prompt.positive
         elif covered.any():
@@ -166,7 +166,7 @@ def _obey(logits: NDArray[np.float32], prompts: Sequence[Prompt]) -> NDArray[np.
     """Clicked and scribbled pixels are as the user said, the later one where they conflict."""
     result = np.clip(logits, -16.0, 16.0)
     for prompt in prompts:
-        if isinstance(prompt, Click | Scribble):
+        if isinstance(prompt, Mark):
             result[mask_of_prompt(prompt, logits.shape)] = 4.0 if prompt.positive else -4.0
     return result
 

@@ -1,5 +1,5 @@
-"""Prompts between coordinate frames: foreign orders and world millimetres at the door, and into
-windows.
+"""Prompts between coordinate frames: from foreign index orders and world millimetres, and the check
+that they lie in the image.
 
 The functions return new prompts; text and examples, which have no position, come back unchanged.
 """
@@ -7,14 +7,15 @@ The functions return new prompts; text and examples, which have no position, com
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limner.errors import PromptError
 from limner.geometry import Geometry
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Position, Prompt, Scribble, num_axes
+from limner.prompts.kinds.base import CornersPrompt, GridMap, PointsPrompt
+from limner.prompts.types import Click, Lasso, MaskPrompt, Placeless, Prompt, Scribble
 
 _DIGITS = 9  # of an index: what is less is rounding
 _SLIVER = 1e-6  # of a pixel: a box that meets so little of one does not hold it
@@ -23,30 +24,13 @@ _MOST_OBLIQUE = 40.0  # degrees between a slice and the plane whose name it gets
 _PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # across x, y, z of LPS
 
 
-def map_positions(prompt: Prompt, mapping: Callable[[Position], Position]) -> Prompt:
-    """Apply `mapping` to every position of a prompt; radii and masks stay as they are."""
-    match prompt:
-        case Click():
-            return Click(mapping(prompt.at), prompt.positive)
-        case Box():
-            return Box(mapping(prompt.low), mapping(prompt.high))
-        case Scribble():
-            points = tuple(mapping(p) for p in prompt.points)
-            return Scribble(points, prompt.positive, prompt.radius)
-        case Lasso():
-            return Lasso(tuple(mapping(p) for p in prompt.points))
-    return prompt
-
-
 def from_xyz(prompt: Prompt) -> Prompt:
     """A prompt given as ``(x, y)`` or ``(x, y, z)`` pixels, as SAM and Slicer's IJK do, in index
     order.
 
     Boxes are half-open in both frames. A mask is transposed.
     """
-    if isinstance(prompt, MaskPrompt):
-        return MaskPrompt(prompt.mask.T)
-    return map_positions(prompt, lambda p: p[::-1])
+    return prompt.mapped(GridMap(lambda p: p[::-1], mask=lambda mask: mask.T))
 
 
 def from_world(prompt: Prompt, geometry: Geometry, *, system: str) -> Prompt:
@@ -65,23 +49,25 @@ def from_world(prompt: Prompt, geometry: Geometry, *, system: str) -> Prompt:
         PromptError: an unknown system, positions without three coordinates, a mask that would have
             to be resampled, or a lasso across the slices.
     """
-    axes = num_axes(prompt)
-    if isinstance(prompt, Lasso) and axes == 3:
-        return lasso_from_world(prompt.points, geometry, system=system)
     to_index = _world_to_index(geometry, system)
-    if axes is None or isinstance(prompt, MaskPrompt):
+    if isinstance(prompt, Placeless | MaskPrompt):
         return prompt
-    if axes != 3:
+    if prompt.num_axes != 3:
         raise PromptError("World positions have three coordinates: x, y, z in millimetres.")
-    if isinstance(prompt, Box):
+    if isinstance(prompt, Lasso):
+        return lasso_from_world(prompt.points, geometry, system=system)
+    if isinstance(prompt, CornersPrompt):
         corners = np.stack(
             np.meshgrid(*zip(prompt.low, prompt.high, strict=True), indexing="ij"), axis=-1
         ).reshape(-1, 3)
         index = to_index(corners)
         low = np.floor(index.min(axis=0) + 0.5 + _SLIVER)
         high = np.ceil(index.max(axis=0) + 0.5 - _SLIVER)
-        return Box(tuple(low), tuple(np.maximum(high, low + 1)))
-    return map_positions(prompt, lambda position: tuple(to_index(np.asarray(position)).tolist()))
+        return prompt.moved_to(tuple(low), tuple(np.maximum(high, low + 1)))
+    if isinstance(prompt, PointsPrompt):
+        points = [tuple(to_index(np.asarray(p)).tolist()) for p in prompt.positions]
+        return prompt.moved_to(points)
+    assert_never(prompt)
 
 
 def lasso_from_world(points: ArrayLike, geometry: Geometry, *, system: str) -> Lasso:
@@ -150,27 +136,6 @@ def _world_to_index(geometry: Geometry, system: str) -> Callable[[NDArray[Any]],
     return lambda points: np.round(geometry.world_to_index(points * flip), _DIGITS) + 0.0
 
 
-def on_slice(prompt: Prompt, index: int, axis: int = 0) -> Prompt:
-    """Lift a 2D prompt onto slice `index` of a volume; a box becomes one slice thick.
-
-    Args:
-        prompt: its positions have the two other coordinates, in index order.
-        index: of the slice.
-        axis: across which the slices lie.
-    """
-    if num_axes(prompt) != 2:
-        return prompt
-    if isinstance(prompt, MaskPrompt):
-        raise PromptError("A 2D mask belongs to a slice: add it with frame=K.")
-
-    def lifted(position: Position, place: float) -> Position:
-        return (*position[:axis], place, *position[axis:])
-
-    if isinstance(prompt, Box):
-        return Box(lifted(prompt.low, float(index)), lifted(prompt.high, float(index + 1)))
-    return map_positions(prompt, lambda p: lifted(p, float(index)))
-
-
 def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -> None:
     """Refuse a prompt that does not fit an image.
 
@@ -180,8 +145,7 @@ def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -
     Raises:
         PromptError: says where the prompt is and where the image ends.
     """
-    axes = num_axes(prompt)
-    if axes is None:
+    if prompt.num_axes is None:
         return
     limits = "×".join(str(n) for n in shape)
     if isinstance(prompt, MaskPrompt):
@@ -191,61 +155,18 @@ def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -
                 f"the {what} of shape {tuple(shape)}."
             )
         return
-    if axes != len(shape):
+    if prompt.num_axes != len(shape):
         raise PromptError(
-            f"A {prompt.kind} with {axes} coordinates does not fit "
+            f"A {prompt.kind} with {prompt.num_axes} coordinates does not fit "
             f"the {len(shape)}D {what} of {limits}."
         )
-    low, high = extent(prompt)
-    size = np.asarray(shape)
-    if isinstance(prompt, Click):
-        outside = bool((low < -0.5).any() or (low > size - 0.5).any())
-    elif isinstance(prompt, Box):  # half-open: must hold the centre of a pixel on every axis
-        outside = bool((high <= 0).any() or (low > size - 1).any())
-    else:
-        outside = bool((high < 0.5).any() or (low > size - 0.5).any())
-    if outside:
-        place = ", ".join(f"{x:g}" for x in low)
-        if not isinstance(prompt, Click):
-            place = f"from ({place}) to ({', '.join(f'{x:g}' for x in high)})"
-        else:
-            place = f"at ({place})"
+    if prompt.is_outside(shape):
+        low, high = (", ".join(f"{x:g}" for x in corner) for corner in prompt.extent())
+        place = f"at ({low})" if isinstance(prompt, Click) else f"from ({low}) to ({high})"
         raise PromptError(
             f"The {prompt.kind} {place} lies outside the {what} of {limits} pixels; "
             "positions are array indices in index order (use --order xyz for x, y)."
         )
-
-
-def reaches_over(prompt: Prompt, shape: Sequence[int]) -> bool:
-    """Whether part of a box lies outside an image of `shape`; what is outside has no effect."""
-    if not isinstance(prompt, Box):
-        return False
-    limits = zip(prompt.low, prompt.high, shape, strict=True)
-    return any(low < 0 or high > size for low, high, size in limits)
-
-
-def extent(prompt: Prompt) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The bounding box of a prompt as half-open index bounds ``(low, high)``, brush radius
-    included.
-
-    Raises:
-        PromptError: for text and examples, which have no place in the image.
-    """
-    match prompt:
-        case Click():
-            at = np.asarray(prompt.at)
-            return at, at + 1
-        case Box():
-            return np.asarray(prompt.low), np.asarray(prompt.high)
-        case Scribble():
-            points = np.asarray(prompt.points)
-            return points.min(axis=0) - prompt.radius, points.max(axis=0) + prompt.radius + 1
-        case Lasso():
-            points = np.asarray(prompt.points)
-            return points.min(axis=0), points.max(axis=0) + 1
-        case MaskPrompt():
-            return np.asarray(prompt.bounds[0]), np.asarray(prompt.bounds[1])
-    raise PromptError(f"A {prompt.kind} prompt has no place in the image.")
 
 
 def scribbles_from_mask(mask: NDArray[np.bool_], *, positive: bool) -> list[Scribble]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, assert_never
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limner.prompts import _strokes
+from limner.prompts.kinds.base import CornersPrompt, PointsPrompt
 from limner.prompts.regions import bounds, depth, inmost, largest_error, stride
 from limner.prompts.simulate_volume import challenge_click
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, num_axes
+from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Placeless, Prompt, Scribble
 
 Array = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -330,8 +331,8 @@ def noisy(
     """
     if not (np.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma={sigma} must be finite and not below 0 pixels.")
-    if num_axes(prompt) not in (None, len(shape)):
-        raise ValueError(f"A {prompt.kind} with {num_axes(prompt)} axes is not in shape {shape}.")
+    if prompt.num_axes not in (None, len(shape)):
+        raise ValueError(f"A {prompt.kind} with {prompt.num_axes} axes is not in shape {shape}.")
 
     def offset(places: ArrayLike) -> Array:
         """A movement that keeps the places in the image."""
@@ -342,26 +343,30 @@ def noisy(
             np.where(least > most, 0.0, np.clip(move, least, np.maximum(least, most)))
         )
 
-    match prompt:
-        case Click():
-            return Click(tuple(np.asarray(prompt.at) + offset(prompt.at)), prompt.positive)
-        case Box():
-            low, high = np.asarray(prompt.low), np.asarray(prompt.high)
-            move = rng.normal(0.0, sigma, (2, len(shape)))
-            return _box(low + move[0], high + move[1], tuple(shape))
-        case Scribble():
-            points = np.asarray(prompt.points) + offset(prompt.points)
-            return Scribble(tuple(map(tuple, points)), prompt.positive, prompt.radius)
-        case Lasso():
-            return Lasso(tuple(map(tuple, np.asarray(prompt.points) + offset(prompt.points))))
-        case MaskPrompt() if prompt.mask.any():
-            low, high = bounds(prompt.mask)
-            move = offset([low, high - 1]).astype(int)
-            moved = np.zeros(prompt.mask.shape, dtype=bool)
-            old = prompt.mask[tuple(map(slice, low, high))]
-            moved[tuple(map(slice, low + move, high + move))] = old
-            return MaskPrompt(moved)
-    return prompt
+    if isinstance(prompt, PointsPrompt):
+        moved = np.asarray(prompt.positions) + offset(prompt.positions)
+        return prompt.moved_to(tuple(map(tuple, moved)))
+    if isinstance(prompt, CornersPrompt):
+        low, high = np.asarray(prompt.low), np.asarray(prompt.high)
+        move = rng.normal(0.0, sigma, (2, len(shape)))
+        moved_box = _box(low + move[0], high + move[1], tuple(shape))
+        return prompt.moved_to(moved_box.low, moved_box.high)
+    if isinstance(prompt, MaskPrompt):
+        return _shift_mask(prompt, offset)
+    if isinstance(prompt, Placeless):
+        return prompt
+    assert_never(prompt)
+
+
+def _shift_mask(prompt: MaskPrompt, offset: Callable[[ArrayLike], Array]) -> MaskPrompt:
+    if not prompt.mask.any():
+        return prompt
+    low, high = bounds(prompt.mask)
+    move = offset([low, high - 1]).astype(int)
+    shifted = np.zeros(prompt.mask.shape, dtype=bool)
+    part = prompt.mask[tuple(map(slice, low, high))]
+    shifted[tuple(map(slice, low + move, high + move))] = part
+    return MaskPrompt(shifted)
 
 
 def _mask(value: ArrayLike) -> Mask:

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.intensity import robust_limits
+from limner.adapters.prompt_checks import mask_of_prompt
 from limner.io.image import Image
-from limner.prompts.raster import rasterize
 from limner.prompts.simulate_volume import largest_slice
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt
-from limner.sessions.answers.to_slice import onto_plane
+from limner.prompts.types import Area, Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -82,21 +81,17 @@ def draw_slice(
 
 
 def _on_slice(prompt: Prompt, frame: int) -> Prompt | None:
-    if isinstance(prompt, Box):
-        inside = prompt.low[0] <= frame + 0.5 <= prompt.high[0]
-        return Box(prompt.low[1:], prompt.high[1:]) if inside else None
-    if isinstance(prompt, MaskPrompt):
-        return MaskPrompt(prompt.mask[frame]) if prompt.mask[frame].any() else None
-    found = onto_plane(prompt)
+    if isinstance(prompt, Area):
+        return prompt.section(frame, 0)
+    found = prompt.to_slice()
     return found[0] if found is not None and found[1] == frame else None
 
 
 def _choose_crop(shown: Mask, prompts: Sequence[Prompt]) -> Crop:
     """Choose the crop to show: the bounding box of masks and prompts, with a margin."""
-    from limner.prompts.convert import extent
 
-    spans = [extent(MaskPrompt(shown))] if shown.any() else []
-    spans += [extent(prompt) for prompt in prompts]
+    spans = [MaskPrompt(shown).extent()] if shown.any() else []
+    spans += [prompt.extent() for prompt in prompts]
     limit = np.array(shown.shape)
     if not spans:
         return slice(0, int(limit[0])), slice(0, int(limit[1]))
@@ -138,16 +133,16 @@ def _outline(mask: Mask, size: tuple[int, int]) -> Mask:
 def _draw_area(
     pixels: NDArray[np.uint8], prompt: Prompt, crop: Crop, shape: tuple[int, ...]
 ) -> None:
-    """Tint the pixels that a scribble covers, or outline a mask prompt."""
+    """Tint the pixels that a scribble covers, or outline an area that has no line of its own."""
     size = pixels.shape[0], pixels.shape[1]
-    if isinstance(prompt, MaskPrompt):
-        pixels[_outline(prompt.mask[crop], size)] = LINE
-    elif prompt.kind == "scribble":
-        maps = rasterize([prompt], shape)
-        for covered, colour in ((maps.positive, POSITIVE), (maps.negative, NEGATIVE)):
-            if covered is not None and covered.any():
-                mask = _resize_mask(covered[crop], size)
-                pixels[mask] = pixels[mask] // 3 + np.array(colour, dtype=np.uint8) // 3 * 2
+    if isinstance(prompt, Scribble):
+        covered = mask_of_prompt(prompt, shape)[crop]
+        if covered.any():
+            mask = _resize_mask(covered, size)
+            colour = np.array(POSITIVE if prompt.positive else NEGATIVE, dtype=np.uint8)
+            pixels[mask] = pixels[mask] // 3 + colour // 3 * 2
+    elif isinstance(prompt, Area) and not isinstance(prompt, Box | Lasso):
+        pixels[_outline(mask_of_prompt(prompt, shape)[crop], size)] = LINE
 
 
 def _resize_mask(mask: Mask, size: tuple[int, int]) -> Mask:

@@ -18,7 +18,7 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.reoriented import Reoriented, labels_as_stored
 from limner.io.video.encode import MOST_GIF_FRAMES, write_film
-from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.render.panel import (
     BACKDROP,
     INK,
@@ -166,7 +166,7 @@ class _FrameRenderer:
         prompts = [
             p
             for p in self._timeline.prompts.get(index, ())
-            if num_axes(p) == 2 and not isinstance(p, MaskPrompt)
+            if p.num_axes == 2 and not isinstance(p, MaskPrompt)
         ]
         if self._reformat is not None:
             return draw_panel(panel, prompts, to_display=self._reformat.map_points)

@@ -15,8 +15,7 @@ from limner.adapters.intensity import resolve_window, robust_limits
 from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.io.image import Image
-from limner.prompts.convert import extent, on_slice
-from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.render.panel import (
     BACKDROP,
     Panel,
@@ -183,7 +182,7 @@ def _draw_stored(
         float(spacing.min()) / scale if image.geometry.has_spacing else None,
         title,
     )
-    return draw_panel(panel, [p for p in prompts if num_axes(p) == 2])
+    return draw_panel(panel, [p for p in prompts if p.num_axes == 2])
 
 
 def _draw_frame(
@@ -211,23 +210,23 @@ def _place_prompts(
     prompts: Sequence[Prompt | PlacedPrompt], ndim: int, frame: int | None
 ) -> list[Prompt]:
     """Prompts with as many axes as the image; those that have no place in it are left out."""
-    placed = []
+    placed: list[Prompt] = []
     for given in prompts:
         prompt = cast(Prompt, getattr(given, "prompt", given))
         on = getattr(given, "frame", None)
         on = frame if on is None else on
-        if num_axes(prompt) == 2 and ndim == 3 and on is not None:
+        if prompt.num_axes == 2 and ndim == 3 and on is not None:
             if isinstance(prompt, MaskPrompt):
                 continue  # the labels show what became of it
-            prompt = on_slice(prompt, on)
-        if num_axes(prompt) == ndim:
+            prompt = prompt.on_slice(on)
+        if prompt.num_axes == ndim:
             placed.append(prompt)
     return placed
 
 
 def _include_prompted(chosen: list[int], prompts: Sequence[Prompt]) -> list[int]:
     """Move the nearest of the chosen frames to each prompted one, so that every prompt is shown."""
-    spans = [extent(p) for p in prompts if not isinstance(p, MaskPrompt)]
+    spans = [p.extent() for p in prompts if not isinstance(p, MaskPrompt)]
     wanted = sorted({int(low[0]) for low, high in spans if high[0] - low[0] <= 1})
     for frame in wanted[: len(chosen) // 2]:
         free = [k for k in chosen if k not in wanted]
@@ -262,7 +261,7 @@ def _choose_centre(labels: Array, prompts: Sequence[Prompt]) -> tuple[int, ...]:
         )  # the mean itself may be beside a crescent
         best = int(np.argmin(nearest))
         return tuple(int(f[best]) for f in found)
-    spans = [extent(p) for p in prompts if num_axes(p) == labels.ndim]
+    spans = [p.extent() for p in prompts if p.num_axes == labels.ndim]
     middle = np.asarray(labels.shape) / 2
     if spans:
         middle = np.mean([(a + b - 1) / 2 for a, b in spans], axis=0)

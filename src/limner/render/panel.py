@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
-from limner.prompts.raster import rasterize
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
+from limner.prompts.types import (
+    Area,
+    Box,
+    Click,
+    Example,
+    Lasso,
+    MaskPrompt,
+    Prompt,
+    Scribble,
+    TextPrompt,
+)
 
 Array = NDArray[Any]
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -217,11 +226,23 @@ def _draw_prompt(
             _stroke(draw, to_canvas(prompt.points), color, width)
         case Lasso():
             _stroke(draw, to_canvas([*prompt.points, prompt.points[0]]), BOX_COLOR, 2)
-        case MaskPrompt():
-            rasterized = rasterize([prompt], prompt.mask.shape).mask
-            rows, columns = np.nonzero(_label_edges(np.asarray(rasterized)) & prompt.mask)
+        case TextPrompt() | Example():
+            pass
+        case _:  # any other area: the outline of what it covers
+            covered = _cover(prompt)
+            rows, columns = np.nonzero(_label_edges(covered) & covered)
             if rows.size:
                 draw.point(to_canvas(np.stack([rows, columns], axis=1)), fill=BOX_COLOR)
+
+
+def _cover(area: Area) -> NDArray[np.bool_]:
+    """The pixels of an area, on a grid that is larger, or as large as a mask."""
+    if isinstance(area, MaskPrompt):
+        return area.mask
+    size = np.maximum(np.ceil(area.extent()[1]) + 1, 1).astype(int)
+    covered = np.zeros(tuple(size), dtype=np.bool_)
+    area.paint(covered, 0.0)
+    return covered
 
 
 def _stroke(

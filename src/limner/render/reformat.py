@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from limner.io.image import Image
-from limner.prompts.convert import extent
-from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, num_axes
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.render.panel import Panel, draw_panel, to_rgb
 
 Array = NDArray[Any]
@@ -86,31 +85,10 @@ class Reformat:
 
 def prompt_on_slice(prompt: Prompt, axis: int, index: int, shape: Sequence[int]) -> Prompt | None:
     """Cut a prompt at a slice across `axis`: its 2D form there, None where it does not meet it."""
-    axes = num_axes(prompt)
-    if axes == 2:
+    if prompt.num_axes == 2:
         return prompt if axis == 0 else None
-    if axes is None:
+    if prompt.num_axes is None or (
+        isinstance(prompt, MaskPrompt) and prompt.mask.shape != tuple(shape)
+    ):
         return None
-    if isinstance(prompt, MaskPrompt):
-        if prompt.mask.shape != tuple(shape):
-            return None
-        return MaskPrompt(np.asarray(prompt.mask.take(index, axis=axis)))
-    low, high = extent(prompt)
-    if not low[axis] - 0.5 <= index < high[axis]:
-        return None
-
-    def drop(position: Sequence[float]) -> tuple[float, ...]:
-        return tuple(x for k, x in enumerate(position) if k != axis)
-
-    match prompt:
-        case Click():
-            return Click(drop(prompt.at), prompt.positive)
-        case Box():
-            return Box(drop(prompt.low), drop(prompt.high))
-        case Scribble():
-            return Scribble(tuple(drop(p) for p in prompt.points), prompt.positive, prompt.radius)
-        case Lasso():
-            return (
-                Lasso(tuple(drop(p) for p in prompt.points)) if prompt.plane_axis == axis else None
-            )
-    return None
+    return prompt.section(index, axis)

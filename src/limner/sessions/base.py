@@ -16,8 +16,7 @@ from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 from limner.models import CheckingModel, ModelCard, PromptableModel, list_models
-from limner.prompts.convert import reaches_over
-from limner.prompts.types import KINDS, Prompt
+from limner.prompts.types import Prompt, check_prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.answer_cache import AnswerCache
 from limner.sessions.answers.changed_box import LastMasks
@@ -109,7 +108,7 @@ class BaseSession:
         event = self._placed_as(prompt, object_id, frame, axis)
         whole = self.image.geometry.shape
         shape = whole if event.frame is None else whole[1:]
-        if reaches_over(event.prompt, shape):
+        if event.prompt.reaches_over(shape):
             _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
         self._record(event)
         return prompt
@@ -437,10 +436,8 @@ class BaseSession:
         if self._closed:
             raise SessionError("The session is closed; open another one or resume its journal.")
 
-    def _check_kind(self, prompt: object) -> None:
-        if not isinstance(prompt, Prompt):
-            names = ", ".join(kind.__name__ for kind in KINDS.values())
-            raise TypeError(f"A prompt is one of {names}, not {prompt!r}.")
+    def _check_kind(self, prompt: Prompt) -> None:
+        check_prompt(prompt)
         card = self.model.card
         if prompt.kind not in card.prompts:
             others = [c.name for c in list_models() if prompt.kind in c.prompts]

@@ -10,7 +10,6 @@ import numpy as np
 from limner.adapters.intensity import robust_limits
 from limner.errors import FormatError, PromptError
 from limner.prompts.types import Prompt
-from limner.sessions.answers.to_slice import onto_plane
 from limner.sessions.propagation.stack_session import StackSession
 
 _SAMPLED_FRAMES = 8  # for the limits of black and white
@@ -24,7 +23,7 @@ class VideoSession(StackSession):
 
     def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
         if frame is None:
-            dropped = onto_plane(prompt)
+            dropped = prompt.to_slice()
             if dropped is None:
                 raise PromptError(
                     "A prompt on a video needs its frame: add it with frame=K (--slice K), or give "

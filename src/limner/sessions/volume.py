@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from limner.adapters.axes import Axes, canonical
 from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
-from limner.prompts.convert import check_inside, on_slice
-from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.prompts.convert import check_inside
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.finite import cleaned, is_finite
 from limner.sessions.answers.image_view import ImageView
-from limner.sessions.answers.to_slice import onto_plane
 from limner.sessions.propagation.stack_session import StackSession
 
 _AXES = ("slice", "row", "column")
@@ -39,7 +38,7 @@ class VolumeSession(StackSession):
     def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
         flat, solid = (n in self.model.card.ndim for n in (2, 3))
         if frame is None and not solid:
-            dropped = onto_plane(prompt)
+            dropped = prompt.to_slice()
             if dropped is None:
                 raise PromptError(
                     f"{self.model.card.name} answers slice by slice: say a {prompt.kind} on one "
@@ -51,7 +50,7 @@ class VolumeSession(StackSession):
             if flat:
                 return prompt, frame
             prompt, frame = self._raised(prompt, frame, 0), None
-        if num_axes(prompt) == 2:
+        if prompt.num_axes == 2:
             raise PromptError(
                 f"A {prompt.kind} with 2 coordinates on a volume needs its slice: add it with "
                 "frame=K (--slice K), or give slice, row and column."
@@ -82,7 +81,7 @@ class VolumeSession(StackSession):
                 f"{self.model.card.name} takes a mask of the whole volume, not of one slice; draw "
                 "a lasso or a scribble there, or choose a model that works in 2D (limner models)."
             )
-        return on_slice(prompt, frame, axis)
+        return prompt.on_slice(frame, axis)
 
     def _answered_frame(self, object_id: int, frame: int | None) -> int | None:
         """A slice's prompts that were lifted into the volume are answered there."""

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from limner.adapters.correction import keep_local_correction
-from limner.adapters.markers import AREAS, Markers, enforce_marks, gather_markers, signed_distance
+from limner.adapters.markers import Markers, enforce_marks, gather_markers, signed_distance
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
 from limner.models.classical.colour import ColourBins, features_of
@@ -40,7 +40,7 @@ from limner.models.classical.optical_flow import VARIANTS as FOLLOWERS
 from limner.models.classical.problem import SegmentationProblem, connected_parts
 from limner.models.classical.random_walker import walk_randomly
 from limner.models.classical.region_growing import grow_region
-from limner.prompts.types import Prompt
+from limner.prompts.types import AREAS, MARKS, Area, Prompt
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -103,7 +103,7 @@ class Classical:
                 clicks that contradict it.
         """
         check_understood(self.card, prompts, embedding.shape)
-        if previous is None and not any(isinstance(p, AREAS) for p in prompts):
+        if previous is None and not any(isinstance(p, Area) for p in prompts):
             # A click alone tells few of the object's colours; a first answer tells more of them.
             # One that then grows out of all proportion has leaked.
             first = self._answered(embedding, prompts, None)
@@ -247,7 +247,7 @@ def _variant(name: str, summary: str, solve: Solver) -> Variant:
         name=f"classical/{name}",
         summary=summary,
         ndim=(2, 3),
-        prompts=frozenset({"click", "box", "scribble", "lasso", "mask"}),
+        prompts=MARKS | AREAS,
         licence="Apache-2.0",
         source="this package, with SciPy and scikit-image; no weights",
         zoom=True,

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.axes import Bounds
-from limner.prompts.convert import extent
-from limner.prompts.types import MaskPrompt, Prompt, num_axes
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.image_view import ImageView, Shape
 
 MARGIN = 0.3  # of the object's size, around it on each side
@@ -52,9 +51,9 @@ def around(
 ) -> Bounds:
     """A window around what was said and found, with a margin and a least size."""
     spans = [
-        extent(p)
+        p.extent()
         for p in prompts
-        if num_axes(p) is not None
+        if p.num_axes is not None
         and getattr(p, "positive", True)
         and not (isinstance(p, MaskPrompt) and not any(p.bounds[1]))
     ]

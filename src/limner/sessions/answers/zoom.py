@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from limner.adapters.axes import Bounds
 from limner.adapters.resize import bin_edges, shrink_all
 from limner.models import BatchModel, PromptableModel, Question, Segmentation
-from limner.prompts.convert import extent, map_positions
-from limner.prompts.types import Box, Click, MaskPrompt, Prompt, Scribble, num_axes
+from limner.prompts.types import Area, Box, MaskPrompt, Prompt
 from limner.sessions.answers.answer import Answer, ModelMemory, Query
 from limner.sessions.answers.image_view import ImageView, Shape
 from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
@@ -136,7 +135,7 @@ def _zoom_in(
     found = None if query.previous is None else query.previous.mask_bounds
     if found is None:  # an answer of nothing, as to a lone negative click, says nothing
         query = Query(prompts)
-    if query.previous is None and not any(p.kind in ("box", "lasso", "mask") for p in prompts):
+    if query.previous is None and not any(isinstance(p, Area) for p in prompts):
         prediction = _locate_object(model, view, query, limits)
         found = prediction.found
         if prediction.logits.shape == view.shape or (
@@ -181,33 +180,7 @@ def _locate_object(
 
 def prompt_to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
     """A prompt in the index order of a view of `bounds` shrunk to `shape`; None if outside it."""
-    low, high = np.asarray(bounds[0]), np.asarray(bounds[1])
-    if num_axes(prompt) is None:
-        return prompt
-    if isinstance(prompt, MaskPrompt):
-        window = prompt.mask[tuple(slice(a, b) for a, b in zip(*bounds, strict=True))]
-        share = shrink_all(window, shape) if window.shape != shape else window
-        return MaskPrompt(share >= 0.5 if (share >= 0.5).any() else share > 0)
-    scale = np.asarray(shape) / (high - low)
-    if isinstance(prompt, Box):
-        start = np.clip((np.asarray(prompt.low) - low) * scale, 0, shape)
-        stop = np.clip((np.asarray(prompt.high) - low) * scale, 0, shape)
-        if (stop <= start).any():
-            return None
-        start = np.minimum(start, np.maximum(stop - 1, 0))  # at least one pixel of the view
-        return Box(tuple(start), tuple(np.maximum(stop, start + 1)))
-    begin, end = extent(prompt)
-    if (end <= low).any() or (begin >= high).any():
-        return None
-    moved = map_positions(
-        prompt, lambda p: tuple(((np.asarray(p) - low + 0.5) * scale - 0.5).tolist())
-    )
-    if isinstance(moved, Click):  # half a pixel over the edge is still on the edge's pixel
-        return Click(tuple(np.clip(moved.at, 0, np.asarray(shape) - 1)), moved.positive)
-    if isinstance(moved, Scribble):
-        radius = moved.radius * float(np.exp(np.log(scale).mean()))
-        return Scribble(moved.points, moved.positive, radius)
-    return moved
+    return prompt.in_view(*bounds, shape, shrink_all)
 
 
 def _ask_once(

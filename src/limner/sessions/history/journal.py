@@ -96,7 +96,10 @@ class Journal:
 
         Raises:
             SessionError: it could not be written; the journal is as it was before.
+            ValueError: a prompt is null, which could never be read again.
         """
+        if "prompt" in record and not isinstance(record["prompt"], dict):
+            raise ValueError(f"The journal takes prompts, not {record['prompt']!r}.")
         text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
         line = b"%08x " % zlib.crc32(text) + text + b"\n"
         try:

@@ -10,7 +10,7 @@ from typing import Any
 
 from limner.errors import SessionError
 from limner.models import MaskCarrier, PromptableModel, Segmentation
-from limner.prompts.types import Box, MaskPrompt, Prompt, num_axes
+from limner.prompts.types import Box, MaskPrompt, Prompt
 from limner.sessions.answers.answer import Answer, Query
 from limner.sessions.answers.zoom import answer_queries
 from limner.sessions.propagation.prefetch import FrameView, prefetch_embeddings
@@ -127,7 +127,7 @@ class MaskPropagator:
             view = here.crop(here.whole, here.shape)
             return tuple(self._model.next_prompts(view, shown, before.said))
         if not self._by_masks:
-            repeated = tuple(p for p in before.said if num_axes(p) is None)
+            repeated = tuple(p for p in before.said if p.num_axes is None)
             if not repeated:
                 raise SessionError(
                     f"{self._model.card.name} takes neither masks nor boxes to carry on."

@@ -1,0 +1,1 @@
+"""Kinds of prompt, one file each; `limner.prompts.types` lists them."""
