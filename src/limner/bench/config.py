@@ -14,7 +14,7 @@ from limner.datasets.folders import Dimensions
 from limner.errors import FormatError
 
 Protocol: TypeAlias = Literal[
-    "box", "clicks", "mixed", "scribbles", "examples", "slices", "propagation"
+    "box", "clicks", "mixed", "scribbles", "examples", "slices", "propagation", "automatic"
 ]
 Split: TypeAlias = Literal["train", "val", "test", "all"]
 
@@ -26,9 +26,10 @@ PROTOCOLS: dict[str, str] = {
     "examples": "other pictures with all pixels of the same label, then corrective clicks",
     "slices": "a box (or click) on a few slices of a volume, then corrective clicks",
     "propagation": "one annotated slice or frame (or a few), carried to the others",
+    "automatic": "no prompts: the whole image is labelled, and every label scored",
 }
-IMAGE_PROTOCOLS = ("box", "clicks", "mixed", "scribbles", "examples")
-VOLUME_PROTOCOLS = ("box", "clicks", "mixed", "slices", "propagation")
+IMAGE_PROTOCOLS = ("box", "clicks", "mixed", "scribbles", "examples", "automatic")
+VOLUME_PROTOCOLS = ("box", "clicks", "mixed", "slices", "propagation", "automatic")
 SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
     "none": "as the user means it",

@@ -14,6 +14,14 @@ import numpy as np
 
 from limner._version import __version__
 from limner.bench._shared_embeddings import encoded_once
+from limner.bench.automatic import (
+    Labeller,
+    check_labellers,
+    create_labellers,
+    find_label,
+    label_objects,
+    whole_labels,
+)
 from limner.bench.config import BenchConfig
 from limner.bench.conversation import hold_conversation
 from limner.bench.disturb import disturb_image
@@ -26,9 +34,15 @@ from limner.datasets.objects import TargetObject, find_objects
 from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
-from limner.models import ModelCard, PromptableModel, create_promptable
+from limner.models import (
+    AnyModel,
+    ModelCard,
+    PromptableModel,
+    check_promptable,
+    create_promptable,
+)
 
-M = TypeVar("M", PromptableModel, ModelPair)
+M = TypeVar("M", PromptableModel, ModelPair, Labeller)
 
 _REPORT_EVERY_S = 5.0
 
@@ -56,9 +70,7 @@ class Outcome:
     seconds: float
 
 
-def run(
-    config: BenchConfig, out: Path, *, models: Sequence[PromptableModel] | None = None
-) -> Outcome:
+def run(config: BenchConfig, out: Path, *, models: Sequence[AnyModel] | None = None) -> Outcome:
     """Hold every conversation that has no row yet.
 
     Ctrl-C or a kill loses at most the conversation at hand; the same call goes on.
@@ -74,15 +86,18 @@ def run(
         FormatError: there is nothing to score, or `out` holds another run.
     """
     sets = asked_sets(config)
+    if config.protocol == "automatic":
+        labellers = create_labellers(config) if models is None else check_labellers(models, config)
+        hashes = {model.card.name: model.card.weights_sha256 for model in labellers}
+        return _Automatic(config, labellers, RowStore(out, config, hashes)).over(sets)
+    promptable = None if models is None else [check_promptable(model) for model in models]
     if config.protocol == "propagation":
-        pairs = (
-            [ModelPair(model) for model in models] if models is not None else _create_pairs(config)
-        )
+        pairs = _create_pairs(config) if promptable is None else [ModelPair(m) for m in promptable]
         for pair in pairs:
             check_propagates(pair, config)
         hashes = {pair.card.name: pair.card.weights_sha256 for pair in pairs}
         return _Sequences(config, pairs, RowStore(out, config, hashes)).over(sets)
-    asked = list(models) if models is not None else _create(config)
+    asked = _create(config) if promptable is None else promptable
     for model in asked:
         check_dimensions(model.card, config.dimensions, by_slices=config.by_slices)
         check_speakable(model.card, config.protocol, config.disturb, mark=config.mark)
@@ -102,6 +117,8 @@ def asked_sets(config: BenchConfig) -> list[DataSet]:
     sets = find_sets(data, config.split, config.sets, dimensions=config.dimensions)
     if config.protocol == "examples":
         return [merge_by_label(s) for s in sets]
+    if config.protocol == "automatic":
+        return [whole_labels(s) for s in sets]
     if config.protocol == "scribbles":
         sets = [s for s in sets if (s.folder / "scribbles").is_dir()]
         if not sets:
@@ -237,6 +254,35 @@ class _Run(_Loop[PromptableModel]):
             reason = f"no other picture that may be shown holds label {case.object_id}."
             self._leave_out(data_set.name, stem, reason, object_id=case.object_id)
         return replace(case, references=references)
+
+
+class _Automatic(_Loop[Labeller]):
+    """Images that are labelled as a whole."""
+
+    def _picture(self, data_set: DataSet, stem: str) -> None:
+        image = open_image(data_set, stem)
+        shown = disturb_image(image, self._config.disturb)
+        if shown is None:
+            return
+        targets = list(find_objects(data_set, stem, image, most=self._config.objects))
+        if not targets:
+            self._leave_out(data_set.name, stem, "no object is large enough.")
+        for model in self._models:
+            missing = [t for t in targets if model in self._unasked(data_set, stem, t)]
+            known = [t for t in missing if find_label(model.card, t) is not None]
+            for target in missing:
+                if target not in known:
+                    what = target.target_name or f"label {target.object_id}"
+                    reason = f"{model.card.name} has no label {what}."
+                    self._leave_out(data_set.name, stem, reason, object_id=target.object_id)
+            if not known:
+                continue
+            for target, fields in label_objects(model, shown, known, self._config):
+                facts = _facts(self._config, data_set, stem, target)
+                facts |= {"image_sha256": image.pixel_hash(), "target_sha256": _hash(target)}
+                card = model.card
+                row = Row(model=card.name, weights_sha256=card.weights_sha256, **facts, **fields)
+                self._append(row)
 
 
 class _Sequences(_Loop[ModelPair]):

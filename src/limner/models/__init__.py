@@ -63,6 +63,7 @@ __all__ = [
     "TrackerModel",
     "Variant",
     "View",
+    "check_promptable",
     "create_model",
     "create_promptable",
     "default_model",
@@ -179,7 +180,15 @@ def create_promptable(name: str, **options: Any) -> PromptableModel:
         ValueError: besides, if the model takes no prompts.
         CheckpointError: as for `create_model`.
     """
-    model = create_model(name, **options)
+    return check_promptable(create_model(name, **options))
+
+
+def check_promptable(model: AnyModel) -> PromptableModel:
+    """The model, if it answers prompts.
+
+    Raises:
+        ValueError: it takes none; the message says what to do with it.
+    """
     if isinstance(model, PromptableModel):
         return model
     raise ValueError(
