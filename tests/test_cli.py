@@ -515,10 +515,10 @@ def test_the_demo_fits_80_columns(
     assert run(["demo"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
-    for name in ("phantom-picture", "phantom-sequence", "limner-2d", "1 box, 1 click"):
+    for name in ("phantom-image", "phantom-sequence", "limner-2d", "1 box, 1 click"):
         assert name in printed
     assert "…" not in printed
-    assert (tmp_path / "demo-output" / "phantom-picture.png").exists()
+    assert (tmp_path / "demo-output" / "phantom-image.png").exists()
 
 
 def test_a_refused_prompt_leaves_no_journal_in_the_way(picture: Path, tmp_path: Path) -> None:
@@ -880,7 +880,7 @@ def test_models_are_listed_in_any_width_without_broken_words() -> None:
 
 
 def test_the_documented_prompt_file_is_read(tmp_path: Path) -> None:
-    from limner.cli._options import read_prompts
+    from limner.cli._prompt_files import read_prompts
 
     text = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text(encoding="utf-8")
     path = tmp_path / "prompts.json"

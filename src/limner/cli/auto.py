@@ -63,6 +63,7 @@ def auto(
     import limner
     from limner.cli._finish import check_output
     from limner.cli._progress import bar
+    from limner.cli._prompt_files import parse_window
     from limner.errors import FormatError
 
     began = time.perf_counter()
@@ -81,7 +82,7 @@ def auto(
             device=device,
             exact=exact,
             labels=None if labels is None else labels.split(","),
-            window=options.parse_window(window),
+            window=parse_window(window),
             samples=samples,
             seed=seed,
             progress=tell,

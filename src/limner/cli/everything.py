@@ -1,24 +1,72 @@
-"""``limner everything``: masks of all that can be told apart in a picture, without prompts."""
+"""``limner everything``: mask proposals for all objects of an image, without prompts."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
 from limner.cli import _options as options
+from limner.cli._groups import expand_groups
 
 if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.sessions.proposal import Proposal
 
 
+@dataclass(frozen=True)
+class EverythingModel(options.ModelOptions):
+    """Which model proposes masks."""
+
+    model: Annotated[str | None, typer.Option(help="Any that takes clicks; see limner models.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class ProposalOptions:
+    """Which masks are proposed; None leaves it to the model."""
+
+    PANEL: ClassVar[str] = "Proposals"
+
+    points: Annotated[int, typer.Option(help="Clicks per side of the image.")] = 32
+    crops: Annotated[int, typer.Option(help="Layers of crops beside the whole image.")] = 0
+    min_score: Annotated[
+        float | None, typer.Option(help="Predicted quality, 0 to 1; default: the model's.")
+    ] = None
+    min_stability: Annotated[
+        float | None, typer.Option(help="IoU at two thresholds, 0 to 1; default: the model's.")
+    ] = None
+    box_iou: Annotated[
+        float, typer.Option(help="Of boxes that overlap more, the best mask stays.")
+    ] = 0.7
+    min_area: Annotated[int, typer.Option(help="Pixels of the smallest mask.")] = 1
+    max_share: Annotated[float, typer.Option(help="Of the image, in the largest mask.")] = 0.8
+    most: Annotated[int | None, typer.Option(help="So many of the best.")] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `limner.sessions.everything.Settings.of`."""
+        chosen = {
+            "points": self.points,
+            "crops": self.crops,
+            "least_score": self.min_score,
+            "least_stability": self.min_stability,
+            "box_iou": self.box_iou,
+            "least_area": self.min_area,
+            "largest_share": self.max_share,
+            "most": self.most,
+        }
+        return {key: value for key, value in chosen.items() if value is not None}
+
+
+@expand_groups
 def everything(
-    image: options.ImagePath,
+    path: options.ImagePath,
     output: Annotated[
         Path,
         typer.Option(
@@ -28,79 +76,35 @@ def everything(
             "masks overlap the one with the higher score.",
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Any that takes clicks; see limner models.")
-    ] = None,
-    points: Annotated[int, typer.Option(help="Clicks per side of the picture.")] = 32,
-    crops: Annotated[int, typer.Option(help="Layers of crops beside the whole picture.")] = 0,
-    min_score: Annotated[
-        float | None, typer.Option(help="Predicted quality, 0 to 1; default: the model's.")
-    ] = None,
-    min_stability: Annotated[
-        float | None, typer.Option(help="IoU at two thresholds, 0 to 1; default: the model's.")
-    ] = None,
-    box_iou: Annotated[
-        float, typer.Option(help="Of boxes that overlap more, the best mask stays.")
-    ] = 0.7,
-    min_area: Annotated[int, typer.Option(help="Pixels of the smallest mask.")] = 1,
-    max_share: Annotated[float, typer.Option(help="Of the picture, in the largest mask.")] = 0.8,
-    most: Annotated[int | None, typer.Option(help="So many of the best.")] = None,
+    proposals: ProposalOptions,
+    model: EverythingModel,
+    reading: options.ReadOptions,
     slice_: Annotated[
         int | None, typer.Option("--slice", help="Of a volume or video: which slice or frame.")
     ] = None,
-    weights: options.Weights = None,
-    device: options.Device = "auto",
-    window: options.Window = None,
-    exact: options.Exact = False,
-    keep_embeddings: options.KeepEmbeddings = False,
-    zoom: options.Zoom = None,
-    series: options.Series = None,
-    channel: options.Channel = None,
-    lenient: options.Lenient = False,
     preview: options.Preview = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Propose masks for everything in a picture; nothing is written before all is done."""
-    import limner
+    """Propose masks for everything in an image; nothing is written before all is done."""
     from limner.cli._finish import check_output
     from limner.cli._progress import bar
     from limner.models import default_model
     from limner.sessions import everything as mode
 
     began = time.perf_counter()
-    picture = limner.read(image, series=series, channel=channel, strict=not lenient)
-    check_output(output, preview, picture, inputs=(weights,))
-    with limner.open_session(
-        picture,
-        model or default_model(picture.kind, flat=True),
-        weights=weights,
-        device=device,
-        exact=exact,
-        keep_embeddings=keep_embeddings,
-        zoom=zoom,
-        window=None if window is None else options.parse_window(window),
-    ) as session:
-        chosen: dict[str, Any] = {
-            "points": points,
-            "crops": crops,
-            "least_score": min_score,
-            "least_stability": min_stability,
-            "box_iou": box_iou,
-            "least_area": min_area,
-            "largest_share": max_share,
-            "most": most,
-        }
-        given = {key: value for key, value in chosen.items() if value is not None}
-        settings = mode.Settings.of(session.card, **given)
-        with bar("asking") as tell:
-            found = mode.proposed(session, settings, frame=slice_, progress=tell)
+    image = reading.read(path)
+    check_output(output, preview, image, inputs=(model.weights,))
+    with model.open_session(image, default_model(image.kind, flat=True)) as session:
+        settings = mode.Settings.of(session.card, **proposals.settings())
+        with bar("asking") as progress:
+            found = mode.proposed(session, settings, frame=slice_, progress=progress)
         facts = mode.manifest_of(session, found, settings, slice_)
-    _write(output, picture, found, slice_, facts)
+    _write(output, image, found, slice_, facts)
     if preview is not None:
-        _draw(preview, picture, found, slice_, session.options.window)
+        _draw(preview, image, found, slice_, session.options.window)
     seconds = time.perf_counter() - began
     report = {
-        "image": str(image),
+        "image": str(path),
         "model": session.card.name,
         "masks": [{"id": k, **p.to_json()} for k, p in enumerate(found, start=1)],
         "output": str(output),
@@ -144,11 +148,11 @@ def _labels(found: Sequence[Proposal], image: Image, frame: int | None) -> Any:
 
     from limner.sessions.everything import label_map
 
-    plane = label_map(found, image.geometry.shape[-2:])
+    on_slice = label_map(found, image.geometry.shape[-2:])
     if frame is None:
-        return plane
-    labels = np.zeros(image.geometry.shape, dtype=plane.dtype)
-    labels[frame] = plane
+        return on_slice
+    labels = np.zeros(image.geometry.shape, dtype=on_slice.dtype)
+    labels[frame] = on_slice
     return labels
 
 

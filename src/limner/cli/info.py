@@ -91,13 +91,15 @@ def _describe_journal(path: Path) -> dict[str, Any]:
 
 
 def _describe_manifest(path: Path) -> dict[str, Any]:
-    said = options.read_prompts(path)
+    from limner.cli._prompt_files import read_prompts
+
+    file = read_prompts(path)
     return {
         "path": str(path),
         "kind": f"a manifest; see limner segment IMAGE --prompts {path}",
-        "model": said.model,
-        "prompts": len(said.entries),
-        "names": list(said.names.values()),
+        "model": file.model,
+        "prompts": len(file.entries),
+        "names": list(file.names.values()),
     }
 
 

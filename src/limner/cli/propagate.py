@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from limner.cli import _options as options
+from limner.cli._groups import expand_groups
 from limner.errors import FormatError, PromptError
 
 if TYPE_CHECKING:
+    from limner.cli._prompt_files import PlacedPrompt
     from limner.cli._propagation_report import PropagationReport
-    from limner.cli.segment import CommandPrompts
     from limner.io.image import Image
-    from limner.prompts.types import Prompt
     from limner.sessions import Prediction, Session
 
 _log = logging.getLogger(__name__)
@@ -29,48 +29,72 @@ _MOST_COLOURS = 4
 _LEAST_SURE, _MOST_NAMED = 3, 12  # frames that are named
 
 
-def propagate(
-    image: Annotated[Path, typer.Argument(help="Volume or video: file, DICOM folder, frames.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Mask: .nii.gz .nrrd .mha .tif .dcm .json .npz.")
-    ],
+@dataclass(frozen=True)
+class SlicePromptOptions:
+    """Prompts on slices or frames."""
+
+    PANEL: ClassVar[str] = "Prompts"
+
     box: Annotated[
         list[str] | None,
         typer.Option(
             help="r0,c0,r1,c1 with --slice, or s0,r0,c0,s1,r1,c1 on one slice. Repeat: on other "
             "slices the same object, on one slice one object each."
         ),
-    ] = None,
-    click: options.Clicks = None,
-    exclude: options.Excluded = None,
+    ] = None
+    click: options.Clicks = None
+    exclude: options.Excluded = None
     mask: Annotated[
         Path | None,
         typer.Option(help="A label image: masks on one or several slices, an object per label."),
-    ] = None,
+    ] = None
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts with frames as JSON (docs/prompts.md).")
-    ] = None,
-    slice_: options.Slice = None,
+    ] = None
+
+    def as_prompts(self) -> options.PromptOptions:
+        """These and no others."""
+        return options.PromptOptions(
+            box=self.box,
+            click=self.click,
+            exclude=self.exclude,
+            mask=self.mask,
+            prompts=self.prompts,
+        )
+
+
+@dataclass(frozen=True)
+class AxisOptions(options.PlaceOptions):
+    """Where prompts lie, and across which axis of a volume masks are propagated."""
+
     axis: Annotated[
         str | None,
         typer.Option(
-            help="Of a volume: carry across axis 0, 1 or 2, or axial, coronal, sagittal. "
+            help="Of a volume: propagate across axis 0, 1 or 2, or axial, coronal, sagittal. "
             "Default 0: as stored."
         ),
-    ] = None,
-    start: Annotated[int | None, typer.Option(help="First slice or frame to write.")] = None,
-    stop: Annotated[int | None, typer.Option(help="First one not to write.")] = None,
-    direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "both",
+    ] = None
+
+
+@dataclass(frozen=True)
+class RangeOptions:
+    """Where masks are propagated to, and how."""
+
+    PANEL: ClassVar[str] = "Propagation"
+
+    start: Annotated[int | None, typer.Option(help="First slice or frame to write.")] = None
+    stop: Annotated[int | None, typer.Option(help="First one not to write.")] = None
+    direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "both"
     how: Annotated[
         str,
         typer.Option(
             help="carry: from each mask to the next. interpolate: a box that moves evenly between "
             "marked slices."
         ),
-    ] = "carry",
+    ] = "carry"
     partial: Annotated[
         bool, typer.Option("--partial", help="On Ctrl-C or a damaged frame, write what is done.")
-    ] = False,
+    ] = False
     finish_3d: Annotated[
         str | None,
         typer.Option(
@@ -78,119 +102,127 @@ def propagate(
             metavar="MODEL",
             help="On a volume: hand the masks to a 3D model, such as limner-3d, at the end.",
         ),
-    ] = None,
-    order: options.Order = None,
-    world: options.World = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    propagator: options.Propagator = None,
-    propagator_weights: options.PropagatorWeights = None,
-    device: options.Device = "auto",
-    window: options.Window = None,
-    exact: options.Exact = False,
-    keep_embeddings: options.KeepEmbeddings = False,
-    zoom: options.Zoom = None,
-    name: options.Names = None,
-    journal: options.KeepJournal = None,
-    series: options.Series = None,
-    channel: options.Channel = None,
-    lenient: options.Lenient = False,
-    dicom_type: options.DicomType = None,
-    preview: options.Preview = None,
+    ] = None
     scores: Annotated[
         Path | None,
-        typer.Option(help="Also write JSON: score, area and centre per frame, where to look."),
-    ] = None,
-    as_json: options.AsJson = False,
+        typer.Option(help="Also write JSON: score, area and centre per frame, what to review."),
+    ] = None
+
+
+@expand_groups
+def propagate(
+    path: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="Volume or video: file, DICOM folder, frames.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Mask: .nii.gz .nrrd .mha .tif .dcm .json .npz.")
+    ],
+    prompts: SlicePromptOptions,
+    place: AxisOptions,
+    span: RangeOptions,
+    model: options.ModelOptions,
+    propagator: options.PropagatorOptions,
+    reading: options.ReadOptions,
+    result: options.OutputOptions,
 ) -> None:
-    """Carry masks from marked slices or frames to the others of a volume or video."""
-    import limner
+    """Propagate masks from marked slices or frames to the others of a volume or video."""
     from limner.cli._finish import check_output, finish, read_through
-    from limner.cli._propagation_report import PropagationReport, expected
-    from limner.cli.segment import CommandPrompts, add_prompts, warn_of_differences
-    from limner.io.reoriented import Reoriented
+    from limner.cli._prompts import (
+        CommandPrompts,
+        add_prompts,
+        collect_on_slices,
+        warn_of_differences,
+    )
+    from limner.cli._propagation_report import PropagationReport
     from limner.models import default_model
-    from limner.sessions import PropagationRequest
 
     began = time.perf_counter()
-    stored = limner.read(image, series=series, channel=channel, strict=not lenient)
-    if stored.kind == "image":
-        raise PromptError(f"{image} is one picture; limner segment delineates in it.")
-    if finish_3d is not None and stored.kind != "volume":
-        raise PromptError(f"--finish goes over the slices of a volume; {image} is a video.")
-    across = options.parse_axis(axis, stored, 0 if slice_ is None else slice_)
-    picture = stored if across == 0 else Reoriented(stored, across)
-    _check_channels(picture)
-    file = options.PromptFile() if prompts is None else options.read_prompts(prompts, slice_)
-    if weights is None and model is None and file.weights is not None:
-        weights = Path(file.weights)
-    inputs = (mask, prompts, weights, propagator_weights)
-    check_output(output, preview, picture, journal=journal, inputs=inputs, scores=scores)
-    said = CommandPrompts(
-        tuple(box or ()),
-        tuple(click or ()),
-        tuple(exclude or ()),
-        mask=mask,
-        prompts=None if prompts is None else file,
-    )
-    entries = _placed(said, stored, slice_, order=order, world=world, axis=across)
-    _check_readable(picture, entries)
-    first, last = start or 0, picture.geometry.shape[0] if stop is None else stop
-    carried = PropagationReport(range(first, last))
+    stored, image, axis = _open_image(path, reading, place, span)
+    given = CommandPrompts.parse(prompts.as_prompts(), place.slice_)
+    file, journal = given.file, result.journal
+    weights = (model.find_weights(file), propagator.propagator_weights)
+    inputs = (*given.paths, prompts.prompts, *weights)
+    check_output(output, result.preview, image, journal=journal, inputs=inputs, scores=span.scores)
+    entries = collect_on_slices(given, stored, place, axis)
+    _check_readable(image, entries)
+    last = image.geometry.shape[0] if span.stop is None else span.stop
+    report = PropagationReport(range(span.start or 0, last))
     if journal is not None:
-        read_through(picture)
-    with limner.open_session(
-        picture,
-        model or file.model or default_model(picture.kind, carries=True),
-        weights=weights,
-        propagator=propagator,
-        propagator_weights=propagator_weights,
-        device=device,
-        exact=exact,
-        keep_embeddings=keep_embeddings,
+        read_through(image)
+    with model.open_session(
+        image,
+        default_model(image.kind, carries=True),
+        file=file,
         journal=journal,
-        zoom=file.zoom if zoom is None else zoom,
-        window=file.window if window is None else options.parse_window(window),
+        propagator=propagator.propagator,
+        propagator_weights=propagator.propagator_weights,
     ) as session:
-        add_prompts(session, entries, file.names, name or ())
-        warn_of_differences(session, file, prompts)
-        walk = session.propagate(start=start, stop=stop, direction=direction, how=how)
-        asked = PropagationRequest(start, stop, direction, None, how)
-        stopped = _carry(walk, carried, expected(session, asked))
-        if stopped is not None and not partial:
-            raise _kept(stopped, journal, carried)
+        add_prompts(session, entries, file.names if file else {}, result.name or ())
+        warn_of_differences(session, file, prompts.prompts)
+        stopped = _run(session, span, report)
+        if stopped is not None and not span.partial:
+            raise _explain_stop(stopped, journal, report)
         finish(
             session,
             output,
-            preview=preview,
-            dicom_type=dicom_type,
-            as_json=as_json,
+            preview=result.preview,
+            dicom_type=result.dicom_type,
+            as_json=result.as_json,
             began=began,
-            carried=carried,
-            model_3d=finish_3d,
+            carried=report,
+            model_3d=span.finish_3d,
         )
-        if scores is not None:
-            carried.write(scores, session)
-        _tell(session, carried)
+        if span.scores is not None:
+            report.write(span.scores, session)
+        _print_summary(session, report)
     if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(INTERRUPTED)
     if stopped is not None:
         raise FormatError(f"{stopped} {output} holds what was done before it.") from stopped
 
 
-def _carry(
-    walk: Iterator[Prediction], carried: PropagationReport, total: int
+def _open_image(
+    path: Path, reading: options.ReadOptions, place: AxisOptions, span: RangeOptions
+) -> tuple[Image, Image, int]:
+    """Read the image: as stored, with the axis of propagation first, and that axis.
+
+    Raises:
+        PromptError: it is a single image, or cannot be propagated in as asked.
+    """
+    from limner.cli._prompt_files import parse_axis
+    from limner.io.reoriented import Reoriented
+
+    stored = reading.read(path)
+    if stored.kind == "image":
+        raise PromptError(f"{path} is one picture; limner segment delineates in it.")
+    if span.finish_3d is not None and stored.kind != "volume":
+        raise PromptError(f"--finish goes over the slices of a volume; {path} is a video.")
+    axis = parse_axis(place.axis, stored, 0 if place.slice_ is None else place.slice_)
+    image = stored if axis == 0 else Reoriented(stored, axis)
+    _check_channels(image)
+    return stored, image, axis
+
+
+def _run(
+    session: Session, span: RangeOptions, report: PropagationReport
 ) -> KeyboardInterrupt | FormatError | None:
-    """Go through a propagation; what stopped it before its end, if anything did."""
+    """Run the propagation into the report; return what stopped it before its end, if anything."""
+    from limner.cli._propagation_report import expected
+    from limner.sessions import PropagationRequest
+
+    predictions: Iterator[Prediction] = session.propagate(
+        start=span.start, stop=span.stop, direction=span.direction, how=span.how
+    )
+    request = PropagationRequest(span.start, span.stop, span.direction, None, span.how)
     try:
-        carried.collect(walk, "propagating", total)
+        report.collect(predictions, "propagating", expected(session, request))
     except (KeyboardInterrupt, FormatError) as stop:  # the latter: a frame cannot be read
         return stop
     return None
 
 
 def _check_channels(image: Image) -> None:
-    """Warn of a volume with time points, which models would see as so many colours.
+    """Warn of a volume with time points, which models would take for so many colours.
 
     Raises:
         PromptError: it is one slice at several times, which leaves nothing to carry to.
@@ -211,7 +243,7 @@ def _check_channels(image: Image) -> None:
     )
 
 
-def _check_readable(image: Image, entries: list[options.Placed]) -> None:
+def _check_readable(image: Image, entries: Sequence[PlacedPrompt]) -> None:
     """Refuse prompts on a damaged frame, before anything is done.
 
     Raises:
@@ -226,79 +258,11 @@ def _check_readable(image: Image, entries: list[options.Placed]) -> None:
             raise FormatError(f"{image.damaged[frame]} Annotate another frame.")
 
 
-def _placed(
-    said: CommandPrompts,
-    image: Image,
-    frame: int | None,
-    *,
-    order: str | None,
-    world: str | None,
-    axis: int,
-) -> list[options.Placed]:
-    """All prompts as 2D prompts on their slices across an axis.
-
-    The first boxes on each slice are object 1, the second object 2, and so on; clicks are about
-    object 1.
-    """
-    from dataclasses import replace
-
-    from limner.cli.segment import CommandPrompts, collect_prompts
-
-    entries: list[options.Placed] = []
-    if said.boxes:
-        seen: Counter[int] = Counter()
-        for entry in collect_prompts(
-            CommandPrompts(said.boxes), image, frame, order=order, world=world, axis=axis
-        ):
-            for flat in _on_planes(entry, image, axis):
-                assert flat.frame is not None
-                seen[flat.frame] += 1
-                entries.append(flat._replace(object_id=seen[flat.frame]))
-        if max(seen.values()) > 1 and (said.clicks or said.excluded):
-            raise PromptError(
-                "Several boxes on one slice are several objects; say with --prompts FILE.json "
-                "which of them each click is about."
-            )
-    rest = replace(said, boxes=())
-    if rest != CommandPrompts() or not entries:
-        for entry in collect_prompts(rest, image, frame, order=order, world=world, axis=axis):
-            entries += _on_planes(entry, image, axis)
-    return entries
-
-
-def _on_planes(entry: options.Placed, image: Image, axis: int) -> list[options.Placed]:
-    """A prompt as one 2D prompt per slice that it marks."""
-    import numpy as np
-
-    from limner.prompts.types import MaskPrompt
-
-    prompt: Prompt = entry.prompt
-    if prompt.num_axes == 2 and entry.frame is not None:
-        if entry.axis not in (0, axis):  # 0: a file that says nothing of it
-            raise PromptError(
-                f"A {prompt.kind} lies on a slice across axis {entry.axis}, and masks are carried "
-                f"across axis {axis}; say --axis {entry.axis}."
-            )
-        return [entry._replace(axis=0)]
-    if isinstance(prompt, MaskPrompt) and prompt.mask.shape == image.geometry.shape:
-        planes = np.moveaxis(prompt.mask, axis, 0)
-        drawn = [k for k, plane in enumerate(planes) if plane.any()]
-        masks = [(k, MaskPrompt(np.array(planes[k]))) for k in drawn]
-        return [entry._replace(prompt=flat, frame=k, axis=0) for k, flat in masks]
-    dropped = prompt.to_slice(axis)
-    if dropped is None:
-        raise PromptError(
-            f"A {prompt.kind} to start from lies on one slice or frame: say which with --slice K, "
-            "or give s,r,c and s0,r0,c0,s1,r1,c1 with s1 = s0 + 1."
-        )
-    return [entry._replace(prompt=dropped[0], frame=dropped[1], axis=0)]
-
-
-def _kept(
-    stopped: KeyboardInterrupt | FormatError, journal: Path | None, carried: PropagationReport
+def _explain_stop(
+    stopped: KeyboardInterrupt | FormatError, journal: Path | None, report: PropagationReport
 ) -> BaseException:
-    """Why it stopped, with where the work is that was done."""
-    count = carried.num_frames
+    """Explain why it stopped, and where the work is that was done."""
+    count = report.num_frames
     text = ""
     if journal is not None and count:
         text = (
@@ -316,13 +280,13 @@ def _kept(
     return FormatError(f"{stopped} {text}.")
 
 
-def _tell(session: Session, carried: PropagationReport) -> None:
-    """How far it went, and where to look."""
+def _print_summary(session: Session, report: PropagationReport) -> None:
+    """Print how far it went, and which frames to review."""
     image = session.image
-    text = f"carried to {carried.num_frames} {'slices' if image.kind == 'volume' else 'frames'}"
-    doubtful = session.frames_to_review(_LEAST_SURE)
-    if doubtful:
-        text += "; least sure: " + ", ".join(f"{d.frame} ({d.score:.2f})" for d in doubtful)
+    text = f"carried to {report.num_frames} {'slices' if image.kind == 'volume' else 'frames'}"
+    worst = session.frames_to_review(_LEAST_SURE)
+    if worst:
+        text += "; least sure: " + ", ".join(f"{d.frame} ({d.score:.2f})" for d in worst)
     print(text, file=sys.stderr)
     if image.damaged:
         frames = ", ".join(str(k) for k in sorted(image.damaged)[:_MOST_NAMED])

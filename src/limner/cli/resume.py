@@ -1,4 +1,4 @@
-"""``limner resume``: continue a conversation from its journal, after a crash or to correct it."""
+"""``limner resume``: continue a session from its journal, after a crash or to correct it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from limner.cli import _options as options
 from limner.errors import PromptError
 
 if TYPE_CHECKING:
-    from limner.cli.segment import CommandPrompts
+    from limner.cli._prompts import CommandPrompts
     from limner.sessions import Session
 
 _LEAST_SURE = 3  # frames that are named
@@ -46,26 +46,27 @@ def resume(
     dicom_type: options.DicomType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Rebuild a session from its journal, add prompts, show what was said or write the mask."""
+    """Rebuild a session from its journal, add prompts, show its prompts or write the mask."""
     import limner
     from limner.cli._finish import check_output, finish
     from limner.cli._progress import waiting
-    from limner.cli.segment import CommandPrompts
+    from limner.cli._prompt_files import parse_axis
+    from limner.cli._prompts import CommandPrompts
 
     began = time.perf_counter()
-    said = CommandPrompts(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
+    given = CommandPrompts(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
     with waiting("checking that the image is the same"):
         resumed = limner.resume(journal, image=image)
     with resumed as session:
         if output is not None:
             check_output(output, preview, session.image, journal=journal)
-        if said != CommandPrompts():
-            across = options.parse_axis(axis, session.image, slice_)
-            _add(session, said, slice_, object_id, across)
+        if given != CommandPrompts():
+            place = options.PlaceOptions(slice_=slice_)
+            _add(session, given, place, object_id, parse_axis(axis, session.image, slice_))
         if go_on:
-            _go_on(session, journal)
+            _resume_propagation(session, journal)
         if output is None:
-            _list(session, as_json=as_json)
+            _print_prompts(session, as_json=as_json)
             return
         finish(
             session,
@@ -78,45 +79,53 @@ def resume(
 
 
 def _add(
-    session: Session, said: CommandPrompts, frame: int | None, object_id: int, axis: int
+    session: Session,
+    given: CommandPrompts,
+    place: options.PlaceOptions,
+    object_id: int,
+    axis: int,
 ) -> None:
     """Add all new prompts, or none where one is refused: a journal forgets nothing."""
-    from limner.cli.segment import collect_prompts
+    from limner.cli._prompts import collect_prompts
 
-    if len(said.boxes) > 1:
+    if len(given.boxes) > 1:
         raise PromptError("--object is one object, so give one --box; more in further calls.")
-    entries = collect_prompts(said, session.image, frame, object_id=object_id, axis=axis)
+    entries = collect_prompts(given, session.image, place, object_id=object_id, axis=axis)
     for change in (session.check_prompt, session.add):
         for e in entries:
             change(e.prompt, object_id=e.object_id, frame=e.frame, axis=e.axis)
 
 
-def _go_on(session: Session, journal: Path) -> None:
+def _resume_propagation(session: Session, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
     from limner.cli._propagation_report import PropagationReport, expected
 
     what = "slices" if session.image.kind == "volume" else "frames"
-    asked = session.requested
-    walk, carried = session.resume_propagation(), PropagationReport(range(session.num_frames))
+    request = session.requested
+    predictions, report = session.resume_propagation(), PropagationReport(range(session.num_frames))
     try:
-        carried.collect(walk, "going on", 0 if asked is None else expected(session, asked))
+        report.collect(
+            predictions, "going on", 0 if request is None else expected(session, request)
+        )
     except KeyboardInterrupt:
         print(
-            f"limner: stopped; {carried.num_run} {what} more are in the journal. The same command "
+            f"limner: stopped; {report.num_run} {what} more are in the journal. The same command "
             f"goes on: limner resume {journal} --continue",
             file=sys.stderr,
         )
         raise
-    count = carried.num_run
+    count = report.num_run
     text = f"carried to {count} more {what}" if count else "nothing was missing"
     worst = ", ".join(f"{d.frame} ({d.score:.2f})" for d in session.frames_to_review(_LEAST_SURE))
     print(text + (f"; least sure: {worst}" if worst else ""), file=sys.stderr)
 
 
-def _list(session: Session, *, as_json: bool) -> None:
+def _print_prompts(session: Session, *, as_json: bool) -> None:
     from limner.prompts import to_json
 
-    said = [{"object": e.object_id, "frame": e.frame, **to_json(e.prompt)} for e in session.entries]
+    entries = [
+        {"object": e.object_id, "frame": e.frame, **to_json(e.prompt)} for e in session.entries
+    ]
     if as_json:
         facts = {
             "image": None if session.image.path is None else str(session.image.path),
@@ -124,18 +133,18 @@ def _list(session: Session, *, as_json: bool) -> None:
             "names": dict(session.names),
             "can_undo": session.can_undo,
             "can_redo": session.can_redo,
-            "prompts": said,
+            "prompts": entries,
         }
         print(json.dumps(facts, indent=2))
         return
-    print(f"{session.image.path} with {session.card.name}: {len(said)} prompts")
-    for line in said:
+    print(f"{session.image.path} with {session.card.name}: {len(entries)} prompts")
+    for line in entries:
         where = "" if line["frame"] is None else f" on {line['frame']}"
         kind, number = line["kind"], line["object"]
         details = {k: v for k, v in line.items() if k not in ("object", "frame", "kind")}
-        print(f"  object {number}{where}: {kind} {_short(json.dumps(details))}")
+        print(f"  object {number}{where}: {kind} {_shorten(json.dumps(details))}")
     print("Write the mask with -o FILE; correct it with --click, --not or --box.")
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
