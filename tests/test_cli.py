@@ -510,7 +510,7 @@ def test_the_demo_fits_80_columns(
 ) -> None:
     from limner.cli import demo
 
-    monkeypatch.setattr(demo, "CASES", (demo._phantom_picture, demo._phantom_sequence))
+    monkeypatch.setattr(demo, "CASES", (demo._phantom_image, demo._phantom_sequence))
     monkeypatch.chdir(tmp_path)
     assert run(["demo"]) == 0
     printed = capsys.readouterr().out

@@ -211,8 +211,8 @@ def _brain() -> Case:
     )
 
 
-def _phantom_picture() -> Case:
-    return _phantom_case("phantom-picture", "picture", 7, ("liver", "lesion"))
+def _phantom_image() -> Case:
+    return _phantom_case("phantom-image", "image", 7, ("liver", "lesion"))
 
 
 def _phantom_volume() -> Case:
@@ -263,7 +263,7 @@ CASES: tuple[Callable[[], Case], ...] = (
     _histology,
     _cell,
     _brain,
-    _phantom_picture,
+    _phantom_image,
     _phantom_volume,
     _phantom_sequence,
 )
