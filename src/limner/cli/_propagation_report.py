@@ -68,7 +68,7 @@ class PropagationReport:
         frames that are run.
 
         Args:
-            walk: the propagation.
+            predictions: the propagation.
             title: what is done, a few words.
             total: frames that something will be carried to.
         """

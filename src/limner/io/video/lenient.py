@@ -32,7 +32,7 @@ class LenientReader:
     counts for nothing. Where no frame before it can be read it is the first one after it.
 
     Args:
-        plane: reads one frame.
+        read_frame: reads one frame.
         count: number of frames.
 
     Attributes:

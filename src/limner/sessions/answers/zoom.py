@@ -70,9 +70,9 @@ def answer_queries(
 
     Args:
         model: what to ask.
-        scene: what it sees.
-        asks: one per object, in the index order as stored, as are the answers; a model that can is
-            asked about many together.
+        view: what it sees.
+        queries: one per object, in the index order as stored, as are the answers; a model that can
+            is asked about many together.
         zoom: look twice; otherwise the model sees the whole image at full resolution.
     """
     open_asks = [query for query in queries if _exact_mask(model, query) is None]

@@ -285,7 +285,7 @@ def propagate_with_memory(
         model: what sees and remembers.
         spans: all in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
-        scene: a frame.
+        view: of a frame.
         drawn: an object's mask on an annotated frame.
         kept: to go on where an earlier pass stopped.
 

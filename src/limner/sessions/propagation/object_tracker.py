@@ -56,7 +56,7 @@ class ObjectTracker:
         span: from where to where.
         marks: the object's annotated frames that count, with its masks: where the span begins, and
             the next one ahead.
-        scene: a frame.
+        view: of a frame.
         going: what the frames are like.
         state: to go on from; None: begin.
     """
@@ -283,7 +283,7 @@ def track_objects(
         model: what sees and remembers.
         found: spans in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
-        scene: a frame.
+        view: of a frame.
         drawn: an object's mask on an annotated frame.
         going: what the frames are like.
         kept: to go on where an earlier pass stopped.

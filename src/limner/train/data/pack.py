@@ -47,7 +47,7 @@ class PackedImages:
         pixels: uint8, all pictures end to end, each (channel, row, column).
         layers: four uint16 arrays, the maps of all planes end to end: labels, objects, superpixels,
             groups of superpixels.
-        planes: int64 (plane, 8): set, split (0 train, 1 val), unit, rows, columns, channels (0
+        images: int64 (image, 8): set, split (0 train, 1 val), unit, rows, columns, channels (0
             where there is a label map only, 1 or 3), first pixel, first map pixel.
         entries: int32 (entry, 8): plane, layer, then as `regions.table`; sorted by both.
         num_stems: int64 (set,): files of each set.
@@ -67,7 +67,7 @@ def write_pack(folder: Path, images: Iterable[LabelledImage], *, seed: int = 0) 
 
     Args:
         folder: is made; its files are replaced.
-        planes: of `sources.planes`.
+        images: as `limner.datasets.project` yields them.
         seed: of the superpixels.
 
     Returns:

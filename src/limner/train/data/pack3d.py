@@ -76,7 +76,7 @@ class PackedVolumes:
     Attributes:
         names: of the sets.
         digest: SHA-256 of the packed files.
-        solids: the volumes.
+        volumes: the volumes.
     """
 
     names: tuple[str, ...]

@@ -29,7 +29,7 @@ class Targets:
     """A batch of targets.
 
     Attributes:
-        planes: int64 (B,).
+        images: index in the pack, int64 (B,).
         layers: int64 (B,).
         ids: int64 (B, MOST_IDS); the first is repeated where there are fewer.
         boxes: float64 (B, 4): first row, first column, last row + 1, last column + 1 on the plane.

@@ -23,7 +23,7 @@ class Target3d:
     """A target: the union of some regions of one map.
 
     Attributes:
-        solid: index in the pack.
+        volume: index in the pack.
         map: LABELS, FINE, COARSE or a band.
         ids: of the regions.
         box: float64 (2, 3): first voxel and last + 1 on the volume's grid.

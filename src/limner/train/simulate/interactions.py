@@ -112,7 +112,7 @@ def simulate_correction(
     """The next round: a click or stroke in the largest error, and the answer shown again.
 
     Args:
-        said: so far; not changed.
+        prompts: so far; not changed.
         logits: of the answer, (B, 1, S, S).
         target: what is meant.
         inside: 1 where there is a picture.

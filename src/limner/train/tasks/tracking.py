@@ -126,7 +126,7 @@ def measure_held_out_dice(
     first mask ``copied``.
 
     Args:
-        bank: of the volumes.
+        device_data: of the volumes.
         held_out: their targets.
         config: of the run.
         answer: masks (1, T - 1, 1, S, S), 0 or 1, of the frames after the first.
@@ -178,7 +178,7 @@ class TrackerRollout:
 
     Args:
         network: that follows.
-        clips: the frames; of the first, the mask is given.
+        sequences: the frames; of the first, the mask is given.
         precision: ``"bf16"`` (autocast) or ``"fp32"``.
     """
 

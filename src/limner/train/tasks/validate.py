@@ -36,7 +36,7 @@ def validate(
 
     Args:
         network: to judge.
-        bank: the pictures.
+        device_data: the images.
         table: of the validation planes.
         size: of the views.
         most: targets per set.

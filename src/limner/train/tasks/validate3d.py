@@ -35,7 +35,7 @@ def validate(
 
     Args:
         network: to judge.
-        bank: the volumes; those without a picture are painted.
+        device_data: the volumes; those without an image are painted.
         table: of the held-out volumes.
         shape: of the views.
         most: targets per set.
