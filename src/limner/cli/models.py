@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limner.cli import _options as options
+from limner.cli._bundle import add_bundle, bundle
 from limner.cli._messages import show_progress
 
 if TYPE_CHECKING:
@@ -98,10 +99,21 @@ def fetch(
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB, SHA-256 {_digest(path)}")
 
 
+app.command("bundle")(bundle)
+
+
 @app.command("add")
 def add(
-    name: Name,
-    file: Annotated[Path, typer.Argument(help="Weights, or a folder with model.safetensors.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A model, or a weights file of its card.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="Weights, or a folder with model.safetensors.")
+    ] = None,
+    from_bundle: Annotated[
+        Path | None,
+        typer.Option("--from", help="A bundle (limner models bundle): all of it, or NAME only."),
+    ] = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Do not build the model with them first.")
     ] = False,
@@ -113,6 +125,11 @@ def add(
     from limner.checkpoints import store
     from limner.checkpoints.archive import open_archive, weights_file
 
+    if from_bundle is not None and file is None:
+        add_bundle(from_bundle, [] if name is None else [name])
+        return
+    if name is None or file is None or from_bundle is not None:
+        raise typer.BadParameter("give NAME and FILE, or --from BUNDLE with or without NAME.")
     variant, card = _find(name)
     file = weights_file(file)
     open_archive(file)  # before the long work
