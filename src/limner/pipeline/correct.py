@@ -28,7 +28,8 @@ def open_correction(
         model: that corrects, a name or an object; by default limner-3d for volumes and limner-2d
             for 2D images and videos, whose masks lie on single frames.
         journal: file that survives a crash; `limner.resume` continues it.
-        options: more of `limner.open_session`.
+        options: more of `limner.open_session`. Labels stay to the pixel where no click changes
+            them; with ``keep_masks=False`` the model draws each of them anew.
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
@@ -36,6 +37,7 @@ def open_correction(
     """
     image = found.image
     chosen = model or default_model(image.kind, flat=image.kind == "video")
+    options.setdefault("keep_masks", True)
     session = open_session(image, chosen, journal=journal, **options)
     whole = image.geometry.ndim == 2 or (image.kind == "volume" and 3 in session.card.ndim)
     try:

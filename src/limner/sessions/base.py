@@ -21,6 +21,7 @@ from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.answer_cache import AnswerCache
 from limner.sessions.answers.changed_box import LastMasks
 from limner.sessions.answers.image_view import ImageView
+from limner.sessions.answers.keep_mask import answer_keeping_masks
 from limner.sessions.answers.prediction import Prediction
 from limner.sessions.answers.round_queue import RoundQueue
 from limner.sessions.answers.sparse_logits import SparseLogits
@@ -394,7 +395,8 @@ class BaseSession:
                 rounds.base = self._base(object_id, frame, said[object_id][0])
         while waiting := [rounds for rounds in held.values() if rounds.waiting]:
             asks = [rounds.ask() for rounds in waiting]
-            found = answer_queries(self.model, self._scene(frame), asks, zoom=self.options.zoom)
+            answer = answer_keeping_masks if self.options.keep_masks else answer_queries
+            found = answer(self.model, self._scene(frame), asks, zoom=self.options.zoom)
             for rounds, answer in zip(waiting, found, strict=True):
                 rounds.take(answer)
         return {i: rounds.answer for i, rounds in held.items() if rounds.answer is not None}

@@ -36,6 +36,7 @@ def open_session(
     keep_embeddings: bool = False,
     propagator: str | PromptableModel | None = None,
     propagator_weights: str | Path | None = None,
+    keep_masks: bool = False,
 ) -> Session:
     """Open a session; the kind follows from the image.
 
@@ -52,6 +53,9 @@ def open_session(
         propagator: another model that carries masks over slices or frames, a name or an object;
             `model` answers prompts, and its answers are what is carried. Default: `model` does it.
         propagator_weights: the propagator's weights file, for a name.
+        keep_masks: a `MaskPrompt` is the answer to the pixel, and clicks and scribbles after it
+            change only what hangs together with them. Default: masks are rough guesses, which the
+            model draws anew.
 
     Raises:
         SessionError: the model does not work on this kind of image, or the journal exists.
@@ -79,6 +83,7 @@ def open_session(
         keep_embeddings=keep_embeddings,
         propagator_weights=_resolved(propagator_weights),
         propagator_zoom=_zoom_of(carrier, zoom),
+        keep_masks=keep_masks,
     )
     kind = _session_kind(picture, asked)
     record = None

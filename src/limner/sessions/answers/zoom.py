@@ -76,7 +76,7 @@ def answer_queries(
         zoom: look twice; otherwise the model sees the whole image at full resolution.
     """
     open_asks = [query for query in queries if _exact_mask(model, query) is None]
-    turned = open_asks if view.axes.is_same else [_turn_query(view, query) for query in open_asks]
+    turned = open_asks if view.axes.is_same else [turn_query(view, query) for query in open_asks]
     found = predict_views(model, view, turned, zoom=zoom)
     for query in queries:
         mask = _exact_mask(model, query)
@@ -94,7 +94,7 @@ def _exact_mask(model: PromptableModel, query: Query) -> NDArray[np.bool_] | Non
     return last.mask if isinstance(last, MaskPrompt) else None
 
 
-def _turn_query(view: ImageView, query: Query) -> Query:
+def turn_query(view: ImageView, query: Query) -> Query:
     """A question in the order in which models see the scene."""
     prompts = [view.axes.prompt(p, view.stored_shape) for p in query.prompts]
     previous = None if query.previous is None else query.previous.turned(view.axes)

@@ -33,6 +33,7 @@ class Options:
         keep_embeddings: keep encoded pictures on disk; answers do not depend on it.
         propagator_weights: path of the weights file that was given for the propagator, or None.
         propagator_zoom: whether the propagator looks twice; None where there is none.
+        keep_masks: masks that are given stand, but for what later marks change near them.
     """
 
     zoom: bool
@@ -43,6 +44,7 @@ class Options:
     keep_embeddings: bool = False
     propagator_weights: str | None = None
     propagator_zoom: bool | None = None
+    keep_masks: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -55,6 +57,7 @@ class Options:
             "keep_embeddings": self.keep_embeddings,
             "propagator_weights": self.propagator_weights,
             "propagator_zoom": self.propagator_zoom,
+            "keep_masks": self.keep_masks,
         }
 
     @classmethod
