@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 ROUNDS ?= 25
 
-.PHONY: demo test test-fast test-long coverage lint format clean help
+.PHONY: demo test test-fast test-long coverage lint format docs sbom clean help
 
 help:
 	@echo "make demo       set up, then delineate real images and phantoms; prints where the pictures are"
@@ -18,6 +18,8 @@ help:
 	@echo "make coverage   all tests, then which lines none of them ran"
 	@echo "make lint       set up, then check style and types"
 	@echo "make format     style that can be mended by itself"
+	@echo "make docs       the API reference from the docstrings, into docs-html/"
+	@echo "make sbom       what an installation with all extras consists of, as CycloneDX: sbom.json"
 	@echo "make clean      remove the environment and everything generated"
 
 demo: $(VENV)/.core
@@ -44,6 +46,16 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs
+	$(BIN)/pdoc --docformat google --output-directory docs-html limner '!limner.weights'
+
+# An environment of its own: the tools are no part of what they list.
+sbom: $(VENV)/.docs
+	$(PYTHON) -m venv $(VENV)/installed
+	$(VENV)/installed/bin/python -m pip --quiet install --constraint constraints.txt '.[all]'
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file sbom.json $(VENV)/installed/bin/python
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "limner needs Python 3.11 or newer; set one with: make PYTHON=/path/to/python3.11"; exit 1; }
@@ -63,5 +75,9 @@ $(VENV)/.lint: $(VENV)/.test
 	$(PIP) install --constraint constraints.txt --group lint
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) install --constraint constraints.txt --group docs --group release
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo-output coverage-html .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo-output docs-html sbom.json coverage-html .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
