@@ -167,7 +167,7 @@ def test_it_can_be_watched_and_stopped() -> None:
 def test_any_model_that_takes_clicks_will_do(name: str) -> None:
     phantom = phantoms.image(2, (90, 110))
     model = create_model(name)
-    settings = replace(Settings.of(model, points=6), least_score=0.0, least_stability=0.0)
+    settings = replace(Settings.of(model.card, points=6), least_score=0.0, least_stability=0.0)
     found = everything(phantom.image, model, settings=settings)
     assert found
     assert found == everything(phantom.image, name, settings=settings)
@@ -178,11 +178,11 @@ def test_any_model_that_takes_clicks_will_do(name: str) -> None:
 
 
 def test_a_model_that_judges_is_asked_again_and_less_is_expected_of_it() -> None:
-    judging = Settings.of(create_model("limner-2d"), points=5)
+    judging = Settings.of(create_model("limner-2d").card, points=5)
     assert (judging.points, judging.rounds) == (5, 2)
     assert judging.least_score < Settings().least_score
-    assert Settings.of(create_model("toy")) == Settings()
-    assert Settings.of(create_model("limner-2d"), rounds=1).rounds == 1
+    assert Settings.of(create_model("toy").card) == Settings()
+    assert Settings.of(create_model("limner-2d").card, rounds=1).rounds == 1
 
 
 class Halves(Blobs):

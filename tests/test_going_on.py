@@ -17,7 +17,6 @@ import pytest
 import limner
 from limner.errors import SessionError
 from limner.prompts import MaskPrompt
-from limner.sessions.base import BaseSession
 from limner.sessions.history.events import (
     Committed,
     Propagated,
@@ -25,6 +24,7 @@ from limner.sessions.history.events import (
     event_from_json,
 )
 from limner.sessions.history.journal import read_journal
+from limner.sessions.local import LocalSession
 from limner.sessions.propagation import snapshots
 from sequence_makers import Colours, Follower, Walker, moving
 
@@ -44,19 +44,19 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "_SHARE", 1.0)
 
 
-def say(session: BaseSession, labels: np.ndarray, marks: dict[int, tuple[int, ...]]) -> None:
+def say(session: LocalSession, labels: np.ndarray, marks: dict[int, tuple[int, ...]]) -> None:
     """The true masks of objects on frames."""
     for object_id, frames in marks.items():
         for k in frames:
             session.add(MaskPrompt(labels[k] == object_id), frame=k, object_id=object_id)
 
 
-def masks(session: BaseSession) -> dict[int, np.ndarray]:
+def masks(session: LocalSession) -> dict[int, np.ndarray]:
     found = session.export()
     return {i: np.asarray(found.mask(i)) for i in found.ids}
 
 
-def scores(session: BaseSession) -> dict[tuple[int, int], float]:
+def scores(session: LocalSession) -> dict[tuple[int, int], float]:
     return {
         (i, k): found.score
         for i in session.object_ids
@@ -68,7 +68,7 @@ def same(one: dict[int, np.ndarray], other: dict[int, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[i], other[i]) for i in one)
 
 
-def undisturbed(kind: str, marks: dict[int, tuple[int, ...]], frames: int = 24) -> BaseSession:
+def undisturbed(kind: str, marks: dict[int, tuple[int, ...]], frames: int = 24) -> LocalSession:
     image, labels = moving(frames)
     session = limner.open_session(image, KINDS[kind]())
     say(session, labels, marks)
@@ -113,10 +113,10 @@ CHILD = """
 import sys
 import tracemalloc
 import limner
-from limner.sessions import _snapshots
+from limner.sessions.propagation import snapshots
 from sequence_makers import moving
 from test_going_on import KINDS, say
-_snapshots.EVERY, _snapshots._SHARE = 3, 1.0
+snapshots.EVERY, snapshots._SHARE = 3, 1.0
 image, labels = moving(24)
 session = limner.open_session(image, KINDS[{kind!r}](pause=0.002), journal={journal!r})
 say(session, labels, {{1: (6,), 2: (6, 15)}})
@@ -129,7 +129,8 @@ for found in session.propagate():
 def test_kill_9_and_going_on_gives_the_same_masks(kind: str, last: int, tmp_path: Path) -> None:
     journal = tmp_path / "case.limner"
     script = CHILD.format(kind=kind, journal=str(journal))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = Path(__file__).parent, Path(limner.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
@@ -372,8 +373,8 @@ def test_journals_from_before_digests_are_read_and_run_again(tmp_path: Path) -> 
     journal = tmp_path / "case.limner"
     with limner.open_session(image, Walker(), journal=journal) as session:
         say(session, labels, {1: (0,)})
-        session._record(Propagated((1,)))
-        session._record(Committed(1, 1, (1536,), 0.5))
+        session._recorder.record(Propagated((1,)))
+        session._recorder.record(Committed(1, 1, (1536,), 0.5))
     model = Walker()
     with limner.resume(journal, image=image, model=model) as session:
         assert not session.labels[1].any()

@@ -18,10 +18,10 @@ import limner
 from limner.errors import SessionError
 from limner.models import Segmentation, View
 from limner.prompts import MaskPrompt
-from limner.sessions.base import BaseSession
 from limner.sessions.history import journal as _journal
 from limner.sessions.history.events import Committed, event_from_json
 from limner.sessions.history.journal import read_journal
+from limner.sessions.local import LocalSession
 from limner.sessions.propagation import snapshots
 from sequence_makers import Colours, Follower, Walker, moving
 
@@ -42,12 +42,12 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "_SHARE", 1.0)
 
 
-def masks(session: BaseSession) -> dict[int, np.ndarray]:
+def masks(session: LocalSession) -> dict[int, np.ndarray]:
     found = session.export()
     return {i: np.asarray(found.mask(i)) for i in found.ids}
 
 
-def afresh(session: BaseSession, image: limner.Image, model: Any) -> dict[int, np.ndarray]:
+def afresh(session: LocalSession, image: limner.Image, model: Any) -> dict[int, np.ndarray]:
     """What a new session makes of the prompts that count."""
     with limner.open_session(image, model) as other:
         for e in session.entries:
@@ -56,7 +56,7 @@ def afresh(session: BaseSession, image: limner.Image, model: Any) -> dict[int, n
         return masks(other)
 
 
-def some(session: BaseSession, count: int, **options: Any) -> None:
+def some(session: LocalSession, count: int, **options: Any) -> None:
     """The first few frames of a propagation."""
     for _ in zip(range(count), session.propagate(**options), strict=False):
         pass
@@ -124,7 +124,7 @@ def test_an_object_complete_at_the_crash_keeps_what_it_has(stop: int, tmp_path: 
     image, labels = moving(COUNT)
     journal = tmp_path / "case.limner"
 
-    def said(session: BaseSession) -> BaseSession:
+    def said(session: LocalSession) -> LocalSession:
         for i, k in ((1, 0), (1, 6), (2, 3)):
             shown = EMPTY if (i, k) == (1, 6) else labels[k] == i
             session.add(MaskPrompt(shown), frame=k, object_id=i)

@@ -22,10 +22,10 @@ import limner
 from limner import phantoms
 from limner.errors import SessionError
 from limner.models import Variant
-from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal, read_journal
 from limner.sessions.history.log import PromptLog
+from limner.sessions.local import LocalSession
 from rounds import times
 
 # A child that holds a conversation of 50 prompts and says after each step what was acknowledged.
@@ -93,7 +93,8 @@ def test_kill_9_at_a_random_point_loses_nothing_acknowledged(
 ) -> None:
     journal = tmp_path / "case.limner"
     script = CHILD.format(image=str(picture), journal=str(journal), seed=seed)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = Path(__file__).parent, Path(limner.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
@@ -368,7 +369,7 @@ def test_what_a_failing_disk_kept_of_a_refused_step_is_cut_by_the_next(
             patch.setattr(Journal, "_cut", fail)
             with pytest.raises(SessionError, match="Input/output"):
                 session.add(limner.Click((5, 5)))
-        session.journal._file.write(b"half a rec")
+        session._recorder.journal._file.write(b"half a rec")
         session.add(limner.Click((6, 6)))
     with limner.resume(journal) as session:
         assert session.prompts == (limner.Click((6, 6)),)
@@ -471,7 +472,7 @@ def test_any_conversation_with_slices_objects_and_propagation_is_resumed(
         assert all(np.array_equal(again.mask(i), mask) for i, mask in masks.items())
 
 
-def _random_steps(session: BaseSession, rng: np.random.Generator, count: int) -> Iterator[bool]:
+def _random_steps(session: LocalSession, rng: np.random.Generator, count: int) -> Iterator[bool]:
     """Verbs in any order, sensible or not, on several objects; whether each was accepted."""
     walks = [iter(())]
     for _ in range(count):

@@ -18,7 +18,7 @@ from limner.models import View, create_model, limner_2d
 from limner.networks import fusion2d as fusion
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.prompts.simulate import rounds
-from limner.sessions.base import BaseSession
+from limner.sessions.local import LocalSession
 
 WEIGHTS = Path(limner_2d.__file__).parents[1] / "weights"
 
@@ -201,7 +201,7 @@ def test_it_finds_what_a_box_and_clicks_mean_on_phantoms() -> None:
             for first, values in (("box", boxed), ("click", clicked)):
                 with limner.open_session(phantom.image, exact=True) as session:
 
-                    def predict(prompt: Prompt, session: BaseSession = session) -> np.ndarray:
+                    def predict(prompt: Prompt, session: LocalSession = session) -> np.ndarray:
                         session.add(prompt)
                         return session.predict().mask
 

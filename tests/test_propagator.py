@@ -12,8 +12,8 @@ import limner
 from limner.cli import _progress
 from limner.cli.__main__ import run
 from limner.errors import PromptError, SessionError
-from limner.sessions.base import BaseSession
 from limner.sessions.history.journal import read_journal
+from limner.sessions.local import LocalSession
 from limner.sessions.propagation.review import overlap, rate_certainty
 from sequence_makers import Colours, Follower, Walker, moving
 
@@ -223,7 +223,7 @@ def test_jumps_of_area_and_of_place_are_in_doubt_and_steady_motion_is_not() -> N
     assert rate_certainty(carried, {})[25] == 0
 
 
-def _doubtful(session: BaseSession, **options: int) -> list[int]:
+def _doubtful(session: LocalSession, **options: int) -> list[int]:
     return [d.frame for d in session.frames_to_review(**options)]
 
 

@@ -299,7 +299,7 @@ def test_what_is_no_model_prompt_or_number_is_refused(open_session: Open, case: 
     with pytest.raises(TypeError, match="A model is"):
         open_session(case.image, 5)
     with open_session(case.image, "toy") as session:
-        with pytest.raises(TypeError, match="A prompt is one of Click, Box"):
+        with pytest.raises(TypeError, match="A prompt is one of Click, "):
             session.add((3, 4), frame=case.frame)
         session.add(case.click, frame=case.frame)
         for wrong in ("1", 1.0, True, -1):

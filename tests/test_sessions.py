@@ -15,9 +15,8 @@ from limner.adapters.protocols import ModelCard, Question, Segmentation
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
 from limner.prompts.types import Prompt
-from limner.sessions.answers.answer_cache import AnswerCache
-from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_to_json
+from limner.sessions.local import LocalSession
 from session_makers import CASES, Case, Recalling, Watching, image_case, video_case
 
 
@@ -26,7 +25,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
 
 
-def _session(case: Case, **options: object) -> BaseSession:
+def _session(case: Case, **options: object) -> LocalSession:
     return limner.open_session(case.image, "toy", **options)  # type: ignore[arg-type]
 
 
@@ -338,10 +337,10 @@ def test_what_is_kept_of_a_shown_frame_is_small() -> None:
         session.add(limner.Box((20, 20), (180, 180)), frame=0)
         for _ in session.propagate():
             pass
-        kept = sum(len(mask.bits) for mask in session._shown._packed.values())
+        kept = sum(len(mask.bits) for mask in session._last_masks._packed.values())
         written = [frame.runs for frame in session._log.committed(1).values()]
         runs = sum(len(r) * r.itemsize for r in written)
-        assert len(session._shown._packed) == frames - 2  # the newest is not packed
+        assert len(session._last_masks._packed) == frames - 2  # the newest is not packed
         assert kept + runs < frames * 5000  # a mask has 40,000 pixels
 
 
@@ -364,7 +363,7 @@ def test_non_finite_intensities_are_refused_or_on_request_harmless(name: str, va
         assert limner.metrics.dice(found, expected) > 0.9
 
 
-def _said(session: BaseSession, case: Case, prompt: Prompt, **where: int) -> float:
+def _said(session: LocalSession, case: Case, prompt: Prompt, **where: int) -> float:
     session.add(prompt, frame=case.frame, **where)
     return session.predict(frame=case.frame, **where).score
 
@@ -373,7 +372,7 @@ def test_replaying_the_rounds_brings_the_memory_back(case: Case) -> None:
     with limner.open_session(case.image, Recalling()) as session:
         scores = [_said(session, case, p) for p in (case.click, case.other, case.box)]
         found = session.predict(frame=case.frame)
-        session._answers = AnswerCache()
+        session._answers.clear()
         again = session.predict(frame=case.frame)
         assert scores == [0.01, 0.02, 0.03]
         assert again.score == found.score
@@ -393,15 +392,20 @@ def test_a_memory_of_one_view_is_not_shown_on_another() -> None:
     assert all(memory is None for memory in seen)
 
 
-def test_memories_count_in_the_budget_of_the_answers() -> None:
+def test_memories_count_in_the_budget_of_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limner.sessions.answers.answer_table.BUDGET", 20_000)
     case = image_case()
-    with limner.open_session(case.image, Recalling()) as session:
-        session._answers = AnswerCache(budget=20_000)
+    model = Recalling()
+    with limner.open_session(case.image, model) as session:
         for _ in range(12):  # 8,000 bytes of memory each
             session.add(case.click)
             session.predict()
-        assert len(session._answers._answers) <= 2
         assert session.predict().score == 0.12
+        model.batches.clear()
+        for _ in range(6):
+            session.undo()
+        session.predict()  # long dropped: the rounds up to there are asked about again
+        assert len(model.batches) == 6
 
 
 def test_a_batch_with_an_answer_missing_is_refused() -> None:
@@ -418,7 +422,7 @@ def test_a_batch_with_an_answer_missing_is_refused() -> None:
             session.predict()
 
 
-def _several(session: BaseSession, case: Case) -> None:
+def _several(session: LocalSession, case: Case) -> None:
     """Three objects, one of them with a round behind it."""
     session.add(case.box, object_id=3, frame=case.frame)
     session.add(case.click, object_id=1, frame=case.frame)
@@ -438,7 +442,7 @@ def test_many_objects_are_one_question_to_a_model_that_can(case: Case) -> None:
         session.predict_all()
         _ = session.labels
         assert len(model.batches) == 1
-        session._answers = AnswerCache()  # as after resume: round by round, still together
+        session._answers.clear()  # as after resume: round by round, still together
         session.predict_all()
         assert [len(batch) for batch in model.batches] == [3, 3, 1]
     assert model.embedded == 1

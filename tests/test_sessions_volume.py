@@ -284,7 +284,7 @@ def test_a_coarse_region_answers_as_its_full_array_would() -> None:
         part = full[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         assert np.allclose(region.shrunk(low, high, shape), shrink_all(part, shape), atol=2e-2)
     for k in range(20):
-        plane = region.plane(k)
+        plane = region.slice_at(k)
         if 3 <= k < 17:
             assert plane is not None
             assert np.array_equal(plane.mask(), full[k] > 0)

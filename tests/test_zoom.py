@@ -112,24 +112,24 @@ def test_what_is_shown_is_remembered_for_every_object_and_frame() -> None:
     masks[1][2:4, 3:7] = True
     masks[2][2:4, 3:8] = True
     shown = LastMasks()
-    assert shown.show("a", SparseLogits.of_mask(masks[0])) is None
-    assert shown.show("a", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
-    assert shown.show("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
-    assert shown.show("a", SparseLogits.of_mask(masks[2])) == Box((2, 7), (4, 8))
-    assert shown.show("a", SparseLogits.of_mask(masks[2])) is None
-    assert shown.show("b", SparseLogits.of_mask(masks[1])) is None
+    assert shown.replace("a", SparseLogits.of_mask(masks[0])) is None
+    assert shown.replace("a", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.replace("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.replace("a", SparseLogits.of_mask(masks[2])) == Box((2, 7), (4, 8))
+    assert shown.replace("a", SparseLogits.of_mask(masks[2])) is None
+    assert shown.replace("b", SparseLogits.of_mask(masks[1])) is None
     shown.clear()
-    assert shown.show("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
+    assert shown.replace("b", SparseLogits.of_mask(masks[1])) == Box((2, 3), (4, 7))
 
 
 def test_a_plane_of_a_region_is_the_region_of_the_plane() -> None:
     mask = np.random.default_rng(1).random((5, 6, 7)) > 0.7
     region = SparseLogits.of_mask(mask)
     for k in range(5):
-        plane = region.plane(k)
+        plane = region.slice_at(k)
         assert plane is not None
         assert np.array_equal(plane.mask(), mask[k])
-    assert region.plane(99) is None
+    assert region.slice_at(99) is None
 
 
 def test_prompts_land_where_the_view_shows_their_pixels() -> None:

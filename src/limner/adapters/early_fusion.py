@@ -18,7 +18,7 @@ from limner.adapters.correction import keep_change_near
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, View
 from limner.networks import fusion2d as fusion
-from limner.prompts.raster import rasterize
+from limner.prompts.raster import PromptMaps, rasterize
 from limner.prompts.types import Area, Box, GridMap, Mark, MaskPrompt, Prompt
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class EarlyFusionModel:
         )
         if guess is not None:
             painted[0] = np.tanh(guess / fusion.LOGIT_SCALE)
-        _draw_prompts(painted, drawn)
+        maps = rasterize(drawn, shape, click_radius=fusion.CLICK_RADIUS)
+        _fill_channels(painted, maps)
         logits, quality = self._network(fused)
         answer = downsample(logits[0, 0][inside], factors) + np.float32(self._options.logit_bias)
         if before is None and guess is not None:
@@ -255,9 +256,8 @@ def _logits_of_mask(mask: NDArray[np.bool_], extent: tuple[slice, ...]) -> Float
     return guess
 
 
-def _draw_prompts(channels: Floats, prompts: Sequence[Prompt]) -> None:
+def _fill_channels(channels: Floats, maps: PromptMaps) -> None:
     """Marks and regions into channels 1 to 3 of ``(4, *axes)``, in place."""
-    maps = rasterize(prompts, channels.shape[1:], click_radius=fusion.CLICK_RADIUS)
     first = fusion.PREVIOUS
     for channel, drawn in (
         (fusion.POSITIVE, (maps.positive,)),

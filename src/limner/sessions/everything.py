@@ -39,9 +39,9 @@ from limner.sessions.answers.zoom import (
     questions_at_once,
     to_image_grid,
 )
-from limner.sessions.base import BaseSession
 from limner.sessions.history.ids import check_frame
 from limner.sessions.history.manifest import header
+from limner.sessions.local import LocalSession
 from limner.sessions.open import as_image, open_session
 from limner.sessions.proposal import Candidate, Proposal, distinct, runs_of
 from limner.sessions.protocol import Session
@@ -165,7 +165,7 @@ def proposed(
     progress: Progress | None = None,
 ) -> tuple[Proposal, ...]:
     """As `everything`, in a session that is open here; its prompts are left alone."""
-    if not isinstance(session, BaseSession):
+    if not isinstance(session, LocalSession):
         raise TypeError(f"Masks are proposed by a session that runs here, not by {session!r}.")
     check_model(session.card)
     view = _view(session, frame)
@@ -259,12 +259,12 @@ def manifest_of(
     }
 
 
-def _view(session: BaseSession, frame: int | None) -> ImageView:
+def _view(session: LocalSession, frame: int | None) -> ImageView:
     """The picture, or the frame."""
     if session.image.kind == "image":
         if frame is not None:
             raise PromptError(f"A 2D image has no frames, so frame={frame} means nothing here.")
-        return session._scene(None)
+        return session.views.view(None)
     last = session.image.geometry.shape[0] - 1
     if frame is None or not 0 <= check_frame(frame) <= last:
         what = "slice" if session.image.kind == "volume" else "frame"
@@ -272,11 +272,11 @@ def _view(session: BaseSession, frame: int | None) -> ImageView:
             f"Everything is looked for in one {what} of a {session.image.kind}: frame=K (--slice "
             f"K), 0…{last}" + ("." if frame is None else f", not {frame}.")
         )
-    return session._scene(frame)
+    return session.views.view(frame)
 
 
 def _asked(
-    session: BaseSession,
+    session: LocalSession,
     view: ImageView,
     crops: Sequence[tuple[int, Bounds, list[tuple[float, float]]]],
     settings: Settings,

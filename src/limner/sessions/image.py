@@ -1,38 +1,59 @@
-"""Sessions on one 2D image."""
+"""Sessions on one 2D image: prompts in ``(row, column)``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
+from limner.io.image import Image
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
 from limner.sessions.answers.finite import finite
 from limner.sessions.answers.image_view import ImageView
-from limner.sessions.base import BaseSession
+from limner.sessions.views import check_first_axis
 
 
-class ImageSession(BaseSession):
-    """A conversation about one picture; prompts in ``(row, column)``."""
+class StillViews:
+    """One 2D image; see `limner.sessions.views.ImageViews`.
 
-    def _placed(self, prompt: Prompt, frame: int | None) -> tuple[Prompt, int | None]:
+    Args:
+        image: the image.
+        window: intensities for black and white, or None for robust limits of the image.
+    """
+
+    def __init__(self, image: Image, window: tuple[float, float] | None) -> None:
+        self.image = image
+        self._window = window
+
+    def place_prompt(
+        self, prompt: Prompt, frame: int | None, axis: int
+    ) -> tuple[Prompt, int | None]:
+        """The prompt as it is."""
+        check_first_axis(axis, self.image)
         if frame is not None:
             raise PromptError(f"A 2D image has no frames, so frame={frame} means nothing here.")
         check_inside(prompt, self.image.geometry.shape)
         return prompt, None
 
-    def _scene(self, frame: int | None) -> ImageView:
-        return self._picture
+    def resolve_frame(
+        self, frame: int | None, prompted: Sequence[int], object_id: int
+    ) -> int | None:
+        """The frame as it is; none has prompts."""
+        return frame
+
+    def view(self, frame: int | None) -> ImageView:
+        """The image."""
+        return self._view
 
     @cached_property
-    def _picture(self) -> ImageView:
+    def _view(self) -> ImageView:
         array = finite(self.image.array, self.image)
-        intensity = self.options.window or robust_limits(array)
         return ImageView(
             array,
             self.image.spacing,
-            intensity,
+            self._window or robust_limits(array),
             self.image.modality,
-            windowed=self.options.window is not None,
+            windowed=self._window is not None,
         )

@@ -15,12 +15,17 @@ from limner.geometry import Geometry
 from limner.io import read
 from limner.io.image import Image
 from limner.models import PromptableModel, create_promptable, default_model
-from limner.sessions.base import BaseSession
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal
 from limner.sessions.history.log import PromptLog
 from limner.sessions.history.manifest import Options, header
+from limner.sessions.image import StillViews
+from limner.sessions.local import LocalSession
+from limner.sessions.propagation.prefetch import num_prefetched
 from limner.sessions.protocol import Session
+from limner.sessions.video import VideoViews
+from limner.sessions.views import ImageViews
+from limner.sessions.volume import VolumeViews
 
 
 def open_session(
@@ -85,12 +90,12 @@ def open_session(
         propagator_zoom=_zoom_of(carrier, zoom),
         keep_masks=keep_masks,
     )
-    kind = _session_kind(picture, asked)
+    views = _open_views(picture, asked, carrier or asked, options)
     record = None
     if journal is not None:
         facts = header(picture, asked.card, options, None if carrier is None else carrier.card)
         record = Journal.create(Path(journal), facts)
-    return kind(picture, asked, options, journal=record, propagator=carrier)
+    return LocalSession(views, asked, options, journal=record, propagator=carrier)
 
 
 def resume(
@@ -126,8 +131,8 @@ def resume(
             carrier = _same_model(facts["propagator"], propagator, options, weights, "propagator")
         elif propagator is not None:
             raise SessionError(f"The session of {path} was held without a propagator; pass none.")
-        kind = _session_kind(picture, asked)
-        return kind(picture, asked, options, log=log, journal=record, propagator=carrier)
+        views = _open_views(picture, asked, carrier or asked, options)
+        return LocalSession(views, asked, options, log=log, journal=record, propagator=carrier)
     except BaseException:
         record.close()
         raise
@@ -196,16 +201,18 @@ def _check_propagator(image: Image, asked: PromptableModel, model: PromptableMod
         )
 
 
-def _session_kind(image: Image, model: PromptableModel) -> type[BaseSession]:
-    from limner.sessions.image import ImageSession
-    from limner.sessions.video import VideoSession
-    from limner.sessions.volume import VolumeSession
-
+def _open_views(
+    image: Image, model: PromptableModel, carrier: PromptableModel, options: Options
+) -> ImageViews:
+    """What models see of an image; refuses a model that does not work on its kind."""
+    prefetched = num_prefetched(carrier, zoom=options.zoom_of_carrier)
     if image.kind == "volume":
-        return VolumeSession
+        return VolumeViews(image, options.window, prefetched, model.card)
     if 2 not in model.card.ndim:
         raise SessionError(f"{model.card.name} works on volumes, and this is one {image.kind}.")
-    return ImageSession if image.kind == "image" else VideoSession
+    if image.kind == "image":
+        return StillViews(image, options.window)
+    return VideoViews(image, options.window, prefetched)
 
 
 def _same_image(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from limner.adapters.axes import Bounds
-from limner.prompts.types import Prompt
+from limner.prompts.types import MaskPrompt, Prompt
 from limner.sessions.answers.sparse_logits import SparseLogits
 
 
@@ -71,3 +71,11 @@ class Query:
     prompts: Sequence[Prompt]
     previous: SparseLogits | None = None
     memory: ModelMemory | None = None
+
+
+def exact_answer(prompts: Sequence[Prompt]) -> Answer | None:
+    """The newest prompt as the answer, if it is a mask."""
+    last = prompts[-1] if prompts else None
+    if not isinstance(last, MaskPrompt):
+        return None
+    return Answer(SparseLogits.of_mask(last.mask), 1.0 if last.mask.any() else 0.0)

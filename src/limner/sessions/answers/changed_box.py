@@ -1,4 +1,4 @@
-"""What a session has shown last of every object and frame, to say what an answer changes."""
+"""The last masks that a session handed out, and the box of what a new one changes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.prompts.types import Box
+from limner.sessions.answers.answer import Answer
+from limner.sessions.answers.prediction import Prediction
 from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 
 Mask = NDArray[np.bool_]
@@ -48,8 +50,8 @@ class PackedMask:
 
 
 class LastMasks:
-    """The masks shown last: the newest as it is, so that click after click costs no packing; the
-    others packed. Of those that were shown longest ago only that they were, where there are many.
+    """The last mask of every object and frame: the newest as it is, so that click after click costs
+    no packing; the others packed. Of the oldest only that there was one, where there are many.
 
     Args:
         budget: bytes of packed masks.
@@ -62,19 +64,26 @@ class LastMasks:
         self._forgotten: set[Hashable] = set()
         self._newest: tuple[Hashable, SparseLogits] | None = None
 
-    def show(self, key: Hashable, region: SparseLogits) -> Box | None:
-        """Show a region as the answer for `key`; returns the box of what changed there, which is
-        everything where it is not known any more.
+    def to_prediction(
+        self, answer: Answer, object_id: int, frame: int | None, *, known: bool = False
+    ) -> Prediction:
+        """An answer as the session hands it out, with the box of what it changes."""
+        box = self.replace((object_id, frame), answer.region)
+        return Prediction(answer.region, answer.score, box, object_id, frame, known)
+
+    def replace(self, key: Hashable, region: SparseLogits) -> Box | None:
+        """Keep a mask as the last one of `key`; returns the box of what it changes, which is
+        everything where the mask before is not known any more.
         """
         packed = self._packed.pop(key, None)
         self._size -= 0 if packed is None else len(packed.bits)
         before: PackedMask | SparseLogits | None = packed
         if self._newest is not None:
-            newest, shown = self._newest
+            newest, last = self._newest
             if newest == key:
-                before = shown
+                before = last
             else:
-                self._pack(newest, shown)
+                self._pack(newest, last)
         self._newest = key, region
         if key in self._forgotten:
             self._forgotten.remove(key)

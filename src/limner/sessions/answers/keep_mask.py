@@ -8,7 +8,7 @@ said, and a click then adds or takes away only what hangs together with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import mask_of_prompt
 from limner.adapters.resize import bin_edges
-from limner.models import PromptableModel
 from limner.prompts.types import Mark, MaskPrompt
 from limner.sessions.answers.answer import Answer, Query
 from limner.sessions.answers.image_view import ImageView
 from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.answers.zoom import (
     ViewPrediction,
-    answer_queries,
-    predict_views,
     prompt_to_view,
     to_image_grid,
     turn_query,
@@ -34,26 +31,29 @@ from limner.sessions.answers.zoom import (
 Mask = NDArray[np.bool_]
 
 
-def answer_keeping_masks(
-    model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
-) -> Iterator[Answer]:
-    """As `answer_queries`, but masks that were given stand where later marks do not change them."""
-    for query in queries:
-        masks = [p for p in query.prompts if isinstance(p, MaskPrompt)]
-        if masks and query.prompts[-1] is masks[-1]:
-            mask = masks[-1].mask
-            yield Answer(SparseLogits.of_mask(mask), 1.0 if mask.any() else 0.0)
-        elif masks and isinstance(query.prompts[-1], Mark):
-            previous = query.previous or SparseLogits.of_mask(masks[-1].mask)
-            yield _correct(model, view, replace(query, previous=previous), zoom=zoom)
-        else:
-            yield from answer_queries(model, view, [query], zoom=zoom)
+def start_from_mask(query: Query) -> Query:
+    """The question with the newest mask as the answer before, where there is none yet."""
+    masks = [p for p in query.prompts if isinstance(p, MaskPrompt)]
+    if not masks or not isinstance(query.prompts[-1], Mark) or query.previous is not None:
+        return query
+    return replace(query, previous=SparseLogits.of_mask(masks[-1].mask))
 
 
-def _correct(model: PromptableModel, view: ImageView, query: Query, *, zoom: bool) -> Answer:
-    """The answer before, changed where the marks contradict it."""
+def corrects_mask(query: Query) -> bool:
+    """Whether a question is about marks that correct a mask."""
+    has_mask = any(isinstance(p, MaskPrompt) for p in query.prompts)
+    return has_mask and isinstance(query.prompts[-1], Mark)
+
+
+def correct_mask(view: ImageView, query: Query, prediction: ViewPrediction) -> Answer:
+    """The answer before, changed where the marks contradict it.
+
+    Args:
+        view: of the image.
+        query: what was asked, in the index order as stored.
+        prediction: the model's answer to it.
+    """
     turned = query if view.axes.is_same else turn_query(view, query)
-    (prediction,) = predict_views(model, view, [turned], zoom=zoom)
     assert turned.previous is not None
     newest = max(k for k, p in enumerate(turned.prompts) if isinstance(p, MaskPrompt))
     marks = [p for p in turned.prompts[newest:] if isinstance(p, Mark)]

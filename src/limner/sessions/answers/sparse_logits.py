@@ -174,7 +174,7 @@ class SparseLogits:
             result = np.moveaxis(np.tensordot(share, result, axes=(1, axis)), 0, axis)
         return np.asarray(result + np.float32(BACKGROUND_LOGIT), dtype=np.float32)
 
-    def plane(self, index: int) -> SparseLogits | None:
+    def slice_at(self, index: int) -> SparseLogits | None:
         """The region on one slice of a volume, None if the window does not reach it."""
         k = index - self.low[0]
         if not 0 <= k < self.size[0]:

@@ -1,4 +1,4 @@
-"""Looking twice: the whole image coarsely, then a window around the object that grows while it
+"""Zoom: a model sees the whole image coarsely, then a window around the object that grows while it
 must.
 
 SegVol's zoom-out-zoom-in (https://arxiv.org/abs/2311.13385) and nnInteractive's AutoZoom
@@ -8,9 +8,9 @@ SegVol's zoom-out-zoom-in (https://arxiv.org/abs/2311.13385) and nnInteractive's
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from limner.adapters.axes import Bounds
 from limner.adapters.resize import bin_edges, shrink_all
 from limner.models import BatchModel, PromptableModel, Question, Segmentation
-from limner.prompts.types import Area, Box, MaskPrompt, Prompt
-from limner.sessions.answers.answer import Answer, ModelMemory, Query
+from limner.prompts.types import Area, Box, Prompt
+from limner.sessions.answers.answer import Answer, ModelMemory, Query, exact_answer
 from limner.sessions.answers.image_view import ImageView, Shape
 from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 from limner.sessions.answers.window import around, ever_larger, grown, is_close, view_shape
@@ -62,43 +62,75 @@ class ViewPrediction:
             tuple(int(e[b]) for e, b in zip(edges, high, strict=True)),
         )
 
+    def to_answer(self, view: ImageView) -> Answer:
+        """The answer at full resolution, in the index order as stored."""
+        region = to_image_grid(view, self).turned(view.axes.inverse)
+        return Answer(region, self.score, self.memory)
 
-def answer_queries(
+
+def predict_views(
     model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
-) -> Iterator[Answer]:
-    """The model's answers to questions about an image, in their order.
+) -> Iterator[ViewPrediction]:
+    """Ask a model about objects in an image, or frame; one prediction per question, in their order.
 
     Args:
         model: what to ask.
         view: what it sees.
-        queries: one per object, in the index order as stored, as are the answers; a model that can
-            is asked about many together.
-        zoom: look twice; otherwise the model sees the whole image at full resolution.
+        queries: one per object, in the index order as stored; `ViewPrediction.to_answer` turns the
+            answers back to it.
+        zoom: look twice; otherwise the model sees the whole image at full resolution, and answers
+            many questions together if it can.
     """
-    open_asks = [query for query in queries if _exact_mask(model, query) is None]
-    turned = open_asks if view.axes.is_same else [turn_query(view, query) for query in open_asks]
-    found = predict_views(model, view, turned, zoom=zoom)
-    for query in queries:
-        mask = _exact_mask(model, query)
-        if mask is not None:
-            yield Answer(SparseLogits.of_mask(mask), 1.0 if mask.any() else 0.0)
-            continue
-        prediction = next(found)
-        region = to_image_grid(view, prediction).turned(view.axes.inverse)
-        yield Answer(region, prediction.score, prediction.memory)
+    if not view.axes.is_same:
+        queries = [turn_query(view, query) for query in queries]
+    limits = model.card.limits(len(view.shape))
+    if zoom and limits is not None:
+        for query in queries:
+            search = ZoomSearch(view, query, limits, compares=model.card.predicts_quality)
+            while search.window is not None:
+                shape = view_shape(view, search.window, limits)
+                (prediction,) = ask_model(model, view, [search.query], search.window, shape)
+                search.take(prediction)
+            yield search.result
+        return
+    size = questions_at_once(model, view.shape, zoom=zoom)
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        yield from ask_model(model, view, part, view.whole, view.shape)
 
 
-def _exact_mask(model: PromptableModel, query: Query) -> NDArray[np.bool_] | None:
-    """The mask that is the answer as it is, if the model says that of masks."""
-    last = query.prompts[-1] if query.prompts and model.card.mask_is_answer else None
-    return last.mask if isinstance(last, MaskPrompt) else None
+def answer_queries(
+    model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
+) -> Iterator[Answer]:
+    """As `predict_views`, on the image's own grid; a mask that is the answer is not asked about."""
+    is_answer = model.card.mask_is_answer
+    exact = [exact_answer(query.prompts) if is_answer else None for query in queries]
+    rest = [query for query, answer in zip(queries, exact, strict=True) if answer is None]
+    predictions = predict_views(model, view, rest, zoom=zoom)
+    for answer in exact:
+        yield next(predictions).to_answer(view) if answer is None else answer
 
 
-def turn_query(view: ImageView, query: Query) -> Query:
-    """A question in the order in which models see the scene."""
-    prompts = [view.axes.prompt(p, view.stored_shape) for p in query.prompts]
-    previous = None if query.previous is None else query.previous.turned(view.axes)
-    return replace(query, prompts=prompts, previous=previous)
+def ask_model(
+    model: PromptableModel, view: ImageView, queries: Sequence[Query], bounds: Bounds, shape: Shape
+) -> list[ViewPrediction]:
+    """Ask a model about objects in one window of an image, shrunk to `shape`: together where the
+    model can, else one by one.
+    """
+    embedding = view.embedding(model, bounds, shape)
+    whole = (bounds, shape) == (view.whole, view.shape)
+    questions = [_make_question(query, bounds, shape, whole=whole) for query in queries]
+    if isinstance(model, BatchModel):
+        results = list(model.segment_batch(embedding, questions))
+        if len(results) != len(questions):
+            raise ValueError(
+                f"{model.card.name} answered {len(results)} of {len(questions)} questions."
+            )
+    else:
+        results = []
+        for q in questions:
+            results.append(model.segment(embedding, q.prompts, q.previous))
+    return [_check_logits(model, result, bounds, shape) for result in results]
 
 
 def questions_at_once(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
@@ -110,72 +142,89 @@ def questions_at_once(model: PromptableModel, shape: Shape, *, zoom: bool) -> in
     return int(np.clip(_TOGETHER_BYTES // (8 * math.prod(shape)), 1, MOST_TOGETHER))
 
 
-def predict_views(
-    model: PromptableModel, view: ImageView, queries: Sequence[Query], *, zoom: bool
-) -> Iterator[ViewPrediction]:
-    """As `answer_queries`, each on the grid of the view that it was given on, in the index order
-    in which models see the image.
+Windows: TypeAlias = Generator[Bounds, ViewPrediction, ViewPrediction]
+
+
+class ZoomSearch:
+    """Where a model looks for one object: windows of the image, each chosen after the answer on the
+    one before.
+
+    Args:
+        view: the image.
+        query: the question, in the index order in which models see the image.
+        limits: the most pixels per axis that the model works well on.
+        compares: whether the model's scores compare answers on different windows.
+
+    Attributes:
+        query: what to ask there.
+        window: where to ask next; None when the search has ended.
+        result: the prediction that counts, when it has ended.
     """
-    limits = model.card.limits(len(view.shape))
-    if zoom and limits is not None:
-        for query in queries:
-            yield _zoom_in(model, view, query, limits)
-        return
-    size = questions_at_once(model, view.shape, zoom=zoom)
-    for start in range(0, len(queries), size):
-        part = queries[start : start + size]
-        yield from _ask_model(model, view, part, view.whole, view.shape)
+
+    result: ViewPrediction
+
+    def __init__(self, view: ImageView, query: Query, limits: Shape, *, compares: bool) -> None:
+        self._view, self._limits, self._compares = view, limits, compares
+        self._found = None if query.previous is None else query.previous.mask_bounds
+        # an answer of nothing, as to a lone negative click, says nothing
+        self.query = Query(query.prompts) if self._found is None else query
+        self._steps = self._zoom_in()
+        self.window: Bounds | None = next(self._steps)
+
+    def take(self, prediction: ViewPrediction) -> None:
+        """The prediction on the window that was asked about."""
+        try:
+            self.window = self._steps.send(prediction)
+        except StopIteration as end:
+            self.window, self.result = None, end.value
+
+    def _zoom_in(self) -> Windows:
+        """A window around the object, which grows while the mask touches its sides."""
+        view, limits, prompts, found = self._view, self._limits, self.query.prompts, self._found
+        if self.query.previous is None and not any(isinstance(p, Area) for p in prompts):
+            prediction = yield from self._locate()
+            found = prediction.found
+            if prediction.logits.shape == view.shape or (
+                self._compares and is_close(prediction.bounds, around(view, prompts, found, limits))
+            ):
+                return prediction
+        bounds = around(view, prompts, found, limits)
+        for _ in range(MOST_GROWTHS + 1):
+            prediction = yield bounds
+            wider = grown(prediction.logits, bounds, view.shape)
+            if wider == bounds:
+                break
+            bounds = wider
+        return prediction
+
+    def _locate(self) -> Windows:
+        """The prediction that tells how large the object is, where only marks were given.
+
+        A model that predicts the quality of its answers sees ever larger windows around the marks,
+        up to the whole, and the best answer counts; one that is cut off by its window is trusted
+        less than any that is not. Other models see the whole.
+        """
+        view, windows = self._view, [self._view.whole]
+        if self._compares:
+            windows = ever_larger(view, self.query.prompts, self._limits)
+        best: tuple[tuple[bool, float], ViewPrediction] | None = None
+        for bounds in windows:
+            prediction = yield bounds
+            is_whole = bool((prediction.logits > 0).any()) and (
+                grown(prediction.logits, bounds, view.shape) == bounds
+            )
+            rank = (is_whole, prediction.score)
+            if best is None or rank > best[0]:
+                best = rank, prediction
+        assert best is not None
+        return best[1]
 
 
-def _zoom_in(
-    model: PromptableModel, view: ImageView, query: Query, limits: Shape
-) -> ViewPrediction:
-    """The answer after looking twice, on the last view."""
-    prompts = query.prompts
-    found = None if query.previous is None else query.previous.mask_bounds
-    if found is None:  # an answer of nothing, as to a lone negative click, says nothing
-        query = Query(prompts)
-    if query.previous is None and not any(isinstance(p, Area) for p in prompts):
-        prediction = _locate_object(model, view, query, limits)
-        found = prediction.found
-        if prediction.logits.shape == view.shape or (
-            model.card.predicts_quality
-            and is_close(prediction.bounds, around(view, prompts, found, limits))
-        ):
-            return prediction
-    bounds = around(view, prompts, found, limits)
-    for _ in range(MOST_GROWTHS + 1):
-        prediction = _ask_once(model, view, query, bounds, view_shape(view, bounds, limits))
-        wider = grown(prediction.logits, bounds, view.shape)
-        if wider == bounds:
-            break
-        bounds = wider
-    return prediction
-
-
-def _locate_object(
-    model: PromptableModel, view: ImageView, query: Query, limits: Shape
-) -> ViewPrediction:
-    """The look that tells how large the object is, where only marks were given.
-
-    A model that judges its answers sees ever larger windows around the marks, up to the whole, and
-    the answer that it trusts most counts; one that is cut off by its window is trusted less than
-    any that is not. Other models see the whole.
-    """
-    windows = [view.whole]
-    if model.card.predicts_quality:
-        windows = ever_larger(view, query.prompts, limits)
-    best: tuple[tuple[bool, float], ViewPrediction] | None = None
-    for bounds in windows:
-        prediction = _ask_once(model, view, query, bounds, view_shape(view, bounds, limits))
-        whole = bool((prediction.logits > 0).any()) and (
-            grown(prediction.logits, bounds, view.shape) == bounds
-        )
-        rank = (whole, prediction.score)
-        if best is None or rank > best[0]:
-            best = rank, prediction
-    assert best is not None
-    return best[1]
+def turn_query(view: ImageView, query: Query) -> Query:
+    """A question in the order in which models see the image."""
+    prompts = [view.axes.prompt(p, view.stored_shape) for p in query.prompts]
+    previous = None if query.previous is None else query.previous.turned(view.axes)
+    return replace(query, prompts=prompts, previous=previous)
 
 
 def prompt_to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | None:
@@ -183,37 +232,11 @@ def prompt_to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | Non
     return prompt.in_view(*bounds, shape, shrink_all)
 
 
-def _ask_once(
-    model: PromptableModel, view: ImageView, query: Query, bounds: Bounds, shape: Shape
-) -> ViewPrediction:
-    """One question to the model."""
-    return _ask_model(model, view, [query], bounds, shape)[0]
-
-
-def _ask_model(
-    model: PromptableModel, view: ImageView, queries: Sequence[Query], bounds: Bounds, shape: Shape
-) -> list[ViewPrediction]:
-    """Questions about one view: together where the model can, else one by one."""
-    embedding = view.embedding(model, bounds, shape)
-    whole = (bounds, shape) == (view.whole, view.shape)
-    questions = [_make_question(query, bounds, shape, whole=whole) for query in queries]
-    results: Sequence[Segmentation]
-    if isinstance(model, BatchModel):
-        results = model.segment_batch(embedding, questions)
-        if len(results) != len(questions):
-            raise ValueError(
-                f"{model.card.name} answered {len(results)} of {len(questions)} questions."
-            )
-    else:
-        results = [model.segment(embedding, q.prompts, q.previous) for q in questions]
-    return [_check_logits(model, result, bounds, shape) for result in results]
-
-
 def _make_question(query: Query, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
     """A question in the index order of a view of `bounds` shrunk to `shape`.
 
-    On a view that is the whole scene boxes stay as they were said, also where they reach over it: a
-    box that a model carries on does, and its numbers are the published ones.
+    On a view that is the whole image boxes stay as they were given, also where they reach over it:
+    a box that a model carries on does, and its numbers are the published ones.
     """
     placed = (
         p if whole and isinstance(p, Box) else prompt_to_view(p, bounds, shape)

@@ -46,6 +46,11 @@ class Options:
     propagator_zoom: bool | None = None
     keep_masks: bool = False
 
+    @property
+    def zoom_of_carrier(self) -> bool:
+        """Whether what carries masks to other frames looks twice: propagator or model."""
+        return self.zoom if self.propagator_zoom is None else self.propagator_zoom
+
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
         return {

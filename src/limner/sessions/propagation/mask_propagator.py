@@ -21,15 +21,15 @@ from limner.sessions.propagation.schedule import (
     limit_growth,
 )
 
-_LOOK = 16  # frames to come among which those to encode together are looked for
+_LOOKAHEAD = 16  # frames to come among which those to encode together are looked for
 
 
 @dataclass(frozen=True, eq=False)
 class SpanState:
-    """Where a span has got to: the last answer, and what was said on the frame it began at."""
+    """Where a span has got to: the last answer, and the prompts on the frame that it began at."""
 
     answer: Answer
-    said: Sequence[Prompt]
+    prompts: Sequence[Prompt]
 
 
 class MaskPropagator:
@@ -37,27 +37,27 @@ class MaskPropagator:
 
     Args:
         model: what is asked.
-        plane: a frame.
+        view: a frame as the model sees it.
         zoom: whether the model looks twice.
     """
 
     def __init__(
-        self, model: PromptableModel, plane: Callable[[int], FrameView], *, zoom: bool
+        self, model: PromptableModel, view: Callable[[int], FrameView], *, zoom: bool
     ) -> None:
-        self._model, self._plane, self._zoom = model, plane, zoom
+        self._model, self._view, self._zoom = model, view, zoom
         self._by_masks = self.follows_masks(model)
 
-    def carried(
+    def carry(
         self,
         spans: Sequence[FrameSpan],
-        begun: Callable[[FrameSpan], SpanState],
+        start: Callable[[FrameSpan], SpanState],
         known: Callable[[FrameSpan, int], Answer | None],
     ) -> Iterator[tuple[FrameSpan, int, Answer]]:
         """From mask to mask; nothing for frames beyond the one from which an object has vanished.
 
         Args:
             spans: all in one direction.
-            begun: the answer on the annotated frame of a span.
+            start: the answer on the annotated frame of a span.
             known: a mask that the span left on a frame before, None where there is none. It is gone
                 on from; a model that carries in its own way has to find it again, since it may look
                 at more than the mask.
@@ -72,7 +72,7 @@ class MaskPropagator:
             queries: dict[FrameSpan, Query] = {}
             for span in (span for span in spans if frame in span.frames and span not in vanished):
                 if span not in state:
-                    state[span] = begun(span)
+                    state[span] = start(span)
                 there = known(span, frame) if skips else None
                 if there is not None:
                     state[span] = replace(state[span], answer=there)
@@ -80,7 +80,7 @@ class MaskPropagator:
                     queries[span] = Query(prompts)
                 else:
                     vanished.add(span)
-            ahead = [k for k in frames[place : place + _LOOK] if k in asked]
+            ahead = [k for k in frames[place : place + _LOOKAHEAD] if k in asked]
             for span, found in zip(queries, self._asked(ahead, queries), strict=True):
                 before = state[span]
                 if self._by_masks:
@@ -88,7 +88,7 @@ class MaskPropagator:
                 state[span] = replace(before, answer=found)
                 yield span, frame, found
 
-    def between(
+    def interpolate(
         self,
         spans: Sequence[FrameSpan],
         marks: Mapping[int, Mapping[int, Box]],
@@ -113,21 +113,21 @@ class MaskPropagator:
         """The answers on the first of some frames; the others will be asked about next."""
         if not queries:
             return iter(())
-        prefetch_embeddings(self._model, self._plane, frames, zoom=self._zoom)
-        view = self._plane(frames[0])
+        prefetch_embeddings(self._model, self._view, frames, zoom=self._zoom)
+        view = self._view(frames[0])
         return answer_queries(self._model, view, list(queries.values()), zoom=self._zoom)
 
     def _next_prompts(self, frame: int, before: SpanState) -> Sequence[Prompt]:
         """What is asked on the next frame; nothing where the object has vanished."""
         region, understood = before.answer.region, self._model.card.prompts
         if isinstance(self._model, MaskCarrier):  # it also decides when an object has vanished
-            here, memory = self._plane(frame), before.answer.memory
+            here, memory = self._view(frame), before.answer.memory
             kept = None if memory is None else memory.on(here.whole, here.shape)
             shown = Segmentation(region.full(), before.answer.score, kept)
             view = here.crop(here.whole, here.shape)
-            return tuple(self._model.next_prompts(view, shown, before.said))
+            return tuple(self._model.next_prompts(view, shown, before.prompts))
         if not self._by_masks:
-            repeated = tuple(p for p in before.said if p.num_axes is None)
+            repeated = tuple(p for p in before.prompts if p.num_axes is None)
             if not repeated:
                 raise SessionError(
                     f"{self._model.card.name} takes neither masks nor boxes to carry on."

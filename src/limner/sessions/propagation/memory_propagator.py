@@ -274,7 +274,7 @@ def propagate_with_memory(
     marks: Mapping[int, Sequence[int]],
     view: Callable[[int], ImageView],
     drawn: Callable[[int, int], NDArray[np.bool_]],
-    kept: ResumeState | None = None,
+    resume: ResumeState | None = None,
 ) -> Iterator[tuple[FrameSpan, int, Answer]]:
     """One pass over the frames of some spans of one direction, each frame seen once.
 
@@ -285,9 +285,9 @@ def propagate_with_memory(
         model: what sees and remembers.
         spans: all in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
-        view: of a frame.
+        view: a frame as the model sees it.
         drawn: an object's mask on an annotated frame.
-        kept: to go on where an earlier pass stopped.
+        resume: to go on where an earlier pass stopped.
 
     Yields:
         The span, the frame, and where the object is there: logits are above 0 where it is likelier
@@ -298,7 +298,7 @@ def propagate_with_memory(
     recall, stops = MemoryPropagator(model), plan_route(spans, marks)
     for together in _alike(spans, marks):
         recall.announce(together)
-    frame, parts = (-1, {}) if kept is None else kept.load()
+    frame, parts = (-1, {}) if resume is None else resume.load()
     if None in parts and recall.restore(parts[None]):
         stops = stops[1 + [stop.frame for stop in stops].index(frame) :]
 
@@ -322,8 +322,8 @@ def propagate_with_memory(
         for ahead, objects in stop.ahead.items():
             encoded = seen(ahead)
             recall.remember(encoded, given_on(encoded, ahead, objects), ahead)
-        if kept is not None and stop is not stops[-1] and kept.due():
-            kept.save(frame, {None: recall.state()})
+        if resume is not None and stop is not stops[-1] and resume.due():
+            resume.save(frame, {None: recall.state()})
 
 
 def _stops(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], step: int) -> list[int]:

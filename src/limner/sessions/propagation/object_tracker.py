@@ -56,8 +56,8 @@ class ObjectTracker:
         span: from where to where.
         marks: the object's annotated frames that count, with its masks: where the span begins, and
             the next one ahead.
-        view: of a frame.
-        going: what the frames are like.
+        view: a frame as the model sees it.
+        options: what the frames are like.
         state: to go on from; None: begin.
     """
 
@@ -67,11 +67,11 @@ class ObjectTracker:
         span: FrameSpan,
         marks: Mapping[int, NDArray[np.bool_]],
         view: Callable[[int], ImageView],
-        going: TrackingOptions,
+        options: TrackingOptions,
         state: Mapping[str, Array] | None = None,
     ) -> None:
         self.span = span
-        self._model, self._view, self._going = model, view, going
+        self._model, self._view, self._options = model, view, options
         self._given = {k: SparseLogits.of_mask(mask) for k, mask in marks.items()}
         self._last = span.source, self._given[span.source]
         self._missed = 0
@@ -110,7 +110,7 @@ class ObjectTracker:
     @property
     def has_ended(self) -> bool:
         """Whether the object is not looked for any more."""
-        return not self._going.returns and self._missed >= MOST_MISSED
+        return not self._options.returns and self._missed >= MOST_MISSED
 
     def find(self, frame: int) -> ViewPrediction:
         """Look for the object on a frame."""
@@ -127,7 +127,7 @@ class ObjectTracker:
         if (
             prediction.found is None
             and self._missed
-            and self._going.returns
+            and self._options.returns
             and self._side is not None
         ):
             return self._searched(frame) or prediction
@@ -251,7 +251,7 @@ class ObjectTracker:
     def _wanted(self, regions: Any) -> tuple[int, int] | None:
         """Sides of a window that holds each of some masks, with a margin; None: no window."""
         limits = self._model.card.limits(2)
-        if not self._going.zoom or limits is None:
+        if not self._options.zoom or limits is None:
             return None
         bounds = [r.mask_bounds for r in regions if r.mask_bounds is not None]
         size = np.max([np.subtract(b[1], b[0]) for b in bounds], axis=0).astype(float)
@@ -267,9 +267,9 @@ def track_objects(
     marks: Mapping[int, Sequence[int]],
     view: Callable[[int], ImageView],
     drawn: Callable[[int, int], NDArray[np.bool_]],
-    going: TrackingOptions,
+    options: TrackingOptions,
     *,
-    kept: ResumeState | None = None,
+    resume: ResumeState | None = None,
     beside: Callable[[int], Iterable[tuple[int, NDArray[np.bool_]]]] = lambda _: (),
     nested: Iterable[frozenset[int]] = (),
 ) -> Iterator[tuple[FrameSpan, int, Answer]]:
@@ -283,10 +283,10 @@ def track_objects(
         model: what sees and remembers.
         found: spans in one direction; where each begins its object is not absent.
         marks: all annotated frames by object.
-        view: of a frame.
+        view: a frame as the model sees it.
         drawn: an object's mask on an annotated frame.
-        going: what the frames are like.
-        kept: to go on where an earlier pass stopped.
+        options: what the frames are like.
+        resume: to go on where an earlier pass stopped.
         beside: what is there of objects on a frame, also of those that are not run.
         nested: pairs of objects that may overlap, besides those that do where they are annotated.
 
@@ -299,12 +299,12 @@ def track_objects(
     step = found[0].frames.step
     tracks: dict[FrameSpan, ObjectTracker] = {}
     may_overlap = {*nested, *_overlapping(found, marks, drawn)}
-    at, states = (-1, {}) if kept is None else kept.load()
+    at, states = (-1, {}) if resume is None else resume.load()
 
     def begun(span: FrameSpan) -> ObjectTracker:
         near = {span.source, *_ahead(span, marks[span.object_id])}
         given = {k: drawn(span.object_id, k) for k in near}
-        return ObjectTracker(model, span, given, view, going, states.get(span))
+        return ObjectTracker(model, span, given, view, options, states.get(span))
 
     for frame in sorted({k for span in found for k in span.frames})[::step]:
         here = [span for span in found if frame in span.frames]
@@ -319,8 +319,8 @@ def track_objects(
             tracks[span].keep(frame, prediction)
             yield span, frame, Answer(to_image_grid(view(frame), prediction), prediction.score)
         tracks = {span: track for span, track in tracks.items() if frame != span.frames[-1]}
-        if kept is not None and kept.due():
-            kept.save(frame, {span: track.state for span, track in tracks.items()})
+        if resume is not None and resume.due():
+            resume.save(frame, {span: track.state for span, track in tracks.items()})
 
 
 def _ahead(span: FrameSpan, marks: Sequence[int]) -> list[int]:

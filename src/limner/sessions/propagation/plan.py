@@ -18,7 +18,7 @@ class PropagationRun:
     Attributes:
         request: what was asked for.
         again: also run what still holds.
-        turns: how many turns the conversation about each object had taken when it began.
+        turns: how many prompts, undos, redos and resets each object had when it began.
         writing: objects of which a frame has been written.
     """
 
@@ -30,45 +30,45 @@ class PropagationRun:
 
 @dataclass(frozen=True, eq=False)
 class PropagationPlan:
-    """Part of a propagation that goes in one direction.
+    """What a propagation in one direction writes, and what of it is there already.
 
     Attributes:
         run: the propagation.
-        spans: of the pass.
-        basis: what a frame of a span follows from.
-        known: what earlier propagations wrote, by object, then by frame and basis.
-        visible: what of it was shown when the pass began, by object and frame.
+        spans: all in one direction.
+        provenance: digest of what a frame of a span follows from.
+        known: what earlier propagations wrote, by object, then by frame and digest.
+        visible: what of it was shown when it began, by object and frame.
         ends: a span has ended after so many frames without the object; None: it goes on.
         damaged: frames that could not be read, which say nothing of the object.
     """
 
     run: PropagationRun
     spans: Sequence[FrameSpan]
-    basis: Callable[[FrameSpan, int], str]
+    provenance: Callable[[FrameSpan, int], str]
     known: Mapping[int, Mapping[tuple[int, str], CommittedMask]]
     visible: Mapping[int, Mapping[int, CommittedMask]]
     ends: int | None = None
     damaged: Container[int] = ()
 
-    def right(self, span: FrameSpan, frame: int) -> CommittedMask | None:
-        """What is known of a frame and still holds."""
-        return self.known[span.object_id].get((frame, self.basis(span, frame)))
+    def find_valid(self, span: FrameSpan, frame: int) -> CommittedMask | None:
+        """The mask that an earlier propagation left on a frame, if it still holds."""
+        return self.known[span.object_id].get((frame, self.provenance(span, frame)))
 
-    def prefix(self, span: FrameSpan) -> list[int]:
+    def known_prefix(self, span: FrameSpan) -> list[int]:
         """The first frames of a span, as far as all of them are known."""
-        return [*takewhile(lambda frame: self.right(span, frame), span.frames)]
+        return [*takewhile(lambda frame: self.find_valid(span, frame), span.frames)]
 
     @property
     def missing(self) -> list[FrameSpan]:
-        """Legs of which not all is known."""
+        """Spans of which not all is known."""
         return [span for span in self.spans if not self._is_done(span)]
 
     def _is_done(self, span: FrameSpan) -> bool:
-        known = self.prefix(span)
+        known = self.known_prefix(span)
         if len(known) == len(span.frames):
             return True
         known = [frame for frame in known if frame not in self.damaged]
         if self.ends is None or len(known) < self.ends:
             return False
-        last = [self.right(span, frame) for frame in known[-self.ends :]]
+        last = [self.find_valid(span, frame) for frame in known[-self.ends :]]
         return not any(any(there.runs[1::2]) for there in last if there)

@@ -1,6 +1,4 @@
-"""Frames of a video or volume as models see them, encoded before anybody asks where that is
-faster.
-"""
+"""Prefetched frames: several of a video or volume encoded together, before they are asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from limner.adapters.axes import Bounds
 from limner.models import EncodingModel, PromptableModel
 from limner.sessions.answers.image_view import ImageView, Shape
 
-_MOST_AHEAD = 4  # frames encoded together; as many scenes more are kept
+_MOST_AHEAD = 4  # frames encoded together; as many views more are kept
 
 
 class FrameView(ImageView):
@@ -20,7 +18,7 @@ class FrameView(ImageView):
     ahead: tuple[Any] | None = None
 
     def embedding(self, model: PromptableModel, bounds: Bounds, shape: Shape) -> Any:
-        """See `Scene.embedding`."""
+        """See `ImageView.embedding`."""
         if self.ahead is not None and (bounds, shape) == (self.whole, self.shape):
             return self.ahead[0]
         return super().embedding(model, bounds, shape)
@@ -34,15 +32,15 @@ def num_prefetched(model: PromptableModel, *, zoom: bool) -> int:
 
 
 def prefetch_embeddings(
-    model: PromptableModel, plane: Callable[[int], FrameView], frames: Sequence[int], *, zoom: bool
+    model: PromptableModel, view: Callable[[int], FrameView], frames: Sequence[int], *, zoom: bool
 ) -> None:
     """Encode the first frames together if the very first has not been, where the model says that
     this is faster.
     """
     size = num_prefetched(model, zoom=zoom)
-    if size < 2 or not isinstance(model, EncodingModel) or plane(frames[0]).ahead:
+    if size < 2 or not isinstance(model, EncodingModel) or view(frames[0]).ahead:
         return
-    planes = [plane(k) for k in frames[:size]]
-    views = [p.crop(p.whole, p.shape) for p in planes]
-    for p, embedding in zip(planes, model.embed_batch(views), strict=True):
+    ahead = [view(k) for k in frames[:size]]
+    views = [p.crop(p.whole, p.shape) for p in ahead]
+    for p, embedding in zip(ahead, model.embed_batch(views), strict=True):
         p.ahead = (embedding,)

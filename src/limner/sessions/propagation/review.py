@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from limner import rle
+from limner.sessions.answers.answer_table import AnswerTable
 from limner.sessions.history.events import Runs
+from limner.sessions.history.log import PromptLog
 
 _SPREAD = 4  # times as many places as entries are asked for are told apart
 
@@ -24,6 +28,36 @@ class ReviewFrame(NamedTuple):
     frame: int
     score: float
     object_id: int
+
+
+def find_review_frames(
+    log: PromptLog,
+    answers: AnswerTable,
+    object_ids: Sequence[int],
+    damaged: Container[int],
+    count: int,
+) -> tuple[ReviewFrame, ...]:
+    """The propagated frames of some objects that most need a look, the worst first.
+
+    Args:
+        log: prompts and propagated frames.
+        answers: to the prompts.
+        object_ids: whose.
+        damaged: frames that could not be read, which are left out.
+        count: of frames, at most.
+    """
+    sure: dict[int, tuple[float, int]] = {}
+    for i in object_ids:
+        annotated = log.frames(i)
+        written = log.committed(i).items()
+        carried = {
+            k: (w.runs, w.score) for k, w in written if k not in annotated and k not in damaged
+        }
+        beside = (k for k in annotated if {k - 1, k + 1} & carried.keys())
+        fixed = {k: array("Q", rle.encode(answers.answer(i, k).region.mask())) for k in beside}
+        for k, score in rate_certainty(carried, fixed).items():
+            sure[k] = min(sure.get(k, (score, i)), (score, i))
+    return choose_worst(sure, count)
 
 
 def rate_certainty(
