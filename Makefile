@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 ROUNDS ?= 25
+API := $(addprefix limner.,adapters datasets errors geometry io metrics models pipeline prompts render runtime sessions train)
 
 .PHONY: demo test test-fast test-long coverage lint format docs sbom clean help
 
@@ -47,7 +48,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.docs
-	$(BIN)/pdoc --docformat google --output-directory docs-html limner '!limner.weights'
+	$(BIN)/pdoc --docformat google --output-directory docs-html limner $(API)
 
 # An environment of its own: the tools are no part of what they list.
 sbom: $(VENV)/.docs
