@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from limner.cli.__main__ import run
-from limner.datasets import project
+from limner.datasets import find_training_sets
 from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint
 from limner.train.config import TrainConfig, parse, read_config, write_config
 from limner.train.data import pack
+from limner.train.data.images import read_images
 from limner.train.loop import learning_rate, read_log, train
 from train_makers import make_data, one_thread
 
@@ -49,7 +50,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.read_images(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(
+        out, read_images(find_training_sets(make_data(tmp_path_factory.mktemp("data"))))
+    )
     return out
 
 

@@ -165,7 +165,7 @@ def test_command_line_packs_volumes_and_trains_on_them(
     command = ["train", str(recipe), "--data", str(packed), "--out", str(out), "--device", "cpu"]
     assert run(command) == 0
     assert "step 1 of 1, finished" in capsys.readouterr().out
-    (packed / pack3d.VOLUMES_FILE).unlink()
+    (packed / pack3d.SUMMARY).unlink()
     command[command.index(str(out))] = str(tmp_path / "run2")
     assert run(command) == 2
     assert "is no pack with volumes" in capsys.readouterr().err

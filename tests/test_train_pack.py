@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limner.datasets import project
+from limner.datasets import find_training_sets
 from limner.errors import FormatError
 from limner.train.data import pack, regions
+from limner.train.data.images import read_images, training_cases
 from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, PackedImages
 from train_makers import make_data
 
@@ -23,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.read_images(data))
+    pack.write_pack(out, read_images(find_training_sets(data)))
     return out
 
 
@@ -33,16 +34,20 @@ def packed(folder: Path) -> PackedImages:
 
 
 def test_sets_that_resemble_test_sets_and_videos_are_left_out(data: Path) -> None:
-    splits = project.read_splits(data)
-    names = project.allowed_sets(splits)
+    names = [dataset.name for dataset in find_training_sets(data)]
     assert names == ["2d/discs", "pool/2d/cells", "pool/3d/scans_ct", "pool/3d/labelmaps"]
-    assert project.allowed_sets(splits, ["pool/2d/cells"]) == [names[0], *names[2:]]
+    fewer = [dataset.name for dataset in find_training_sets(data, ["pool/2d/cells"])]
+    assert fewer == [names[0], *names[2:]]
     with pytest.raises(FormatError, match="leave_out names"):
-        project.allowed_sets(splits, ["2d/unknown"])
+        find_training_sets(data, ["2d/unknown"])
 
 
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
-    opened = {image.stem for image in project.read_images(data) if image.set_name == "2d/discs"}
+    opened = {
+        image.stem
+        for image in read_images(find_training_sets(data))
+        if image.set_name == "2d/discs"
+    }
     assert opened == {"a", "b", "v"}
     facts = json.loads((folder / "pack.json").read_text())["sets"]["2d/discs"]
     assert facts["stems"] == {"a": "train", "b": "train", "v": "val"}
@@ -50,25 +55,25 @@ def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> Non
 
 @pytest.mark.shared
 def test_no_test_stem_of_the_real_data_is_allowed(shared_data: Path) -> None:
-    splits = project.read_splits(shared_data)
-    names = project.allowed_sets(splits)
-    assert len(names) >= 20
+    splits = json.loads((shared_data / "splits.json").read_text())
+    datasets = find_training_sets(shared_data)
+    assert len(datasets) >= 20
     forbidden = set(splits["test_only"]) | set(splits["near_test_only"])
     forbidden |= set(splits["non_commercial"]) | set(splits["never_scored"])
-    assert not set(names) & forbidden
-    for name in names:
-        stems = set(project.allowed_stems(shared_data, splits, name))
-        assert stems
-        if not name.startswith("pool/"):
-            lists = splits["sets"][name]
-            assert stems == set(lists["train"]) | set(lists["val"])
-            assert not stems & set(lists["test"])
+    assert not {dataset.name for dataset in datasets} & forbidden
+    cases = list(training_cases(datasets, ("image", "volume")))
+    assert {dataset.name for dataset, _ in cases} == {dataset.name for dataset in datasets}
+    for dataset, case in cases:
+        if dataset.name in splits["sets"]:
+            lists = splits["sets"][dataset.name]
+            assert case.name in {*lists["train"], *lists["val"]}
+            assert case.name not in lists["test"]
 
 
 def test_pictures_come_back_as_they_were_but_for_steps_too_small_to_see(
     data: Path, packed: PackedImages
 ) -> None:
-    found = list(project.read_images(data))
+    found = list(read_images(find_training_sets(data)))
     assert len(found) == len(packed.images)
     for image, facts in zip(found, packed.images, strict=True):
         rows, columns, channels, first, place = (int(v) for v in facts[3:8])
@@ -88,7 +93,7 @@ def test_pictures_come_back_as_they_were_but_for_steps_too_small_to_see(
 
 
 def test_ct_is_kept_twice_and_thick_slices_are_stretched(data: Path) -> None:
-    scans = [p for p in project.read_images(data) if p.set_name == "pool/3d/scans_ct"]
+    scans = [p for p in read_images(find_training_sets(data)) if p.set_name == "pool/3d/scans_ct"]
     axial = [p for p in scans if p.stem.split(":")[1] == "0"]
     assert [p.stem for p in axial[:2]] == ["s:0:3"] * 2
     assert not np.array_equal(axial[0].image, axial[1].image)
@@ -117,7 +122,7 @@ def test_entries_say_where_their_regions_are(packed: PackedImages) -> None:
 
 
 def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Path) -> None:
-    pack.write_pack(tmp_path, project.read_images(data))
+    pack.write_pack(tmp_path, read_images(find_training_sets(data)))
     first, second = (json.loads((f / "pack.json").read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
 

@@ -344,7 +344,7 @@ def test_unknown_words_are_refused_before_anything_is_learnt(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [
-        dataclasses.replace(s, names={"glorbish spleen": (2,)})
+        dataclasses.replace(s, label_names={"glorbish spleen": (2,)})
         for s in volume_folders.labelled(data, named=True)
     ]
     cases, digest = prepare_cases(found, tmp_path / "v")
@@ -450,7 +450,7 @@ def test_layouts_and_names(data: Path, tmp_path: Path) -> None:
     (case,), _ = prepare_cases([found], tmp_path / "v")
     assert case.names == {"both": (1, 2), "spleen": (2,)}
     (nnunet / "dataset.json").write_text('{"labels": {"0": "background", "1": "liver"}}')
-    assert volume_folders.labelled(nnunet, named=True)[0].names == {"liver": (1,)}
+    assert volume_folders.labelled(nnunet, named=True)[0].label_names == {"liver": (1,)}
     assert [s.name for s in volume_folders.unlabelled(top)] == ["Dataset1/imagesTr/a_0000"]
     (nnunet / "dataset.json").unlink()
     (case,), _ = prepare_cases(volume_folders.labelled(top, named=False), tmp_path / "v")
@@ -471,7 +471,7 @@ def test_useless_folders_are_refused(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
     limner.write(tmp_path / "labels" / "a.nii.gz", labels, like=image)
     (tmp_path / "dataset.json").write_text('{"labels": {"liver": 7}}')
-    with pytest.raises(FormatError, match="has no image of its name"):
+    with pytest.raises(FormatError, match="holds no labelled volumes"):
         volume_folders.labelled(tmp_path, named=True)
     limner.io.write_image(tmp_path / "images" / "a.nii.gz", image)
     with pytest.raises(FormatError, match="No object occurs"):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from limner.datasets import project
+from limner.datasets import find_training_sets
 from limner.networks.fusion2d import CLICK_RADIUS
 from limner.train.data import pack
 from limner.train.data.augment import augment_images
+from limner.train.data.images import read_images
 from limner.train.data.pack import COARSE, FINE, PackedImages
 from limner.train.data.rng import BatchRandom, box_mean
 from limner.train.data.synthetic import draw_shapes, paint
@@ -41,7 +42,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedImages:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.read_images(make_data(tmp_path_factory.mktemp("data"))))
+    pack.write_pack(
+        out, read_images(find_training_sets(make_data(tmp_path_factory.mktemp("data"))))
+    )
     return pack.open_pack(out)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from limner.datasets import project
+from limner.datasets import Case, find_training_sets
 from limner.errors import FormatError
 from limner.train.data import pack, pack3d, pseudo_volumes, volumes
 from limner.train.data.augment3d import augment_volumes
 from limner.train.data.device_volumes import DeviceVolumes, crop_bounds
 from limner.train.data.pack3d import COARSE, FINE, FIRST_BAND, LABELS, PackedVolumes
+from limner.train.data.prepare import write_packs
 from limner.train.data.pseudo_volumes import PseudoVolumes
 from limner.train.data.rng import BatchRandom, block_mean
 from limner.train.data.samples3d import VolumeSampler
@@ -53,8 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pack")
-    pack.write_pack(out, project.read_images(data, slices=False))
-    pack3d.write_volumes(out, volumes.read_volumes(data))
+    write_packs(data, out, with_volumes=True)
     return out
 
 
@@ -73,7 +73,7 @@ def _volume(packed: PackedVolumes, name: str) -> int:
 
 
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
-    found = [(v.set_name, v.stem) for v in volumes.read_volumes(data)]
+    found = [(v.set_name, v.stem) for v in volumes.read_volumes(find_training_sets(data))]
     assert found == [
         ("pool/3d/scans_ct", "s"),
         ("pool/3d/labelmaps", "m"),
@@ -81,7 +81,7 @@ def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> Non
         ("3d/balls", "b"),
         ("3d/balls", "v"),
     ]
-    facts = json.loads((folder / pack3d.VOLUMES_FILE).read_text())["sets"]["3d/balls"]
+    facts = json.loads((folder / pack3d.SUMMARY).read_text())["sets"]["3d/balls"]
     assert facts["stems"] == {"a": "train", "b": "train", "v": "val"}
     pictures = json.loads((folder / "pack.json").read_text())["sets"]
     assert set(pictures) == {"2d/discs", "pool/2d/cells"}
@@ -91,13 +91,13 @@ def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> Non
 def test_no_volume_for_tests_is_opened(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def note(folder: Path, name: str, stem: str, split: str) -> tuple[str, str]:
-        asked.append((name, stem))
-        return name, stem
+    def note(name: str, case: Case) -> tuple[str, str]:
+        asked.append((name, case.name))
+        return name, case.name
 
     monkeypatch.setattr(volumes, "_volume", note)
-    assert list(volumes.read_volumes(shared_data)) == asked
-    splits = project.read_splits(shared_data)
+    assert list(volumes.read_volumes(find_training_sets(shared_data))) == asked
+    splits = json.loads((shared_data / "splits.json").read_text())
     forbidden = set(splits["test_only"]) | set(splits["near_test_only"])
     forbidden |= set(splits["non_commercial"]) | set(splits["never_scored"])
     assert not {name for name, _ in asked} & forbidden
@@ -108,7 +108,7 @@ def test_no_volume_for_tests_is_opened(shared_data: Path, monkeypatch: pytest.Mo
 
 
 def test_volumes_come_back_as_they_were(data: Path, packed: PackedVolumes) -> None:
-    found = list(volumes.read_volumes(data))
+    found = list(volumes.read_volumes(find_training_sets(data)))
     assert len(found) == len(packed.volumes)
     for volume, one in zip(found, packed.volumes, strict=True):
         assert packed.names[one.set_index] == volume.set_name
@@ -192,8 +192,8 @@ def test_clear_borders_are_told_from_arbitrary_ones() -> None:
 
 
 def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Path) -> None:
-    pack3d.write_volumes(tmp_path, volumes.read_volumes(data))
-    first, second = (json.loads((f / pack3d.VOLUMES_FILE).read_text()) for f in (folder, tmp_path))
+    pack3d.write_volumes(tmp_path, volumes.read_volumes(find_training_sets(data)))
+    first, second = (json.loads((f / pack3d.SUMMARY).read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
 
 
@@ -201,7 +201,7 @@ def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Pa
 def test_damaged_packs_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    facts, first = tmp_path / pack3d.VOLUMES_FILE, tmp_path / "v00.xz"
+    facts, first = tmp_path / pack3d.SUMMARY, tmp_path / "v00.xz"
     match change:
         case "cut":
             first.write_bytes(first.read_bytes()[:100])

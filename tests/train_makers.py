@@ -49,7 +49,10 @@ def make_data(folder: Path) -> Path:
             _write(folder / name / "instances" / f"{stem}.png", labels)
     _make_volumes(folder, rng)
     for name in ("2d/discs", "pool/2d/cells", "pool/3d/scans_ct", "pool/3d/labelmaps"):
-        (folder / name / "dataset.json").write_text("{}")
+        facts = {"pool/3d/scans_ct": {"modality": "CT (HU)"}}.get(
+            name, {"targets": {"1": "a", "2": "b"}}
+        )
+        (folder / name / "dataset.json").write_text(json.dumps(facts))
     splits = {
         "test_only": ["2d/forbidden"],
         "never_scored": [],
@@ -130,11 +133,9 @@ def one_thread() -> Iterator[None]:
 
 def volume_packs(factory: pytest.TempPathFactory) -> Path:
     """A folder with the packs of pictures and of volumes."""
-    from limner.datasets import project
-    from limner.train.data import pack, pack3d, volumes
+    from limner.train.data.prepare import write_packs
 
     data = add_volumes(make_data(factory.mktemp("data")))
     out = factory.mktemp("pack")
-    pack.write_pack(out, project.read_images(data, slices=False))
-    pack3d.write_volumes(out, volumes.read_volumes(data))
+    write_packs(data, out, with_volumes=True)
     return out

@@ -51,8 +51,7 @@ def run(
 
     torch = errors.require("torch", extra="train", purpose="train")
     from limner.train.config import read_config
-    from limner.train.data.pack import open_pack
-    from limner.train.data.pack3d import VOLUMES_FILE, open_volumes
+    from limner.train.data.prepare import open_slices, open_volumes_and_images
     from limner.train.loop import train
     from limner.train.segvol_config import method_of
 
@@ -64,13 +63,11 @@ def run(
         _segvol(recipe, changes, data, out, device=device, minutes=minutes, start=start)
         return
     config = read_config(recipe, steps=steps, seed=seed)
-    folder, needed = data, VOLUMES_FILE if config.of_volumes else "pack.json"
-    if not any((data / name).exists() for name in ("pack.json", VOLUMES_FILE)):
-        folder = out / "pack"
-        if not (folder / needed).exists():
-            pack(data, folder, 3 if config.of_volumes else 2)
-    volumes = open_volumes(folder, config.leave_out) if config.of_volumes else None
-    packed = open_pack(folder, config.leave_out, slices=not config.of_volumes)
+    volumes, packed = None, None
+    if config.of_volumes:
+        volumes, packed = open_volumes_and_images(data, out, config.leave_out)
+    else:
+        packed = open_slices(data, out, config.leave_out)
     outcome = train(
         config, packed, out, device=device, minutes=minutes, start=start, volumes=volumes
     )
@@ -95,23 +92,31 @@ def _tell(out: Path, outcome: Outcome, steps: int) -> None:
 
 @app.command("pack")
 def pack(
-    data: Annotated[Path, typer.Argument(help="Folder of data sets with a splits.json.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Data sets: images/ with masks/ or labels/, nnU-Net raw, MSD, a folder of such "
+            "folders, or a data root with splits.json."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pack.")],
     dimensions: Annotated[
-        int, typer.Option(help="2: pictures and slices; 3: pictures and volumes.", min=2, max=3)
+        int, typer.Option(help="2: images and slices; 3: images and volumes.", min=2, max=3)
     ] = 2,
+    slices: Annotated[int, typer.Option(help="Of each volume and direction, at most.", min=1)] = 8,
+    slices_of: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=N: likewise, of data sets with such a name. Repeat."),
+    ] = None,
+    volumes: Annotated[int, typer.Option(help="Of each data set, at most.", min=1)] = 80,
 ) -> None:
     """Gather what may be trained on into one small folder that travels."""
-    from limner.datasets.project import read_images
-    from limner.train.data.pack import write_pack
+    from limner.train.data.pack_settings import PackSettings, parse_slices
+    from limner.train.data.prepare import write_packs
 
     show_progress("limner.train", "limner.datasets")
-    summaries = [write_pack(output, read_images(data, slices=dimensions == 2))]
-    if dimensions == 3:
-        from limner.train.data.pack3d import write_volumes
-        from limner.train.data.volumes import read_volumes
-
-        summaries.append(write_volumes(output, read_volumes(data)))
+    settings = PackSettings(slices=slices, slices_of=parse_slices(slices_of or ()), volumes=volumes)
+    summaries = write_packs(data, output, with_volumes=dimensions == 3, settings=settings)
     sets = [fact for summary in summaries for fact in summary["sets"].values()]
     size = sum(fact["bytes"] for fact in sets)
     print(f"{output}: {len(sets)} sets, {size / 1e6:.1f} MB.")

@@ -1,19 +1,149 @@
-"""Arrays of many parts in one compressed file that needs nothing but Python and NumPy to open."""
+"""Archives of arrays: one compressed file per data set, opened with Python and NumPy alone, and a
+summary in JSON with what each set holds.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import lzma
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.atomic import atomic_bytes
 from limner.errors import FormatError
 
 Array = NDArray[Any]
+Parts = list[dict[str, Array]]  # the arrays of each image or volume
+
+VERSION = 1
+
+_log = logging.getLogger(__name__)
+
+
+class ArchiveWriter:
+    """Collects images or volumes, set by set, and writes them.
+
+    Args:
+        folder: is made; its files of the same names are replaced.
+        summary: name of the JSON file.
+        prefix: of the names of the other files.
+        seed: of what is found in the images; every one has its own generator.
+    """
+
+    def __init__(self, folder: Path, summary: str, *, prefix: str = "", seed: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._summary, self._prefix, self._seed = folder, summary, prefix, seed
+        self._sets: dict[str, Parts] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
+
+    def next_rng(self, set_name: str) -> np.random.Generator:
+        """A generator for the next part of a set."""
+        sequence = [self._seed, len(self._facts), len(self._sets.get(set_name, ()))]
+        return np.random.default_rng(sequence)
+
+    def add(
+        self, set_name: str, stem: str, split: str, part: dict[str, Array], **facts: Any
+    ) -> None:
+        """Add a part.
+
+        Args:
+            set_name: of its data set.
+            stem: of its case.
+            split: ``"train"`` or ``"val"``.
+            part: its arrays, of the same keys as all others.
+            facts: of the set, for the summary.
+        """
+        self._sets.setdefault(set_name, []).append(part)
+        fact = self._facts.setdefault(set_name, {**facts, "train": 0, "val": 0, "stems": {}})
+        fact[split] += 1
+        fact["stems"][stem] = split
+
+    def write(self) -> dict[str, Any]:
+        """Write all files.
+
+        Returns:
+            The summary.
+
+        Raises:
+            FormatError: nothing was added.
+        """
+        if not self._sets:
+            raise FormatError("There is no annotated case to pack.")
+        digest = hashlib.sha256()
+        for k, (name, parts) in enumerate(self._sets.items()):
+            content, fact = compress(parts), self._facts[name]
+            fact["file"], fact["bytes"] = f"{self._prefix}{k:02d}.xz", len(content)
+            if "shape" in parts[0]:
+                fact["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
+            digest.update(content)
+            atomic_bytes(self._folder / fact["file"], content)
+            _log.info("%s: %d packed, %.2f MB", name, len(parts), len(content) / 1e6)
+        summary = {
+            "version": VERSION,
+            "seed": self._seed,
+            "sha256": digest.hexdigest(),
+            "sets": self._facts,
+        }
+        atomic_bytes(self._folder / self._summary, json.dumps(summary, indent=1).encode())
+        return summary
+
+
+def read_archive(
+    folder: Path,
+    summary: str,
+    *,
+    command: str,
+    what: str = "pack",
+    leave_out: Collection[str] = (),
+    wide: Collection[str] = (),
+) -> Iterator[tuple[str, dict[str, Any], Parts]]:
+    """Read what an `ArchiveWriter` wrote: name, facts and parts of each set.
+
+    Args:
+        folder: of the archive.
+        summary: name of the JSON file.
+        command: that makes such an archive, for messages.
+        what: it is, for messages.
+        leave_out: names of sets to pass over.
+        wide: keys that become uint16 whatever they are stored as.
+
+    Raises:
+        FormatError: it is none, of another version, or damaged; the latter may come last.
+    """
+    facts = _read_summary(folder, summary, command, what)
+    digest = hashlib.sha256()
+    for name, fact in facts["sets"].items():
+        content = (folder / fact["file"]).read_bytes()
+        digest.update(content)
+        if name in leave_out:
+            continue
+        yield name, fact, decompress(content, folder / fact["file"], wide)
+    if digest.hexdigest() != facts["sha256"]:
+        raise FormatError(f"{folder} is damaged: its files are not those of its {summary}.")
+
+
+def read_digest(folder: Path, summary: str) -> str:
+    """SHA-256 of the packed files of an archive."""
+    facts = json.loads((folder / summary).read_text(encoding="utf-8"))
+    return str(facts["sha256"])
+
+
+def _read_summary(folder: Path, summary: str, command: str, what: str) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / summary).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder} is no {what}: {error}. Make one with: {command}") from error
+    if facts.get("version") != VERSION:
+        raise FormatError(
+            f"{folder} is a {what} of version {facts.get('version')}, not {VERSION}; make it again."
+        )
+    return facts
 
 
 def compress(parts: list[dict[str, Array]]) -> bytes:

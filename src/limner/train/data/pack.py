@@ -9,10 +9,6 @@ batch is one gather.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.project import LabelledImage, is_volumes
 from limner.errors import FormatError
-from limner.train.data.archive import compress, decode_differences, decompress, encode_differences
+from limner.train.data.archive import (
+    ArchiveWriter,
+    decode_differences,
+    encode_differences,
+    read_archive,
+    read_digest,
+)
+from limner.train.data.images import LabelledImage
 
 Array = NDArray[Any]
 
-VERSION = 1
+SUMMARY = "pack.json"
 LABELS, OBJECTS, FINE, COARSE = range(4)  # layers: what a target's id is an id of
 UNITS = ("label", "instance", "component")
-_STEP_2D, _STEP_3D = 4, 1  # grey values; the pool's JPEG pictures carry larger errors
+_STEP_2D, _STEP_3D = 4, 1  # grey values, of images and slices; JPEG's own errors are larger
 _IDS = ("labels", "objects", "fine", "coarse")  # arrays that are uint16 in memory
 _MOST_ENTRIES = 40  # invented regions kept per plane and layer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,42 +63,25 @@ class PackedImages:
 
 
 def write_pack(folder: Path, images: Iterable[LabelledImage], *, seed: int = 0) -> dict[str, Any]:
-    """Pack planes.
+    """Pack images.
 
     Args:
         folder: is made; its files are replaced.
-        images: as `limner.datasets.project` yields them.
+        images: of `limner.train.data.images.read_images`.
         seed: of the superpixels.
 
     Returns:
         What ``pack.json`` holds.
-    """
-    from limner.atomic import atomic_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
-    sets: dict[str, list[dict[str, Array]]] = defaultdict(list)
-    facts: dict[str, dict[str, Any]] = {}
+    Raises:
+        FormatError: there is no image.
+    """
+    archive = ArchiveWriter(folder, SUMMARY, seed=seed)
     for image in images:
-        sequence = [seed, len(facts), len(sets[image.set_name])]
-        packed = _pack_plane(image, np.random.default_rng(sequence))
-        sets[image.set_name].append(packed)
-        fact = facts.setdefault(
-            image.set_name, {"unit": image.unit, "train": 0, "val": 0, "stems": {}}
-        )
-        fact[image.split] += 1
-        fact["stems"][image.stem.split(":")[0]] = image.split
-    digest = hashlib.sha256()
-    for k, (name, parts) in enumerate(sets.items()):
-        content = compress(parts)
-        facts[name]["file"] = f"{k:02d}.xz"
-        facts[name]["bytes"] = len(content)
-        facts[name]["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
-        digest.update(content)
-        atomic_bytes(folder / facts[name]["file"], content)
-        _log.info("%s: %d planes, %.2f MB", name, len(parts), len(content) / 1e6)
-    summary = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "sets": facts}
-    atomic_bytes(folder / "pack.json", json.dumps(summary, indent=1).encode())
-    return summary
+        packed = _pack_image(image, archive.next_rng(image.set_name))
+        stem = image.stem.split(":")[0]
+        archive.add(image.set_name, stem, image.split, packed, unit=image.unit)
+    return archive.write()
 
 
 def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = True) -> PackedImages:
@@ -107,73 +90,59 @@ def open_pack(folder: Path, leave_out: Sequence[str] = (), *, slices: bool = Tru
     Args:
         folder: of `write_pack`.
         leave_out: sets to pass over.
-        slices: those of volumes, too.
+        slices: those of volumes, too; a pack that holds nothing else is opened whole.
 
     Raises:
         FormatError: it is no pack, of another version, or damaged.
     """
-    summary = _read_summary(folder)
     pixels: list[Array] = []
     maps: list[list[Array]] = [[], [], [], []]
     images: list[Array] = []
     entries: list[Array] = []
-    names: list[str] = []
-    digest = hashlib.sha256()
-    for name, fact in summary["sets"].items():
-        content = (folder / fact["file"]).read_bytes()
-        digest.update(content)
-        if name in leave_out or (is_volumes(name) and not slices):
-            continue
-        names.append(name)
-        for part in decompress(content, folder / fact["file"], _IDS):
-            image = _unpack_image(part)
+    stems: dict[str, int] = {}
+    command = f"limner train pack DATA -o {folder}"
+    found = list(read_archive(folder, SUMMARY, command=command, leave_out=leave_out, wide=_IDS))
+    if not slices and not all(_holds_slices(parts) for _, _, parts in found):
+        found = [one for one in found if not _holds_slices(one[2])]
+    for name, fact, parts in found:
+        stems[name] = len(fact["stems"])
+        for part in parts:
             first = sum(len(p) for p in images)
-            place = np.array([[len(names) - 1, *part["facts"], *part["shape"], part["kind"][0]]])
+            place = np.array([[len(stems) - 1, *part["facts"], *part["shape"], part["kind"][0]]])
             images.append(place)
-            pixels.append(image)
+            pixels.append(_unpack_pixels(part))
             for layer, flat in zip(maps, _unpack_maps(part), strict=True):
                 layer.append(flat)
             table = part["entries"].astype(np.int32)
             entries.append(np.insert(table, 0, first, axis=1))
-    if digest.hexdigest() != summary["sha256"]:
-        raise FormatError(f"{folder} is damaged: its files are not those of its pack.json.")
     if not images:
-        raise FormatError(f"{folder} holds no plane to train on.")
+        raise FormatError(f"{folder} holds no image to train on.")
     facts = np.concatenate(images).astype(np.int64)
     table = np.concatenate(entries)
     starts = [np.cumsum([0] + [p.size for p in pixels[:-1]])]
     starts.append(np.cumsum([0] + [m.size for m in maps[0][:-1]]))
     return PackedImages(
-        tuple(names),
-        summary["sha256"],
-        _joined(pixels),
-        tuple(_joined(layer) for layer in maps),
+        tuple(stems),
+        read_digest(folder, SUMMARY),
+        _join(pixels),
+        tuple(_join(layer) for layer in maps),
         np.concatenate([facts, np.stack(starts, axis=1)], axis=1),
         table[np.lexsort((table[:, 1], table[:, 0]))],
-        np.array([len(summary["sets"][name]["stems"]) for name in names]),
+        np.array(list(stems.values())),
     )
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"{folder} is no pack: {error}. Make one with: limner train pack DATA -o {folder}"
-        ) from error
-    if summary.get("version") != VERSION:
-        raise FormatError(
-            f"{folder} is a pack of version {summary.get('version')}, not {VERSION}; make it again."
-        )
-    return summary
+def _holds_slices(parts: Sequence[dict[str, Array]]) -> bool:
+    """Whether a set holds slices of volumes: their grey values are stored in finer steps."""
+    return bool(parts[0]["kind"][1] == _STEP_3D)
 
 
-def _pack_plane(image: LabelledImage, rng: np.random.Generator) -> dict[str, Array]:
-    """The arrays of one plane as they are stored."""
+def _pack_image(image: LabelledImage, rng: np.random.Generator) -> dict[str, Array]:
+    """The arrays of one image as they are stored."""
     from limner.train.data import regions
 
     rows, columns = image.labels.shape
-    least = 12 if "3d/" in image.set_name else 64
+    least = 12 if image.is_slice else 64
     objects = image.instances
     if objects is None:
         objects = regions.label_components(image.labels, least)
@@ -199,11 +168,11 @@ def _pack_plane(image: LabelledImage, rng: np.random.Generator) -> dict[str, Arr
         "coarse": coarse,
         "entries": np.concatenate(rows_of).astype(np.int32),
     }
-    step = _STEP_3D if "3d/" in image.set_name else _STEP_2D
-    return packed | _pack_image(image.image, step)
+    step = _STEP_3D if image.is_slice else _STEP_2D
+    return packed | _pack_pixels(image.image, step)
 
 
-def _pack_image(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
+def _pack_pixels(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
     """Luminance, and for colour chrominance at half resolution, in steps, as differences."""
     nothing = np.zeros(0, dtype=np.uint8)
     if image is None:
@@ -216,7 +185,7 @@ def _pack_image(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
         grey = 0.299 * red + 0.587 * green + 0.114 * blue
         luma = np.round(grey).astype(np.uint8)
         pair = np.stack([(blue - grey) * 0.564 + 128, (red - grey) * 0.713 + 128])
-        chroma = np.clip(np.round(_halved(pair)), 0, 255).astype(np.uint8)
+        chroma = np.clip(np.round(_halve(pair)), 0, 255).astype(np.uint8)
     return {
         "kind": np.array([kind, step], dtype=np.int32),
         "luma": _differences(luma, step),
@@ -224,7 +193,7 @@ def _pack_image(image: NDArray[np.uint8] | None, step: int) -> dict[str, Array]:
     }
 
 
-def _unpack_image(part: dict[str, Array]) -> NDArray[np.uint8]:
+def _unpack_pixels(part: dict[str, Array]) -> NDArray[np.uint8]:
     """Flat (channel, row, column)."""
     kind, step = (int(v) for v in part["kind"])
     luma = _summed(part["luma"], step)
@@ -247,14 +216,14 @@ def _unpack_maps(part: dict[str, Array]) -> tuple[NDArray[np.uint16], ...]:
     return part["labels"].ravel(), part["objects"].ravel(), fine.ravel(), coarse.ravel()
 
 
-def _joined(parts: list[Array]) -> Array:
+def _join(parts: list[Array]) -> Array:
     """The parts end to end. Empties the list: the memory is needed twice only for a moment."""
     whole = np.concatenate(parts)
     parts.clear()
     return whole
 
 
-def _halved(values: Array) -> Array:
+def _halve(values: Array) -> Array:
     """Means of two by two pixels of the last two axes; an odd edge is repeated."""
     rows, columns = values.shape[-2:]
     pads = [(0, 0)] * (values.ndim - 2) + [(0, rows % 2), (0, columns % 2)]

@@ -6,10 +6,6 @@ within slices, in steps too small to see; label maps as they are.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +16,17 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.train.data import volumes as found_in
-from limner.train.data.archive import compress, decode_differences, decompress, encode_differences
+from limner.train.data.archive import (
+    ArchiveWriter,
+    decode_differences,
+    encode_differences,
+    read_archive,
+    read_digest,
+)
 from limner.train.data.volumes import LabelledVolume
 
 Array = NDArray[Any]
 
-VERSION = 1
 LABELS, FINE, COARSE, FIRST_BAND = 0, 1, 2, 3  # maps: what a target's id is an id of
 _LEAST_LABEL = 40  # voxels of a label that is a target
 _LEAST_CLARITY = 2.0  # grey values: an invented target whose border nobody sees teaches nothing
@@ -33,9 +34,7 @@ _LEAST_FILL = 0.08  # of its box
 _LEAST_CELLS = 60  # voxels of the coarser grid that a supervoxel has to be a target
 _STEP = 2  # grey values
 _MOST_ENTRIES = 80  # invented regions kept per volume and map
-VOLUMES_FILE = "volumes.json"
-
-_log = logging.getLogger(__name__)
+SUMMARY = "volumes.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,34 +90,20 @@ def write_volumes(
 
     Args:
         folder: is made; its files of the same names are replaced.
-        volumes: of `limner.train.data.volumes.volumes`.
+        volumes: of `limner.train.data.volumes.read_volumes`.
         seed: of the supervoxels.
 
     Returns:
         What ``volumes.json`` holds.
-    """
-    from limner.atomic import atomic_bytes
 
-    folder.mkdir(parents=True, exist_ok=True)
-    sets: dict[str, list[dict[str, Array]]] = defaultdict(list)
-    facts: dict[str, dict[str, Any]] = {}
+    Raises:
+        FormatError: there is no volume.
+    """
+    archive = ArchiveWriter(folder, SUMMARY, prefix="v", seed=seed)
     for volume in volumes:
-        sequence = [seed, len(facts), len(sets[volume.set_name])]
-        sets[volume.set_name].append(_packed(volume, np.random.default_rng(sequence)))
-        fact = facts.setdefault(volume.set_name, {"train": 0, "val": 0, "stems": {}})
-        fact[volume.split] += 1
-        fact["stems"][volume.stem] = volume.split
-    digest = hashlib.sha256()
-    for k, (name, parts) in enumerate(sets.items()):
-        content = compress(parts)
-        facts[name]["file"] = f"v{k:02d}.xz"
-        facts[name]["bytes"] = len(content)
-        digest.update(content)
-        atomic_bytes(folder / facts[name]["file"], content)
-        _log.info("%s: %d volumes, %.2f MB", name, len(parts), len(content) / 1e6)
-    summary = {"version": VERSION, "seed": seed, "sha256": digest.hexdigest(), "sets": facts}
-    atomic_bytes(folder / VOLUMES_FILE, json.dumps(summary, indent=1).encode())
-    return summary
+        packed = _pack_volume(volume, archive.next_rng(volume.set_name))
+        archive.add(volume.set_name, volume.stem, volume.split, packed)
+    return archive.write()
 
 
 def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> PackedVolumes:
@@ -131,37 +116,21 @@ def open_volumes(folder: Path, leave_out: Sequence[str] = ()) -> PackedVolumes:
     Raises:
         FormatError: it holds no volumes, of another version, or damaged ones.
     """
-    try:
-        summary: dict[str, Any] = json.loads((folder / VOLUMES_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"{folder} is no pack with volumes: {error}. "
-            f"Make one with: limner train pack DATA -o {folder} --dimensions 3"
-        ) from error
-    if summary.get("version") != VERSION:
-        raise FormatError(
-            f"{folder} holds volumes of version {summary.get('version')}, not {VERSION}; "
-            "make it again."
-        )
+    command = f"limner train pack DATA -o {folder} --dimensions 3"
+    what = "pack with volumes"
     names: list[str] = []
     volumes: list[PackedVolume] = []
-    digest = hashlib.sha256()
-    for name, fact in summary["sets"].items():
-        content = (folder / fact["file"]).read_bytes()
-        digest.update(content)
-        if name in leave_out:
-            continue
+    for name, _, parts in read_archive(
+        folder, SUMMARY, command=command, what=what, leave_out=leave_out
+    ):
+        volumes.extend(_unpack_volume(part, len(names)) for part in parts)
         names.append(name)
-        parts = decompress(content, folder / fact["file"])
-        volumes.extend(_unpacked(part, len(names) - 1) for part in parts)
-    if digest.hexdigest() != summary["sha256"]:
-        raise FormatError(f"{folder} is damaged: its files are not those of its {VOLUMES_FILE}.")
     if not volumes:
         raise FormatError(f"{folder} holds no volume to train on.")
-    return PackedVolumes(tuple(names), summary["sha256"], tuple(volumes))
+    return PackedVolumes(tuple(names), read_digest(folder, SUMMARY), tuple(volumes))
 
 
-def _packed(volume: LabelledVolume, rng: np.random.Generator) -> dict[str, Array]:
+def _pack_volume(volume: LabelledVolume, rng: np.random.Generator) -> dict[str, Array]:
     """The arrays of one volume as they are stored."""
     shape = volume.labels.shape
     half = int(np.prod(shape)) // 2
@@ -214,7 +183,7 @@ def _clear(rows: NDArray[np.int32], ids: Array, *images: Array) -> NDArray[np.in
     return kept
 
 
-def _unpacked(part: dict[str, Array], set_index: int) -> PackedVolume:
+def _unpack_volume(part: dict[str, Array], set_index: int) -> PackedVolume:
     names = part["names"]
     if part["regions"].size:
         names = part["values"][part["regions"]]

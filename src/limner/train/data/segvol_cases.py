@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from limner.adapters.axes import Axes, facing
 from limner.atomic import atomic_bytes, atomic_path
-from limner.datasets.volume_folders import Names, Source
+from limner.datasets import Case
 from limner.errors import FormatError
 from limner.models.segvol import ORIENTATION
 from limner.models.segvol.volume import Volume, picked, prepare_volume
@@ -27,6 +27,7 @@ from limner.train.data import supervoxels
 from limner.train.segvol_config import FinetuneConfig
 
 Array = NDArray[Any]
+Names = dict[str, tuple[int, ...]]  # of objects, with the values that are theirs
 
 _VERSION = 1
 _GREYS = 255.0  # what the scale of pseudo labels is for
@@ -114,7 +115,7 @@ class PreparedCase:
 
 
 def prepare_cases(
-    sources: Sequence[Source], folder: Path, pseudo: PseudoLabelOptions | None = None
+    sources: Sequence[Case], folder: Path, pseudo: PseudoLabelOptions | None = None
 ) -> tuple[list[PreparedCase], str]:
     """Prepare what is not prepared yet, and open all of it.
 
@@ -150,14 +151,14 @@ def prepare_cases(
     return cases, hashlib.sha256("".join(c.digest for c in cases).encode()).hexdigest()
 
 
-def _origin(source: Source, pseudo: PseudoLabelOptions | None) -> dict[str, Any]:
+def _origin(source: Case, pseudo: PseudoLabelOptions | None) -> dict[str, Any]:
     """What a prepared case follows from, as JSON gives it back."""
-    files = [path for path in (source.image, source.labels) if path is not None]
+    files = [path for path in (*source.images, source.labels) if path is not None]
     stamps = [[str(p), s.st_size, s.st_mtime_ns] for p in files for s in (p.stat(),)]
     value = {
         "files": stamps,
         "series": source.series,
-        "names": source.names,
+        "names": dict(source.label_names),
         "pseudo": None if pseudo is None else vars(pseudo),
     }
     return json.loads(json.dumps(value))  # type: ignore[no-any-return]
@@ -172,15 +173,15 @@ def _facts(path: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     return facts if facts.get("origin") == wanted and all(f.is_file() for f in files) else None
 
 
-def _prepare(source: Source, pseudo: PseudoLabelOptions | None, stem: Path) -> dict[str, Any]:
+def _prepare(source: Case, pseudo: PseudoLabelOptions | None, stem: Path) -> dict[str, Any]:
     """Write a case's arrays; returns names of its objects and the digest."""
-    from limner import io
-
     stem.with_suffix(".json").unlink(missing_ok=True)
-    image = io.read(source.image, series=source.series)
+    image = source.read_image(channel=0)
     pixels = np.asarray(image.array)
     if image.geometry.ndim != 3:
-        raise FormatError(f"{source.image} is a picture, not a volume; take it out of the folder.")
+        raise FormatError(
+            f"{source.images[0]} is a picture, not a volume; take it out of the folder."
+        )
     if pixels.ndim > 3:
         pixels = pixels.mean(axis=-1, dtype=np.float32)
     if pixels.dtype.kind == "f":
@@ -205,15 +206,12 @@ def _prepare(source: Source, pseudo: PseudoLabelOptions | None, stem: Path) -> d
     return {"names": names, "arrays": list(arrays), "digest": digest.hexdigest()}
 
 
-def _labels(source: Source, image: Any, axes: Axes, volume: Volume) -> tuple[Array, Names]:
+def _labels(source: Case, image: Any, axes: Axes, volume: Volume) -> tuple[Array, Names]:
     """The part of a label map that is kept, and the objects that occur in it."""
-    from limner import io
-
-    assert source.labels is not None
-    found = io.read_labels(source.labels, like=image)
+    found = source.read_labels(like=image)
     turned = axes.apply(np.asarray(found.to_array()))
     kept = turned[tuple(slice(a, a + n) for a, n in zip(volume.low, volume.shape, strict=True))]
-    names = source.names or {found.name(i): (i,) for i in found.ids}
+    names = dict(source.label_names) or {found.name(i): (i,) for i in found.ids}
     values = set(np.unique(kept).tolist())
     present = {name: v for name, v in names.items() if values & set(v)}
     return np.ascontiguousarray(kept), present
@@ -243,7 +241,7 @@ def _pseudo(image: Array, labels: Array | None, pseudo: PseudoLabelOptions) -> N
     return regions if labels is None else supervoxels.paste(regions, labels[grid])
 
 
-def _open(source: Source, facts: dict[str, Any], stem: Path) -> PreparedCase:
+def _open(source: Case, facts: dict[str, Any], stem: Path) -> PreparedCase:
     return PreparedCase(
         source.name,
         stem,

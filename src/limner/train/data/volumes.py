@@ -4,21 +4,23 @@ labels name: supervoxels, groups of them, and connected parts of like brightness
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets import project
+from limner.datasets import Case, Dataset
+from limner.errors import LimnerError
+from limner.train.data.images import TrainSplit, read_volume, training_cases
+from limner.train.data.pack_settings import PackSettings
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 Ids = NDArray[np.uint16]
 
-_MOST_FILES = 80  # of a set, spread evenly: small volumes that are all alike would fill the pack
 LEAST_VOXELS = 200_000  # of a volume that shows more than what its labels name
 _MOST_CELLS = 250_000  # voxels of the grid on which supervoxels are found
 _SHALLOW, _DEEP = (1.0, 2.5), (3.0, 9.0)  # grey values per voxel: depths of basins that are filled
@@ -27,6 +29,8 @@ _MOST_PARTS = 40  # of one band
 # HU: air, fat, soft tissue, bright soft tissue, bone, and all that is no air.
 _CT_BANDS = ((-5000, -400), (-160, -25), (0, 110), (60, 200), (180, 5000), (-250, 5000))
 _CLASSES = 4  # of brightness, elsewhere
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ class LabelledVolume:
 
     set_name: str
     stem: str
-    split: project.Split
+    split: TrainSplit
     spacing: tuple[float, ...]
     images: Bytes
     labels: Ids
@@ -55,51 +59,44 @@ class LabelledVolume:
     bands: Ids
 
 
-def read_volumes(data: Path, leave_out: Sequence[str] = ()) -> Iterator[LabelledVolume]:
+def read_volumes(
+    datasets: Sequence[Dataset], settings: PackSettings | None = None
+) -> Iterator[LabelledVolume]:
     """All volumes that may be trained on or validated with, set by set.
 
+    A case that cannot be read is left out with a warning.
+
     Args:
-        data: the data folder.
-        leave_out: sets to pass over.
-
-    Raises:
-        FormatError: a file is missing or damaged, or the folder is no data folder.
+        datasets: of `limner.datasets.find_training_sets`.
+        settings: how many volumes of a set; None: the defaults.
     """
-    splits = project.read_splits(data)
-    for name in project.allowed_sets(splits, leave_out):
-        if not project.is_volumes(name):
+    settings = settings or PackSettings()
+    for dataset, case in training_cases(datasets, ("volume",), settings.volumes):
+        try:
+            found = _volume(dataset.name, case)
+        except (LimnerError, OSError) as error:
+            _log.warning("%s %s is left out: %s", dataset.name, case.name, error)
             continue
-        stems = list(project.allowed_stems(data, splits, name).items())
-        kept = np.linspace(0, len(stems) - 1, min(len(stems), _MOST_FILES)).round().astype(int)
-        for stem, split in (stems[k] for k in kept):
-            yield _volume(data / name, name, stem, split)
+        yield found
 
 
-def _volume(folder: Path, name: str, stem: str, split: project.Split) -> LabelledVolume:
-    from limner import io
-
-    file = io.read_labels(project.file_of(folder / "labels", stem))
-    labels, spacing = project.as_ids(file.to_array()), tuple(file.geometry.spacing)
-    classes: Ids | None = None
-    images = np.zeros((0, *labels.shape), dtype=np.uint8)
-    bands = np.zeros((0, *labels.shape), dtype=np.uint16)
-    if (folder / "images").is_dir():
-        array = np.asarray(io.read(project.file_of(folder / "images", stem)).array)
-        windows = [project.scaled(array)]
+def _volume(set_name: str, case: Case) -> LabelledVolume:
+    volume = read_volume(case)
+    shape = volume.labels.shape
+    images = np.zeros((0, *shape), dtype=np.uint8)
+    bands = np.zeros((0, *shape), dtype=np.uint16)
+    if volume.array is not None:
+        array = volume.array
         limits = [(float(a), float(b)) for a, b in _CT_BANDS]
-        if "_ct" in name:
-            windows.append(project.scaled(array, project.SOFT_TISSUE))
-        else:
-            limits = intensity_classes(windows[0])
-            array = windows[0]
-        images = np.stack(windows)
+        if not volume.is_ct:
+            array = volume.windows[0]
+            limits = intensity_classes(volume.windows[0])
+        images = np.stack(volume.windows)
         if array.size >= LEAST_VOXELS:
-            bands = np.stack([find_parts(array, low, high, spacing) for low, high in limits])
-    else:
-        _, found = np.unique(labels, return_inverse=True)
-        classes = found.reshape(labels.shape).astype(np.uint16)
-        labels = np.where(labels >= project.FIRST_BACKGROUND, 0, labels).astype(np.uint16)
-    return LabelledVolume(name, stem, split, spacing, images, labels, classes, bands)
+            bands = np.stack([find_parts(array, a, b, volume.spacing) for a, b in limits])
+    split: TrainSplit = "val" if case.split == "val" else "train"
+    spacing, labels, regions = volume.spacing, volume.labels, volume.regions
+    return LabelledVolume(set_name, case.name, split, spacing, images, labels, regions, bands)
 
 
 def intensity_classes(image: Bytes) -> list[tuple[float, float]]:
