@@ -134,7 +134,13 @@ class Geometry:
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     def index_to_world(self, index: ArrayLike) -> Array:
-        """Map indices ``(…, ndim)`` in index order to LPS millimetres ``(…, 3)``."""
+        """Map indices ``(…, ndim)`` in index order to LPS millimetres ``(…, 3)``.
+
+        Examples:
+            >>> geometry = Geometry.from_spacing((20, 64, 64), (2.5, 0.7, 0.7), origin=(10, 20, 30))
+            >>> geometry.index_to_world([1, 0, 0]).tolist()
+            [10.0, 20.0, 32.5]
+        """
         points = np.asarray(index, dtype=np.float64)
         self._check_last_axis(points, self.ndim, "An index")
         matrix = self.affine[:3, 3 - self.ndim : 3]

@@ -19,7 +19,12 @@ _COCO_BITS = 5  # payload bits per character of a compressed count
 
 
 def encode(mask: ArrayLike) -> list[int]:
-    """Runs of a mask of any shape in C order: background, foreground, background, …"""
+    """Runs of a mask of any shape in C order: background, foreground, background, …
+
+    Examples:
+        >>> encode([[0, 1], [1, 0]])
+        [1, 2, 1]
+    """
     return _runs(np.asarray(mask, dtype=bool).ravel())
 
 

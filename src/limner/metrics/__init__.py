@@ -127,6 +127,10 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
     Raises:
         TypeError: a mask is no array of numbers or booleans with one axis or more.
         ValueError: the shapes differ.
+
+    Examples:
+        >>> dice([0, 1, 1], [1, 1, 0])
+        0.5
     """
     first, second = _masks(a, b)
     total = int(np.count_nonzero(first)) + int(np.count_nonzero(second))

@@ -67,6 +67,15 @@ def open_session(
         CheckpointError: the weights file does not exist or does not fit the model.
         ValueError: unknown model, device or window.
         TypeError: neither an image nor an array of numbers, or no model.
+
+    Examples:
+        >>> import limner, numpy
+        >>> image = numpy.zeros((64, 64)); image[20:30, 20:30] = 1
+        >>> with limner.open_session(image, "toy") as session:
+        ...     prompt = session.add(limner.Box((16, 16), (34, 34)))
+        ...     prediction = session.predict()
+        >>> int(prediction.mask.sum())
+        100
     """
     picture = as_image(image)
     made = partial(create_promptable, device=device, exact=exact, keep_embeddings=keep_embeddings)
