@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import golden_rule
+import parity
 from limner.adapters.sliding_window import SlidingWindow, window_starts
 
 
@@ -107,6 +111,30 @@ def test_progress_counts_every_window_and_answers_are_the_same_again() -> None:
     assert told[-1] == (16, 16)
     assert [at[0] for at in told] == sorted(at[0] for at in told)
     np.testing.assert_array_equal(first, window.predict(image, linear))
+
+
+def test_windows_lie_and_count_as_those_of_nnunet() -> None:
+    with np.load(parity.GOLDEN / "nnunet" / "case_window_rule.npz") as file:
+        case = dict(file)
+    shape, patch = (tuple(int(n) for n in case[name]) for name in ("shape", "patch"))
+    starts = [window_starts(max(n, p), p, 0.5) for n, p in zip(shape, patch, strict=True)]
+    assert starts == json.loads(str(case["steps"]))
+    pixels, _ = golden_rule.phantom(str(case["seed"]), shape)
+    image = (pixels - pixels.mean()) / pixels.std()
+    sides = [np.linspace(-1, 1, n, dtype=np.float32) for n in patch]
+    z, y, q = np.meshgrid(*sides, indexing="ij")
+
+    def rule(batch: np.ndarray) -> np.ndarray:
+        x = batch[:, 0]
+        return np.stack([np.sin(3 * x) + z, x * y + 0.3 * q, 0.5 * x**2 - q * z], axis=1)
+
+    found = SlidingWindow(patch, mirror=(0, 1, 2)).predict(image[None].astype(np.float32), rule)
+    golden = case["logits.sub"]
+    error = np.abs(found.reshape(-1)[:: golden_rule.sample_step(found.size)] - golden)
+    # The authors hold weights and sums in half precision, which is coarse in the outer columns.
+    assert np.quantile(error, 0.98) < 5e-3 * golden.std()
+    labels = sum(golden_rule.unpack_mask(case, f"argmax_bit{k}").astype(int) << k for k in range(2))
+    assert (found.argmax(axis=0) != labels).mean() < 3e-3
 
 
 def test_windows_reach_from_end_to_end() -> None:
