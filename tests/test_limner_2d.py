@@ -231,7 +231,7 @@ def test_it_is_the_default_for_pictures() -> None:
     assert models.default_model("volume", flat=True) == "limner-2d"
     assert models.default_model("video", flat=True) == "limner-2d"
     assert models.default_model("video") == "limner-seq"
-    assert models.default_model("volume", carries=True) == "limner-seq"
+    assert models.default_model("volume", propagates=True) == "limner-seq"
     assert 3 in CARDS[models.default_model("volume")].ndim
 
 

@@ -114,4 +114,4 @@ def test_damaged_or_foreign_weights_are_refused(tmp_path: Path) -> None:
 def test_it_is_the_default_where_masks_are_carried() -> None:
     assert models.default_model("video") == "limner-seq"
     for kind in ("volume", "video"):
-        assert models.default_model(kind, carries=True) == "limner-seq"
+        assert models.default_model(kind, propagates=True) == "limner-seq"

@@ -50,6 +50,13 @@ PLURALS = {f"{word}s": term for word, term in TERMS.items()}
 
 # Words of other people: of a standard, a library or a published checkpoint.
 ALLOWED = {
+    "in_plane",  # resolution within a slice: the field's own word
+    "InPlaneConv",
+    "Planar",  # DICOM: CLOSED_PLANAR contours
+    "planar",
+    "plane_axis",  # of a lasso, which is a plane figure
+    "slice_plane_axis",
+    "PlanePositionSlideSequence",
     "PlanarConfiguration",  # DICOM
     "planar_configuration",
     "PLANE",  # DICOM's spatial frame of a segmentation
@@ -60,13 +67,15 @@ ALLOWED = {
     "PlaneOrientationSequence",
 }
 
-# Rooms that have not been gone through; only ever fewer.
+# Rooms and files that have not been gone through; only ever fewer.
 NOT_YET: set[str] = {
     "__init__.py",
     "adapters",
     "bench",
     "checkpoints",
-    "cli",
+    "cli/bench.py",
+    "cli/bench_cvpr.py",
+    "cli/train.py",
     "datasets",
     "errors.py",
     "export",
@@ -77,7 +86,6 @@ NOT_YET: set[str] = {
     "networks",
     "phantoms.py",
     "prompts",
-    "render",
     "runtime",
     "sessions",
     "train",
@@ -114,6 +122,7 @@ def test_old_words_stay_out(room: str) -> None:
     wrong = {
         f"{path.relative_to(PACKAGE)}: {word} ({_term(word)})"
         for path in paths
+        if path.relative_to(PACKAGE).as_posix() not in NOT_YET
         for word in find_old_words(path.read_text(encoding="utf-8"))
     }
     assert not wrong, "\n".join(sorted(wrong))
@@ -124,8 +133,8 @@ def _term(name: str) -> str:
     return "; ".join(TERMS.get(word) or PLURALS[word] for word in old)
 
 
-def test_rooms_that_are_left_out_exist() -> None:
-    assert set(ROOMS) >= NOT_YET
+def test_what_is_left_out_exists() -> None:
+    assert all((PACKAGE / name).exists() for name in NOT_YET)
 
 
 def test_old_words_are_found() -> None:

@@ -1,4 +1,4 @@
-"""``--example IMAGE=MASK[:LABEL]``: pictures with masks that show a model what is meant."""
+"""``--example IMAGE=MASK[:LABEL]``: images with masks that show a model the target."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExampleFiles:
     """One example as the command line names it.
 
     Attributes:
-        image: the picture.
+        image: 2D.
         mask: a label file of the same rows and columns.
         label: which of its labels is meant; None for all of them.
     """
@@ -52,15 +52,15 @@ def parse_example(text: str) -> ExampleFiles:
 
 
 def read_examples(files: Sequence[ExampleFiles]) -> list[Example]:
-    """Pictures with masks, as stored.
+    """Read images with masks, as stored.
 
-    One that holds nothing of the label is an example, too, of a picture without the object; but not
+    One that holds nothing of the label is an example, too, of an image without the object; but not
     all may be so.
 
     Raises:
-        PromptError: a picture is a volume or a video, or no mask holds anything.
+        PromptError: an image is a volume or a video, or no mask holds anything.
         FormatError: a file cannot be read.
-        GeometryError: a mask has not the size of its picture.
+        GeometryError: a mask has not the size of its image.
     """
     examples = [_read(file) for file in files]
     if examples and not any(example.mask.any() for example in examples):
@@ -74,12 +74,12 @@ def read_examples(files: Sequence[ExampleFiles]) -> list[Example]:
 def _read(file: ExampleFiles) -> Example:
     import limner
 
-    picture = limner.read(file.image)
-    if picture.kind != "image":
+    image = limner.read(file.image)
+    if image.kind != "image":
         raise PromptError(
-            f"--example {file.image} is a {picture.kind}; an example is one 2D picture. Save the "
+            f"--example {file.image} is a {image.kind}; an example is one 2D picture. Save the "
             "slice that is meant as a picture of its own."
         )
-    labels = limner.read_labels(file.mask, like=picture).to_array()
+    labels = limner.read_labels(file.mask, like=image).to_array()
     mask = labels != 0 if file.label is None else labels == file.label
-    return limner.Example(picture.array, mask)
+    return limner.Example(image.array, mask)

@@ -115,7 +115,7 @@ def parse_axis(text: str | None, image: Image, frame: int | None) -> int:
     """Parse ``--axis``: across which axis of a volume the slice lies; 0 without it.
 
     Raises:
-        PromptError: no such axis or plane, no slice, or no volume.
+        PromptError: no such axis, no slice, or no volume.
     """
     from limner.prompts.convert import plane_axis
 
@@ -161,20 +161,20 @@ def read_masks(
     from limner.io import holds_labels
 
     geometry = image.geometry
-    plane = frame if geometry.ndim == 3 else None
-    if plane is not None and not 0 <= plane < geometry.shape[axis]:
-        raise PromptError(f"There is no slice {plane}; they are 0…{geometry.shape[axis] - 1}.")
-    if plane is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
-        labels = limner.read_labels(path, like=geometry.slice_at(plane, axis))
+    index = frame if geometry.ndim == 3 else None
+    if index is not None and not 0 <= index < geometry.shape[axis]:
+        raise PromptError(f"There is no slice {index}; they are 0…{geometry.shape[axis] - 1}.")
+    if index is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
+        labels = limner.read_labels(path, like=geometry.slice_at(index, axis))
         masks = {i: labels.mask(i) for i in labels.ids}
     else:
         labels = limner.read_labels(path, like=image)
         masks = {i: labels.mask(i) for i in labels.ids}
-        if plane is not None:
-            masks = {i: mask.take(plane, axis=axis) for i, mask in masks.items()}
+        if index is not None:
+            masks = {i: mask.take(index, axis=axis) for i, mask in masks.items()}
     masks = {i: mask for i, mask in masks.items() if mask.any()}
     if not masks:
-        where = "" if plane is None else f" on slice {plane}"
+        where = "" if index is None else f" on slice {index}"
         raise PromptError(f"{path} has no label above 0{where}.")
     return masks
 

@@ -1,4 +1,4 @@
-"""What a propagation found, frame by frame: for the report, the film and ``--scores``."""
+"""Report of a propagation, frame by frame: for ``--scores``, the film and the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrameResult:
         score: 0…1.
         pixels: of its mask.
         centre: of its mask, row and column; None where it is not there.
-        annotated: whether the user said so.
+        annotated: whether it has prompts.
     """
 
     score: float
@@ -39,18 +39,18 @@ class PropagationReport:
     """Collects predictions on frames; keeps numbers, no pixels.
 
     Args:
-        frames: that were asked for.
+        frames: that were requested.
     """
 
     def __init__(self, frames: range) -> None:
-        self.asked = frames
+        self.requested = frames
         self.rows: dict[tuple[int, int], FrameResult] = {}  # by frame and object
         self._run: set[int] = set()
         self._known: set[int] = set()
 
     @property
     def num_run(self) -> int:
-        """Frames that a model was asked about."""
+        """Frames that a model was run on."""
         return len(self._run)
 
     @property
@@ -103,9 +103,9 @@ class PropagationReport:
         for (frame, _), row in self.rows.items():
             if not row.annotated:
                 scores[frame] = min(row.score, scores.get(frame, 1.0))
-        doubtful = frozenset(frame for frame, *_ in session.frames_to_review(LOOK_AT))
+        to_review = frozenset(frame for frame, *_ in session.frames_to_review(LOOK_AT))
         return replace(
-            session_timeline(session), scores=scores, to_review=doubtful, frames=self.asked
+            session_timeline(session), scores=scores, to_review=to_review, frames=self.requested
         )
 
     def write(self, path: Path, session: Session) -> None:
@@ -130,31 +130,31 @@ class PropagationReport:
             ],
             "damaged": {str(k): reason for k, reason in sorted(image.damaged.items())},
             "frames": [
-                _facts(frame, object_id, row, pixel)
+                _to_json(frame, object_id, row, pixel)
                 for (frame, object_id), row in sorted(self.rows.items())
             ],
         }
 
 
-def expected(session: Session, asked: PropagationRequest) -> int:
+def count_expected(session: Session, request: PropagationRequest) -> int:
     """How many frames something will be carried to."""
     last = session.image.geometry.shape[0]
-    frames = range(asked.start or 0, last if asked.stop is None else asked.stop)
+    frames = range(request.start or 0, last if request.stop is None else request.stop)
     marked: dict[int, set[int]] = {}
     for entry in session.entries:
-        if entry.frame is not None and asked.object_id in (None, entry.object_id):
+        if entry.frame is not None and request.object_id in (None, entry.object_id):
             marked.setdefault(entry.object_id, set()).add(entry.frame)
     count = set()
     for own in marked.values():
-        between = asked.how == "interpolate"
-        low = min(own) if between or asked.direction == "forward" else -1
-        high = max(own) if between or asked.direction == "backward" else last
+        between = request.how == "interpolate"
+        low = min(own) if between or request.direction == "forward" else -1
+        high = max(own) if between or request.direction == "backward" else last
         count |= {k for k in frames if low < k < high and k not in own}
     return len(count)
 
 
 def session_timeline(session: Session) -> FrameTimeline:
-    """A film's story from what was said in a session."""
+    """Make the timeline of a film from the prompts of a session."""
     from limner.render.film import FrameTimeline
 
     prompts: dict[int, list[Any]] = {}
@@ -168,7 +168,7 @@ def session_timeline(session: Session) -> FrameTimeline:
     )
 
 
-def _facts(frame: int, object_id: int, row: FrameResult, pixel: float | None) -> dict[str, Any]:
+def _to_json(frame: int, object_id: int, row: FrameResult, pixel: float | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "frame": frame,
         "object": object_id,

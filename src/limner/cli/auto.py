@@ -61,9 +61,9 @@ def auto(
 ) -> None:
     """Label a whole image; with --journal the result can be corrected by clicks afterwards."""
     import limner
-    from limner.cli._finish import check_output
     from limner.cli._progress import bar
     from limner.cli._prompt_files import parse_window
+    from limner.cli._result import check_output
     from limner.errors import FormatError
 
     began = time.perf_counter()

@@ -52,9 +52,9 @@ def convert(
         count = len(found.ids)
         typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
         return
-    picture = limner.read(source, series=series, channel=channel, strict=not lenient)
-    write_image(target, picture)
-    typer.echo(f"{picture!r} → {target}", err=True)
+    image = limner.read(source, series=series, channel=channel, strict=not lenient)
+    write_image(target, image)
+    typer.echo(f"{image!r} → {target}", err=True)
 
 
 def _no_images(source: Path, target: Path, reason: Exception) -> str:

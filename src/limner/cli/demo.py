@@ -46,31 +46,31 @@ class Case:
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for masks and pictures.")
+        Path, typer.Option("--output", "-o", help="Folder for masks and overlays.")
     ] = Path("demo-output"),
     model: Annotated[str | None, typer.Option(help="See limner models.")] = None,
 ) -> None:
-    """Delineate real images that come with limner's dependencies, and phantoms; write pictures."""
+    """Delineate real images that come with limner's dependencies, and phantoms; write overlays."""
     from rich.console import Console
 
     output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
-    pictures, lines = [], [_line("object", "prompts", "size", "Dice", "seconds")]
+    previews, lines = [], [_line("object", "prompts", "size", "Dice", "seconds")]
     for build in CASES:
         case = build()
         console.print(f"[dim]{case.title} …[/dim]")
-        picture, found = _run(case, output, model)
-        pictures.append(picture)
+        preview, found = _run(case, output, model)
+        previews.append(preview)
         lines += found
     print("\n".join(lines))
     print("\nPictures (masks are beside them):")
-    for path in pictures:
+    for path in previews:
         print(f"  {path}")
     print("\nResearch use only; not a medical device.")
 
 
 def _run(case: Case, output: Path, model: str | None) -> tuple[Path, list[str]]:
-    """Delineate the objects of one image: its picture, and the lines of the report."""
+    """Delineate the objects of one image: its overlay, and the lines of the report."""
     import limner
     from limner.render.overlay import write_preview
 
@@ -91,20 +91,20 @@ def _run(case: Case, output: Path, model: str | None) -> tuple[Path, list[str]]:
         found = session.export()
         suffix = ".nii.gz" if image.geometry.ndim == 3 else ".png"
         limner.write(output / f"{case.title}-mask{suffix}", found, like=image)
-        picture = output / f"{case.title}.png"
+        preview = output / f"{case.title}.png"
         write_preview(
-            picture,
+            preview,
             image,
             found.to_array(),
             names=found.names,
             prompts=session.entries,
             window=case.window,
         )
-    return picture, lines
+    return preview, lines
 
 
-def _line(name: str, said: str, size: str, dice: str, seconds: str) -> str:
-    return f"  {name:<16}{said:<18}{size:>12}{dice:>8}{seconds:>9}"
+def _line(name: str, prompts: str, size: str, dice: str, seconds: str) -> str:
+    return f"  {name:<16}{prompts:<18}{size:>12}{dice:>8}{seconds:>9}"
 
 
 def _row(
@@ -123,8 +123,8 @@ def _row(
     dice = "–" if truth is None else f"{limner.metrics.dice(mask, truth):.3f}"
     kinds = [p.kind for p in case.prompts[name]]
     counts = {k: kinds.count(k) for k in dict.fromkeys(kinds)}
-    said = ", ".join(f"{n} {k if n == 1 else _PLURALS.get(k, k)}" for k, n in counts.items())
-    return name, said, size, dice, f"{seconds:.2f}"
+    prompts = ", ".join(f"{n} {k if n == 1 else _PLURALS.get(k, k)}" for k, n in counts.items())
+    return name, prompts, size, dice, f"{seconds:.2f}"
 
 
 def _installed(package: str, name: str, **options: Any) -> Callable[[], Image]:
@@ -229,14 +229,14 @@ def _phantom_case(title: str, kind: str, seed: int, objects: tuple[str, ...]) ->
     phantom = getattr(phantoms, kind)(seed)
     rng = np.random.default_rng(seed)
     truth = {n: phantom.truth == i for i, n in phantom.names.items() if n in objects}
-    said = {
+    prompts = {
         name: [
             simulate.box(mask, jitter=0.05, rng=rng),
             simulate.first_prompt(mask, kind="click", rng=rng),
         ]
         for name, mask in truth.items()
     }
-    return Case(title, lambda: phantom.image, said, truth=truth)
+    return Case(title, lambda: phantom.image, prompts, truth=truth)
 
 
 def _phantom_sequence() -> Case:
@@ -249,10 +249,10 @@ def _phantom_sequence() -> Case:
     middle = phantom.truth.shape[0] // 2
     rng = np.random.default_rng(7)
     truth = {name: phantom.truth == i for i, name in phantom.names.items()}
-    said: dict[str, list[Prompt]] = {
+    prompts: dict[str, list[Prompt]] = {
         name: [simulate.box(mask[middle], jitter=0.05, rng=rng)] for name, mask in truth.items()
     }
-    return Case("phantom-sequence", lambda: phantom.image, said, frame=middle, truth=truth)
+    return Case("phantom-sequence", lambda: phantom.image, prompts, frame=middle, truth=truth)
 
 
 CASES: tuple[Callable[[], Case], ...] = (

@@ -86,8 +86,8 @@ def everything(
     as_json: options.AsJson = False,
 ) -> None:
     """Propose masks for everything in an image; nothing is written before all is done."""
-    from limner.cli._finish import check_output
     from limner.cli._progress import bar
+    from limner.cli._result import check_output
     from limner.models import default_model
     from limner.sessions import everything as mode
 

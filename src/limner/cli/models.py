@@ -303,16 +303,16 @@ class _Meter:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._began = self._said = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._first: int | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = done
-        if now - self._said < _EVERY_S and done != total:
+        if now - self._last < _EVERY_S and done != total:
             return
-        self._said = now
+        self._last = now
         speed = (done - self._first) / max(now - self._began, 1e-3)
         text = f"{self._name}: {done / 1e6:,.0f}"
         if total is not None:

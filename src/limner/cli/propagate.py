@@ -126,7 +126,6 @@ def propagate(
     result: options.OutputOptions,
 ) -> None:
     """Propagate masks from marked slices or frames to the others of a volume or video."""
-    from limner.cli._finish import check_output, finish, read_through
     from limner.cli._prompts import (
         CommandPrompts,
         add_prompts,
@@ -134,6 +133,7 @@ def propagate(
         warn_of_differences,
     )
     from limner.cli._propagation_report import PropagationReport
+    from limner.cli._result import check_output, read_through, write_result
     from limner.models import default_model
 
     began = time.perf_counter()
@@ -151,7 +151,7 @@ def propagate(
         read_through(image)
     with model.open_session(
         image,
-        default_model(image.kind, carries=True),
+        default_model(image.kind, propagates=True),
         file=file,
         journal=journal,
         propagator=propagator.propagator,
@@ -162,14 +162,14 @@ def propagate(
         stopped = _run(session, span, report)
         if stopped is not None and not span.partial:
             raise _explain_stop(stopped, journal, report)
-        finish(
+        write_result(
             session,
             output,
             preview=result.preview,
             dicom_type=result.dicom_type,
             as_json=result.as_json,
             began=began,
-            carried=report,
+            report=report,
             model_3d=span.finish_3d,
         )
         if span.scores is not None:
@@ -207,7 +207,7 @@ def _run(
     session: Session, span: RangeOptions, report: PropagationReport
 ) -> KeyboardInterrupt | FormatError | None:
     """Run the propagation into the report; return what stopped it before its end, if anything."""
-    from limner.cli._propagation_report import expected
+    from limner.cli._propagation_report import count_expected
     from limner.sessions import PropagationRequest
 
     predictions: Iterator[Prediction] = session.propagate(
@@ -215,7 +215,7 @@ def _run(
     )
     request = PropagationRequest(span.start, span.stop, span.direction, None, span.how)
     try:
-        report.collect(predictions, "propagating", expected(session, request))
+        report.collect(predictions, "propagating", count_expected(session, request))
     except (KeyboardInterrupt, FormatError) as stop:  # the latter: a frame cannot be read
         return stop
     return None

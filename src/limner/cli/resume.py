@@ -48,10 +48,10 @@ def resume(
 ) -> None:
     """Rebuild a session from its journal, add prompts, show its prompts or write the mask."""
     import limner
-    from limner.cli._finish import check_output, finish
     from limner.cli._progress import waiting
     from limner.cli._prompt_files import parse_axis
     from limner.cli._prompts import CommandPrompts
+    from limner.cli._result import check_output, write_result
 
     began = time.perf_counter()
     given = CommandPrompts(tuple(box or ()), tuple(click or ()), tuple(exclude or ()))
@@ -68,7 +68,7 @@ def resume(
         if output is None:
             _print_prompts(session, as_json=as_json)
             return
-        finish(
+        write_result(
             session,
             output,
             preview=preview,
@@ -98,14 +98,14 @@ def _add(
 
 def _resume_propagation(session: Session, journal: Path) -> None:
     """Run what is missing of the propagation that was asked for last."""
-    from limner.cli._propagation_report import PropagationReport, expected
+    from limner.cli._propagation_report import PropagationReport, count_expected
 
     what = "slices" if session.image.kind == "volume" else "frames"
     request = session.requested
     predictions, report = session.resume_propagation(), PropagationReport(range(session.num_frames))
     try:
         report.collect(
-            predictions, "going on", 0 if request is None else expected(session, request)
+            predictions, "going on", 0 if request is None else count_expected(session, request)
         )
     except KeyboardInterrupt:
         print(

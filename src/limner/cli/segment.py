@@ -35,7 +35,6 @@ def segment(
     result: OutputOptions,
 ) -> None:
     """Delineate an object: prompts in, mask out, in the image's own geometry."""
-    from limner.cli._finish import check_output, finish
     from limner.cli._prompt_files import parse_axis
     from limner.cli._prompts import (
         CommandPrompts,
@@ -43,6 +42,7 @@ def segment(
         collect_prompts,
         warn_of_differences,
     )
+    from limner.cli._result import check_output, write_result
     from limner.models import default_model
 
     began = time.perf_counter()
@@ -57,7 +57,7 @@ def segment(
     with model.open_session(image, default, file=file, journal=result.journal) as session:
         add_prompts(session, entries, file.names if file else {}, result.name or ())
         warn_of_differences(session, file, prompts.prompts)
-        finish(
+        write_result(
             session,
             output,
             preview=result.preview,

@@ -86,15 +86,15 @@ _RENAMED = {  # old names, for one release
 _DEFAULTS = {"image": "limner-2d", "volume": "limner-3d", "video": "limner-seq"}
 
 
-def default_model(kind: str, *, flat: bool = False, carries: bool = False) -> str:
+def default_model(kind: str, *, flat: bool = False, propagates: bool = False) -> str:
     """The name of the model that is used where none is named.
 
     Args:
         kind: of the image: ``"image"``, ``"volume"`` or ``"video"``.
         flat: of a volume or video, only single slices or frames are meant.
-        carries: masks will be carried from slice to slice or frame to frame.
+        propagates: masks will be propagated from slice to slice or frame to frame.
     """
-    return _DEFAULTS["video" if carries else "image" if flat else kind]
+    return _DEFAULTS["video" if propagates else "image" if flat else kind]
 
 
 def list_families() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The end of a command that makes a mask: predict, write, picture, report."""
+"""Result of a command that makes a mask: prediction, files, preview, report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_output(
 
     Args:
         output: of the mask; its manifest lies beside it.
-        preview: of the picture or film.
+        preview: an overlay or a film.
         image: what is delineated.
         journal: of the session.
         inputs: other files that are read, such as prompts and weights.
@@ -92,7 +92,7 @@ def read_through(image: Image) -> None:
             image.pixel_hash()
 
 
-def finish(
+def write_result(
     session: Session,
     output: Path,
     *,
@@ -100,24 +100,24 @@ def finish(
     dicom_type: str | None,
     as_json: bool,
     began: float,
-    carried: PropagationReport | None = None,
+    report: PropagationReport | None = None,
     model_3d: str | None = None,
 ) -> None:
-    """Answer all prompts, write the mask and the picture, and say what came of it.
+    """Answer all prompts, write mask and preview, and print a report.
 
     Args:
         session: that is at its end.
         output: of the mask.
-        preview: of the picture or film.
+        preview: an overlay or a film.
         dicom_type: of a .dcm.
         as_json: report on stdout as JSON.
         began: when the command did, of `time.perf_counter`.
-        carried: what was propagated; the annotated frames are added to it.
+        report: of a propagation; the annotated frames are added to it.
         model_3d: goes over the masks at the end.
     """
     import limner
 
-    scores = predict_all(session, carried)
+    scores = predict_all(session, report)
     answered = time.perf_counter()
     read_through(session.image)
     if model_3d is None:
@@ -128,23 +128,25 @@ def finish(
         found = in_3d(session, model_3d)
     limner.write(output, found, like=session.image, dicom_type=dicom_type)
     if preview is not None:
-        _draw(preview, session, found, carried)
-    report = summary(session, found, scores)
+        _write_preview(preview, session, found, report)
+    facts = summarise(session, found, scores)
     if found.manifest is not None and "finished" in found.manifest:
-        report["finished"] = found.manifest["finished"]["changed_voxels"]
-        report["finished_by"] = found.manifest["finished"]["model"]["name"]
-    report["output"] = str(output)
-    report["seconds"] = {
+        facts["finished"] = found.manifest["finished"]["changed_voxels"]
+        facts["finished_by"] = found.manifest["finished"]["model"]["name"]
+    facts["output"] = str(output)
+    facts["seconds"] = {
         "answer": round(answered - began, 3),
         "total": round(time.perf_counter() - began, 3),
     }
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(facts, indent=2))
     else:
-        _tell(report)
+        _print_report(facts)
 
 
-def _draw(path: Path, session: Session, labels: Labels, carried: PropagationReport | None) -> None:
+def _write_preview(
+    path: Path, session: Session, labels: Labels, report: PropagationReport | None
+) -> None:
     if path.suffix.lower() == ".png":
         from limner.render.overlay import write_preview
 
@@ -161,23 +163,23 @@ def _draw(path: Path, session: Session, labels: Labels, carried: PropagationRepo
     from limner.cli._propagation_report import session_timeline
     from limner.render.film import write_timeline_film
 
-    story = session_timeline(session) if carried is None else carried.timeline(session)
-    with bar("drawing", "pictures") as tell:
+    timeline = session_timeline(session) if report is None else report.timeline(session)
+    with bar("drawing", "frames") as progress:
         window = session.options.window
-        write_timeline_film(path, session.image, labels, story, window=window, progress=tell)
+        write_timeline_film(path, session.image, labels, timeline, window=window, progress=progress)
 
 
-def predict_all(session: Session, carried: PropagationReport | None = None) -> dict[int, float]:
+def predict_all(session: Session, report: PropagationReport | None = None) -> dict[int, float]:
     """Answer every object wherever it has prompts; the lowest score per object."""
     scores: dict[int, float] = {}
     for found in session.predict_all():
         scores[found.object_id] = min(found.score, scores.get(found.object_id, 1.0))
-        if carried is not None and found.frame is not None:
-            carried.add(found, annotated=True)
+        if report is not None and found.frame is not None:
+            report.add(found, annotated=True)
     return scores
 
 
-def summary(session: Session, labels: Labels, scores: dict[int, float]) -> dict[str, Any]:
+def summarise(session: Session, labels: Labels, scores: dict[int, float]) -> dict[str, Any]:
     """What was found, as JSON values: pixels, area or volume, score per object."""
     geometry = session.image.geometry
     objects = []
@@ -192,7 +194,7 @@ def summary(session: Session, labels: Labels, scores: dict[int, float]) -> dict[
         }
         if geometry.has_spacing and session.image.kind != "video":
             unit = "area_mm2" if geometry.ndim == 2 else "volume_mm3"
-            facts[unit] = _rounded(count * geometry.voxel_volume)
+            facts[unit] = _round(count * geometry.voxel_volume)
         objects.append(facts)
     return {
         "image": None if session.image.path is None else str(session.image.path),
@@ -205,16 +207,16 @@ def summary(session: Session, labels: Labels, scores: dict[int, float]) -> dict[
     }
 
 
-def _rounded(size: float) -> float:
+def _round(size: float) -> float:
     """To a thousandth; below 1 to four significant digits, for cells have areas, too."""
     return round(size, 3) if size >= 1 else float(f"{size:.4g}")
 
 
-def _shown(size: float, digits: int) -> str:
+def _format(size: float, digits: int) -> str:
     return f"{size:,.{digits}f}" if size >= 1 or size == 0 else f"{size:.4g}"
 
 
-def _tell(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -225,9 +227,9 @@ def _tell(report: dict[str, Any]) -> None:
         name = facts["name"] or f"object {facts['id']}"
         parts = [f"{facts['pixels']:,} {elements}"]
         if "area_mm2" in facts:
-            parts.append(f"{_shown(facts['area_mm2'], 1)} mm²")
+            parts.append(f"{_format(facts['area_mm2'], 1)} mm²")
         if "volume_mm3" in facts:
-            parts.append(f"{_shown(facts['volume_mm3'] / 1000, 2)} ml")
+            parts.append(f"{_format(facts['volume_mm3'] / 1000, 2)} ml")
         if facts["score"] is not None:
             parts.append(f"score {facts['score']:.2f}")
         console.print(f"[bold]{escape(name)}[/bold]: {', '.join(parts)}")
