@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import logging
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,9 @@ import limner
 from limner import Geometry, Image
 from limner.errors import FormatError, GeometryError
 from limner.io import Labels, holds_labels, manifest_path, write_image, writer
-from limner.io.formats import IMAGE_READERS, LABEL_READERS, load_format
+from limner.io.formats import FORMATS as ENTRIES
+from limner.io.formats import FormatEntry
+from limner.io.protocols import ImageReader, ImageWriter, LabelReader, LabelWriter
 
 # suffix: does it hold a volume, the affine, names, overlapping objects, images
 FORMATS = {
@@ -49,31 +53,116 @@ def some_labels(shape: tuple[int, ...], top: int = 3) -> np.ndarray:
 # ---------------------------------------------------------------- the contract of a format module
 
 
-@pytest.mark.parametrize("name", LABEL_READERS)
-def test_format_modules_keep_the_contract(name: str) -> None:
-    module = load_format(name)
-    assert name.replace(".", "-").removesuffix("-images") == module.NAME
-    assert all(s.startswith(".") and s == s.lower() for s in module.SUFFIXES)
+BY_FORMAT = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.module)
+
+
+@BY_FORMAT
+def test_format_modules_keep_the_contract(entry: FormatEntry) -> None:
+    module = entry.load()
+    assert entry.module.replace(".", "-").removesuffix("-images") == module.NAME
+    assert all(s.startswith(".") and s == s.lower() for s in (*entry.suffixes, *entry.writes))
     assert list(inspect.signature(module.sniff).parameters) == ["path", "head"]
-    if name in IMAGE_READERS:
+    if entry.images:
+        assert isinstance(module, ImageReader)
         parameters = inspect.signature(module.read).parameters
-        assert {"path", "channel", "series", "strict"} <= set(parameters)
-        assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if hasattr(module, "read_labels"):
+        assert set(parameters) == {"path", "channel", "series", "strict"}
+    else:
+        assert isinstance(module, LabelReader)
+    if isinstance(module, LabelReader):
         assert {"path", "like"} <= set(inspect.signature(module.read_labels).parameters)
-    if hasattr(module, "write"):
+    if entry.writes:
+        assert isinstance(module, LabelWriter)
         parameters = inspect.signature(module.write).parameters
         assert list(parameters)[:2] == ["path", "labels"]
         assert parameters["like"].kind is inspect.Parameter.KEYWORD_ONLY
+    if any(written.images for written in entry.writes.values()):
+        assert isinstance(module, ImageWriter)
 
 
-@pytest.mark.parametrize("name", LABEL_READERS)
-def test_no_reader_claims_noise(name: str, tmp_path: Path) -> None:
+@BY_FORMAT
+def test_no_reader_claims_noise(entry: FormatEntry, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 256, 2048).astype(np.uint8).tobytes()
     path = tmp_path / "noise"
     for head in (noise, b"\0" * 2048, b"hello\n" * 300, b"PK\x03\x04", b"\x1f\x8b", b"x"):
         path.write_bytes(head)
-        assert not load_format(name).sniff(path, head[:512])
+        assert not entry.load().sniff(path, head[:512])
+
+
+HEADS = (  # as files of all formats begin, and some that look like several
+    b"n+1\0",
+    struct.pack("<i", 348) + b"\0" * 340 + b"n+1\0",
+    struct.pack(">i", 348) + b"\0" * 340 + b"ni1\0",
+    struct.pack("<i", 540) + b"n+2\0\r\n\x1a\n",
+    b"NRRD0005\ntype: short\n",
+    b"ObjectType = Image\nNDims = 3\n",
+    b"  Comment = x\nNDims = 2\nDimSize = 4 4\n",
+    b"PK\3\4" + b"\0" * 22 + struct.pack("<HH", 8, 0) + b"imgs.npy",
+    b"\0" * 128 + b"DICM\2\0\0\0UL\4\0",
+    b"II*\0" + b"\0" * 124 + b"DICM\2\0\0\0UL\4\0",
+    b"\x08\0\5\0CS\x0a\0ISO_IR 100",
+    b"\0\x08\0\5CS\0\x0aISO_IR 100",
+    b'{"images": [], "annotations": []}',
+    b'\xef\xbb\xbf\n [{"image_id": 1, "segmentation": 2}]',
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\0" * 17 + b"\0\0\0\x08acTL",
+    b"RIFF\0\0\0\0WEBPVP8 ",
+    b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\2",
+    b"RIFF\0\0\0\0AVI ",
+    b"\xff\xd8\xff\xe0",
+    b"BM" + b"\0" * 12 + struct.pack("<I", 40),
+    b"GIF87a",
+    b"GIF89a",
+    b"\x1aE\xdf\xa3",
+    b"0&\xb2u\x8ef\xcf\x11",
+    b"\0\0\1\xba",
+    b"\0\0\1\xb3",
+    b"FLV\1",
+    b"OggS",
+    b"YUV4MPEG2",
+    b"\0\0\0\x18ftypisom",
+    b"\0\0\0\x18moov",
+    b"\0\0\0\x18mdat",
+    b"\0\0\0\x18wide",
+    b"G" + b"\0" * 187 + b"G",
+)
+
+
+@BY_FORMAT
+def test_a_format_is_asked_about_all_that_it_knows(entry: FormatEntry, tmp_path: Path) -> None:
+    """The table must not hide a file from the format that would take it."""
+    path, rng, known = tmp_path / "file.json", np.random.default_rng(0), 0
+    for head in HEADS:
+        for end in (b"", b"\0" * 900, rng.integers(0, 256, 900).astype(np.uint8).tobytes()):
+            for content in (head + end, gzip.compress(head + end)):
+                path.write_bytes(content)
+                try:
+                    taken = entry.load().sniff(path, content[:1024])
+                except FormatError:  # damaged, but its own
+                    taken = True
+                known += taken
+                assert entry.may_be(content[:1024]) or not taken
+    assert known or entry.module in ("dicom.seg", "dicom.rtstruct")  # which need a whole file
+
+
+def test_a_png_is_opened_without_the_other_formats(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    limner.write(path, some_labels((5, 6)))
+    code = (
+        "import sys, limner; limner.read(sys.argv[1]).array; limner.read_labels(sys.argv[1]).ids\n"
+        "print(*(m for m in sys.modules if m.startswith(('limner.io.', 'limner.io_'))))\n"
+        "print(*(m for m in ('pydicom', 'nibabel', 'tifffile', 'av') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    ours, theirs = done.stdout.split("\n")[:2]
+    formats = {entry.module.split(".")[0] for entry in ENTRIES}
+    assert {m.split(".")[2] for m in ours.split()} & formats == {"raster"}
+    assert not theirs
 
 
 def test_importing_io_costs_numpy_only() -> None:

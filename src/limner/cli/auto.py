@@ -104,10 +104,10 @@ def auto(
 
 def _samples_of(model: str, samples: int | None, path: Path) -> int:
     """How many samples a map of uncertainty is made of; refuses a place it cannot be written to."""
-    from limner.io.formats import image_writer_of
+    from limner.io.formats import choose_image_writer
     from limner.pipeline.automatic import SAMPLES
 
-    image_writer_of(path)
+    choose_image_writer(path)
     return SAMPLES if samples is None else samples
 
 

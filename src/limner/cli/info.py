@@ -108,7 +108,7 @@ def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
     import numpy as np
 
     import limner
-    from limner.io.formats import LABEL_READERS, reader_of
+    from limner.io.formats import choose_reader
 
     labels = limner.read_labels(path, like=like)
     overlapping = labels.num_overlapping()
@@ -119,7 +119,7 @@ def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
         sizes = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     facts = {
         "path": str(path),
-        "format": reader_of(path, LABEL_READERS).NAME,
+        "format": choose_reader(path, labels=True).load().NAME,
         "kind": "segmentation",
         **_describe_grid(labels.geometry),
         "num_objects": len(labels.ids),

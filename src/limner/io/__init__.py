@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,18 +19,16 @@ from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io._errors import plain_errors
 from limner.io.formats import (
-    IMAGE_READERS,
-    LABEL_READERS,
-    SEGMENTATIONS,
     Writer,
-    image_writer_of,
-    load_format,
+    choose_image_writer,
+    choose_reader,
+    choose_writer,
     read_head,
-    reader_of,
-    writer_of,
+    recognise,
 )
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
+from limner.io.protocols import ImageReader, ImageWriter, LabelReader, LabelWriter, MixedFormat
 from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
 
 __all__ = [
@@ -48,7 +46,6 @@ __all__ = [
 
 Like: TypeAlias = Image | Geometry | str | Path
 
-_PLACELESS = ("npz", "tiff", "raster", "video")  # files that may know a spacing, but no place
 _SAME_GRID = 0.1  # of a pixel: headers rounded by another program still mean the same grid
 
 _log = logging.getLogger(__name__)
@@ -82,9 +79,9 @@ def read(
         GeometryError: the grid is impossible, such as a spacing of 0; or no volume has that axis.
     """
     path = Path(path)
-    module = reader_of(path, IMAGE_READERS)
+    module = cast(ImageReader, choose_reader(path).load())
     with plain_errors(path):
-        image: Image = module.read(path, channel=channel, series=series, strict=strict)
+        image = module.read(path, channel=channel, series=series, strict=strict)
     image.read_options = {"series": series, "channel": channel, "strict": strict}
     return Reoriented(image, axis) if axis != 0 else image
 
@@ -105,16 +102,17 @@ def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
     image, geometry = _as_like(like)
     if isinstance(image, Reoriented):
         return labels_as_reoriented(read_labels(path, like=image.stored), image)
-    module = reader_of(path, LABEL_READERS)
+    entry = choose_reader(path, labels=True)
+    module = entry.load()
     with plain_errors(path):
-        if hasattr(module, "read_labels"):
-            found: Labels = module.read_labels(path, like=image)
+        if isinstance(module, LabelReader):
+            found = module.read_labels(path, like=image)
         elif module.NAME == "dicom":
             raise FormatError(f"{path} is a DICOM image, not a segmentation (SEG or RTSTRUCT).")
         else:
-            found = _labels_of(module.read(path), path)
+            found = _labels_of(cast(ImageReader, module).read(path), path)
     if geometry is not None and found.geometry != geometry:
-        _check_grid(found.geometry, geometry, path, placeless=module.NAME in _PLACELESS)
+        _check_grid(found.geometry, geometry, path, placeless=entry.placeless)
         found.geometry = geometry
     return found
 
@@ -159,7 +157,8 @@ def write(
     if not target.keeps_overlaps:
         _warn_of_overlaps(found, path)
     with plain_errors(path):
-        target.module.write(path, found, like=image, **target.options)
+        module = cast(LabelWriter, target.format.load())
+        module.write(path, found, like=image, **target.options)
     _write_manifest(found, path)
 
 
@@ -176,7 +175,7 @@ def write_image(path: str | Path, image: Image) -> None:
         GeometryError: the format cannot hold the grid.
     """
     path = Path(path)
-    module = image_writer_of(path)
+    module = cast(ImageWriter, choose_image_writer(path).load())
     _refuse_to_replace(path, image)
     with plain_errors(path):
         module.write_image(path, image)
@@ -189,7 +188,7 @@ def writer(path: str | Path, *, dicom_type: str | None = None) -> Writer:
         FormatError: the suffix is unknown; the message lists those that are known.
         ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
     """
-    return writer_of(Path(path), dicom_type=dicom_type)
+    return choose_writer(Path(path), dicom_type=dicom_type)
 
 
 def holds_labels(path: str | Path) -> bool:
@@ -201,11 +200,11 @@ def holds_labels(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return False
-    head = read_head(path)
-    if any(load_format(name).sniff(path, head) for name in SEGMENTATIONS):
-        return True
-    npz = load_format("npz")
-    return bool(npz.sniff(path, head) and npz.holds_labels(path))
+    entry = recognise(path, read_head(path))
+    if entry is None or not entry.images:
+        return entry is not None
+    module = entry.load()
+    return isinstance(module, MixedFormat) and module.holds_labels(path)
 
 
 def manifest_path(path: str | Path) -> Path:

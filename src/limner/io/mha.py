@@ -27,7 +27,6 @@ from limner.io.labels import Labels
 Array = NDArray[Any]
 
 NAME = "mha"
-SUFFIXES = (".mha", ".mhd")
 
 _MAX_HEADER = 1 << 16  # bytes
 _FIRST_KEYS = ("objecttype", "ndims", "comment", "objectsubtype", "name", "id")

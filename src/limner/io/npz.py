@@ -39,7 +39,6 @@ from limner.io.limits import check_allocation
 Array = NDArray[Any]
 
 NAME = "npz"
-SUFFIXES = (".npz",)
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _IMAGE_KEYS = ("imgs", "image")

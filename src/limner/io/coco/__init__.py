@@ -32,7 +32,6 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 
 NAME = "coco"
-SUFFIXES: tuple[str, ...] = (".json",)
 
 _KEYS = (b'"annotations"', b'"segmentation"', b'"images"', b'"categories"', b'"image_id"')
 _JSON_GROWTH = 12  # bytes of memory per byte of JSON text, at most, measured

@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 NAME = "dicom"
-SUFFIXES = (".dcm", ".dicom", ".ima")
 
 _MAX_LISTED = 12  # series named in a message; all are in SeriesChoice.series
 _FACTS = {

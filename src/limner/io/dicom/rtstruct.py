@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 NAME = "dicom-rtstruct"
-SUFFIXES = (".dcm",)
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _TILTED = 0.5  # of a slice: how far a contour may leave its plane

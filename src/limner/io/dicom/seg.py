@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 NAME = "dicom-seg"
-SUFFIXES = (".dcm",)
 TRACKING_PREFIX = "limner object "  # of segments we wrote; followed by the object id
 
 WRITE_TYPES = ("seg", "seg-labelmap")

@@ -41,7 +41,6 @@ from limner.io.nifti.header import (
 Array = NDArray[Any]
 
 NAME = "nifti"
-SUFFIXES = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 
 _INTENT_LABEL = 1002
 

@@ -48,7 +48,6 @@ from limner.io.raster.pixels import labels_from_pixels
 Array = NDArray[Any]
 
 NAME = "nrrd"
-SUFFIXES = (".nrrd", ".nhdr")
 
 _MAX_LINE = 1 << 20  # bytes of a line to skip
 _SPATIAL_KINDS = ("domain", "space")

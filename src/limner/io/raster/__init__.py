@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 NAME = "raster"
-SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp")
 
 _EXIF_ORIENTATION = 0x0112
 _MAX_LABEL = 65535  # of a 16-bit PNG

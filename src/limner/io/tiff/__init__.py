@@ -43,7 +43,6 @@ from limner.io.tiff.stack import Stack, open_stack
 Array = NDArray[Any]
 
 NAME = "tiff"
-SUFFIXES: tuple[str, ...] = (".tif", ".tiff", ".btf", ".tf8")
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")  # all that ImageJ's stacks hold

@@ -42,10 +42,6 @@ Array = NDArray[Any]
 _log = logging.getLogger(__name__)
 
 NAME = "video"
-SUFFIXES: tuple[str, ...] = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"),
-    *(".ogv", ".y4m", ".h264", ".hevc", ".gif", ".apng"),
-)
 
 _MAGIC = (
     b"\x1aE\xdf\xa3",  # Matroska, WebM

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
 from limner.io import raster, tiff
+from limner.io.formats import find_format
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
@@ -22,7 +23,8 @@ from limner.io.video.lenient import LENIENT, LenientReader, stack_frames
 
 Array = NDArray[Any]
 
-_SUFFIXES = (*raster.SUFFIXES, *tiff.SUFFIXES)
+_RASTER, _TIFF = (find_format(name).suffixes for name in ("raster", "tiff"))
+_SUFFIXES = (*_RASTER, *_TIFF)
 _SAME = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 _SUBFOLDER = "frames"
 
@@ -131,7 +133,7 @@ def frame_files(folder: Path) -> list[Path]:
 
 
 def _module_of(files: list[Path]) -> ModuleType:
-    return raster if files[0].suffix.lower() in raster.SUFFIXES else tiff
+    return raster if files[0].suffix.lower() in _RASTER else tiff
 
 
 def _usual(files: list[Path], module: ModuleType, strict: bool) -> tuple[Image, dict[int, str]]:
