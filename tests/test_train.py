@@ -18,11 +18,12 @@ from limner.cli.__main__ import run
 from limner.datasets import find_training_sets
 from limner.errors import CheckpointError, FormatError
 from limner.train import checkpoint
-from limner.train.config import TrainConfig, parse, read_config, write_config
 from limner.train.data import pack
 from limner.train.data.images import read_images
 from limner.train.loop import learning_rate, read_log, train
-from train_makers import make_data, one_thread
+from limner.train.recipe import make_config, parse_yaml, read_recipe, write_config
+from limner.train.tasks.prompted_2d import Config
+from train_makers import all_weights, are_equal, make_data, one_thread
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -35,7 +36,7 @@ SMALL = {
     "warmup_steps": 2,
     "log_every": 1,
     "validate_every": 1000,
-    "synthetic": 0.4,
+    "synthetic_fraction": 0.4,
     "precision": "fp32",
 }
 
@@ -56,29 +57,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def _weights(out: Path) -> dict[str, torch.Tensor]:
-    state = checkpoint.load(out / "checkpoint.pt")
-    named = {f"network.{k}": v for k, v in state.network.items()}
-    return named | {f"averaged.{k}": v for k, v in state.averaged.items()}
-
-
-def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-@pytest.mark.parametrize("name", sorted(p.name for p in RECIPES.glob("limner-2d*.yaml")))
+@pytest.mark.parametrize("name", sorted(p.name for p in RECIPES.glob("*.yaml")))
 def test_recipes_are_readable_and_survive_saving(name: str, tmp_path: Path) -> None:
-    config = read_config(RECIPES / name)
-    assert config.name == "limner-2d"
+    config = read_recipe(RECIPES / name)
     write_config(tmp_path / "saved.yaml", config)
-    assert read_config(tmp_path / "saved.yaml") == config
+    assert read_recipe(tmp_path / "saved.yaml") == config
+    assert make_config(config.to_json(), "saved") == config
 
 
 def test_recipe_values_have_the_types_they_look_like() -> None:
     text = (
         "# recipe\nname: a#b  # comment\nsteps: 1_000\nrate: 8e-4\nlist: [1, two, 'x y']\nno: []\n"
     )
-    assert parse(text, "recipe") == {
+    assert parse_yaml(text, "recipe") == {
         "name": "a#b",
         "steps": 1000,
         "rate": 8e-4,
@@ -99,7 +90,7 @@ def test_recipe_values_have_the_types_they_look_like() -> None:
         ("steps: 3\nsteps: 4", "given twice"),
         ("nested:\n  a: 1", "recipes are flat"),
         ("precision: fp16", "use one of bf16, fp32"),
-        ("wrong: 2", "it is a share"),
+        ("prompt_noise: 2", "it is a share"),
         ("steps: 0", "at least 1"),
         ("sizes: [100]", "multiples of 32"),
     ],
@@ -108,11 +99,11 @@ def test_malformed_recipes_are_refused(text: str, message: str, tmp_path: Path) 
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(FormatError, match=message):
-        read_config(path)
+        read_recipe(path)
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    config = TrainConfig(steps=1000, warmup_steps=100, learning_rate=1.0)
+    config = Config(steps=1000, warmup_steps=100, learning_rate=1.0)
     rates = [learning_rate(config, step) for step in range(1000)]
     assert rates[0] == 0.01
     assert rates[99] == 1.0
@@ -123,21 +114,19 @@ def test_learning_rate_rises_and_falls() -> None:
 def test_the_same_seed_gives_the_same_weights_and_another_others(
     folder: Path, tmp_path: Path
 ) -> None:
-    packed = pack.open_pack(folder)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(TrainConfig(steps=3, seed=seed, **SMALL), packed, tmp_path / name, device="cpu")
-    weights = [_weights(tmp_path / name) for name in "abc"]
-    assert _same(weights[0], weights[1])
-    assert not _same(weights[0], weights[2])
+        train(Config(steps=3, seed=seed, **SMALL), folder, tmp_path / name, device="cpu")
+    assert are_equal(tmp_path / "a", tmp_path / "b")
+    assert not are_equal(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     steps = 24
     recipe = tmp_path / "recipe.yaml"
-    config = TrainConfig(steps=steps, checkpoint_every=3, more_rounds=0.5, **SMALL)
+    config = Config(steps=steps, checkpoint_every=3, extra_rounds_fraction=0.5, **SMALL)
     write_config(recipe, config)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(config, pack.open_pack(folder), whole, device="cpu")
+    train(config, folder, whole, device="cpu")
     command = [sys.executable, "-m", "limner", "train", str(recipe), "--data", str(folder)]
     command += ["--out", str(killed), "--device", "cpu", "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -153,31 +142,40 @@ def test_a_killed_run_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"going on at step {step} of {steps}" in done.stderr
-    assert _same(_weights(whole), _weights(killed))
+    assert are_equal(whole, killed)
     told = [line["step"] for line in read_log(log) if "loss0" in line]
     assert told == list(range(1, steps + 1))
 
 
 def test_a_run_stops_in_time_and_is_not_mixed_with_another(folder: Path, tmp_path: Path) -> None:
-    packed = pack.open_pack(folder)
-    config = TrainConfig(steps=10_000, **SMALL)
-    outcome = train(config, packed, tmp_path, device="cpu", minutes=0.005)
+    config = Config(steps=10_000, **SMALL)
+    outcome = train(config, folder, tmp_path, device="cpu", minutes=0.005)
     assert not outcome.finished
     assert 0 < outcome.step < 10_000
     assert checkpoint.load(tmp_path / "checkpoint.pt").step == outcome.step
     with pytest.raises(FormatError, match="with another seed"):
-        train(TrainConfig(steps=10_000, seed=3, **SMALL), packed, tmp_path, device="cpu")
+        train(Config(steps=10_000, seed=3, **SMALL), folder, tmp_path, device="cpu")
     (tmp_path / "checkpoint.pt").write_bytes(b"PK damaged")
     with pytest.raises(CheckpointError, match="no readable checkpoint"):
-        train(config, packed, tmp_path, device="cpu")
+        train(config, folder, tmp_path, device="cpu")
 
 
 def test_it_learns_and_validates(folder: Path, tmp_path: Path) -> None:
-    values = SMALL | {"batch_size": 8, "synthetic": 0.0, "validate_every": 40, "log_every": 5}
-    config = TrainConfig(
-        steps=40, learning_rate=5e-3, ema_decay=0.8, invented=0.0, wrong=0.0, **values
+    values = SMALL | {
+        "batch_size": 8,
+        "synthetic_fraction": 0.0,
+        "validate_every": 40,
+        "log_every": 5,
+    }
+    config = Config(
+        steps=40,
+        learning_rate=5e-3,
+        ema_decay=0.8,
+        unlabelled_target_fraction=0.0,
+        prompt_noise=0.0,
+        **values,
     )
-    train(config, pack.open_pack(folder), tmp_path, device="cpu")
+    train(config, folder, tmp_path, device="cpu")
     lines = read_log(tmp_path / "log.jsonl")
     losses = [line["loss0"] for line in lines if "loss0" in line]
     assert losses[-1] < 0.8 * losses[0]
@@ -190,8 +188,8 @@ def test_it_learns_and_validates(folder: Path, tmp_path: Path) -> None:
 def test_the_saved_weights_are_the_averaged_ones(folder: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    train(TrainConfig(steps=2, **SMALL), pack.open_pack(folder), tmp_path, device="cpu")
-    averaged = checkpoint.load(tmp_path / "checkpoint.pt").averaged
+    train(Config(steps=2, **SMALL), folder, tmp_path, device="cpu")
+    averaged = checkpoint.load(tmp_path / "checkpoint.pt").averaged["network"]
     with safe_open(tmp_path / "limner-2d.safetensors", "pt") as file:
         assert set(file.keys()) == set(averaged)
         assert all(torch.equal(file.get_tensor(k), averaged[k].half()) for k in averaged)
@@ -199,20 +197,19 @@ def test_the_saved_weights_are_the_averaged_ones(folder: Path, tmp_path: Path) -
 
 
 def test_a_run_begins_with_the_weights_of_another(folder: Path, tmp_path: Path) -> None:
-    packed = pack.open_pack(folder)
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
-    train(TrainConfig(steps=3, **SMALL), packed, first, device="cpu")
+    train(Config(steps=3, **SMALL), folder, first, device="cpu")
     weights = first / "limner-2d.safetensors"
     slow = SMALL | {"learning_rate": 1e-9}
-    train(TrainConfig(steps=1, **slow), packed, second, device="cpu", start=weights)
-    before, after = (_weights(out) for out in (first, second))
+    train(Config(steps=1, **slow), folder, second, device="cpu", start=weights)
+    before, after = (all_weights(out) for out in (first, second))
     for key in before:
         if key.startswith("averaged."):
             expected = before[key].half().float()
             torch.testing.assert_close(after[key], expected, rtol=0, atol=1e-6)
     wide = SMALL | {"widths": (8, 24)}
     with pytest.raises(CheckpointError, match="of another network"):
-        train(TrainConfig(steps=1, **wide), packed, other, device="cpu", start=weights)
+        train(Config(steps=1, **wide), folder, other, device="cpu", start=weights)
 
 
 def test_command_line_packs_and_reports_bad_input(

@@ -19,28 +19,22 @@ from dicom_makers import save_series
 from limner.cli.__main__ import run
 from limner.datasets import volume_folders
 from limner.errors import CheckpointError, FormatError, PromptError
-from limner.geometry import Geometry
-from limner.io.image import Image
 from limner.models import segvol
 from limner.models.segvol import network as _segvol_network
 from limner.models.segvol.network import SegVolNetwork
 from limner.train import checkpoint
-from limner.train.data.segvol_cases import PseudoLabelOptions, prepare_cases
+from limner.train.data.segvol_cases import prepare_cases
 from limner.train.data.segvol_views import crop_view, whole_view
-from limner.train.loop import read_log
-from limner.train.segvol_config import (
-    COMBINATIONS,
-    FinetuneConfig,
-    PretrainConfig,
-    read_config,
-    write_config,
-)
-from limner.train.segvol_loop import train
+from limner.train.loop import read_log, train
+from limner.train.parts import segvol_files
+from limner.train.parts.segvol_encoder import encode
+from limner.train.recipe import read_recipe, write_config
 from limner.train.simulate.segvol import encode_prompts
-from limner.train.tasks import segvol_files
-from limner.train.tasks.segvol_encoder import encode
-from limner.train.tasks.segvol_finetune import Finetuning, mask_loss
+from limner.train.task import MAIN, StepContext
+from limner.train.tasks import segvol_finetune, segvol_pretrain
+from limner.train.tasks.segvol_finetune import COMBINATIONS, SegVolFinetuning, mask_loss
 from limner.train.tasks.segvol_pretrain import MaskedVolumes, draw_mask, fill_loss, voxels_by_token
+from train_makers import labelled_scan, labelled_volumes
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NETWORK: dict[str, Any] = {
@@ -56,8 +50,8 @@ NETWORK: dict[str, Any] = {
     "precision": "fp32",
     "log_every": 1,
 }
-STAGE1 = PretrainConfig(**NETWORK, steps=4, mask_patch=(4, 16, 16))
-STAGE2 = FinetuneConfig(
+STAGE1 = segvol_pretrain.Config(**NETWORK, steps=4, mask_patch=(4, 16, 16))
+STAGE2 = segvol_finetune.Config(
     **NETWORK,
     steps=3,
     text_dim=16,
@@ -67,7 +61,6 @@ STAGE2 = FinetuneConfig(
     pseudo_min_size=60,
     scale_shift_share=0.5,
 )
-SPINE = Geometry.from_spacing((12, 40, 36), (3.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,27 +71,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _scan(seed: int) -> tuple[Image, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(SPINE.shape, np.uint8)
-    labels[3:9, 6:20, 6:18] = 1
-    labels[4:10, 22:34, 16:30] = 2
-    scan = np.array([0, 200, 400])[labels] + rng.normal(0, 20, labels.shape)
-    scan[:, :5], scan[..., 32:] = -1000, -1000
-    return Image(scan.astype(np.int16), SPINE), labels
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("set")
-    for part in ("images", "labels"):
-        (folder / part).mkdir()
-    for k in range(2):
-        image, labels = _scan(k)
-        limner.io.write_image(folder / "images" / f"c{k}.nii.gz", image)
-        limner.write(folder / "labels" / f"c{k}.nii.gz", labels, like=image)
-    (folder / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
-    return folder
+    return labelled_volumes(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture(scope="module")
@@ -116,30 +91,17 @@ def stage2(data: Path, stage1: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def _same(first: Path, second: Path) -> bool:
-    states = [checkpoint.load(p / "checkpoint.pt") for p in (first, second)]
-    moments = [
-        {f"{k}.{n}": v for k, values in s.optimiser["state"].items() for n, v in values.items()}
-        for s in states
-    ]
-    pairs = ((states[0].network, states[1].network), (moments[0], moments[1]))
-    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
-
-
 @pytest.mark.parametrize("name", ["segvol-pretrain.yaml", "segvol-finetune.yaml"])
-def test_recipes_are_those_of_the_published_network_and_survive_saving(
-    name: str, tmp_path: Path
-) -> None:
-    config = read_config(RECIPES / name)
+def test_recipes_are_those_of_the_published_network(name: str) -> None:
+    config = read_recipe(RECIPES / name)
+    assert isinstance(config, segvol_pretrain.Config | segvol_finetune.Config)
     assert config.plan() == type(config)().plan()
-    write_config(tmp_path / "saved.yaml", config)
-    assert read_config(tmp_path / "saved.yaml") == config
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("steps: 3", "use one of segvol-pretrain, segvol-finetune"),
+        ("method: segvol\nsteps: 3", "use one of .*segvol-finetune, segvol-pretrain"),
         ("method: segvol-pretrain\njitter: 2", "unknown key 'jitter'"),
         ("method: segvol-finetune\nsuffix: x", "unknown key 'suffix'"),
         ("method: segvol-finetune\ncombinations: [text, lasso]", "use some of point"),
@@ -153,7 +115,7 @@ def test_recipes_are_those_of_the_published_network_and_survive_saving(
 def test_malformed_recipes_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(FormatError, match=message):
-        read_config(tmp_path / "recipe.yaml")
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 def test_the_first_stage_masks_as_much_as_asked_and_learns_what_is_masked() -> None:
@@ -188,7 +150,7 @@ def test_the_encoder_does_not_see_what_is_masked() -> None:
         half = encode(network.encoder, volume, bf16=True)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, plain, rtol=0.05, atol=0.1)
-    twice = encode(network.encoder, volume, twice=True)
+    twice = encode(network.encoder, volume, checkpointing=True)
     assert torch.equal(twice.detach(), plain)
 
 
@@ -210,41 +172,12 @@ def test_the_first_stage_writes_the_published_container(stage1: Path, tmp_path: 
     assert torch.equal(again.mask_token, content["state_dict"]["model.mask_token"])
 
 
-@pytest.mark.parametrize("config", [STAGE1, STAGE2])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
-    config: PretrainConfig | FinetuneConfig,
-    data: Path,
-    tmp_path: Path,
-    stage1: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    start = stage1 / "vit-pretrain.ckpt" if config is STAGE2 else None
-    config = dataclasses.replace(config, steps=3, checkpoint_every=1)
-    train(config, data, tmp_path / "whole", device="cpu", start=start)
-    from limner.train import segvol_loop
-
-    class Killed(Exception):
-        pass
-
-    advance = segvol_loop._Run.advance
-
-    def killed(self: Any) -> None:
-        if self.step == 2:
-            raise Killed
-        advance(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(segvol_loop._Run, "advance", killed)
-        with pytest.raises(Killed):
-            train(config, data, tmp_path / "killed", device="cpu", start=start)
-    before = (tmp_path / "killed" / "volumes" / "00000.image.npy").stat().st_mtime_ns
-    assert train(config, data, tmp_path / "killed", device="cpu").finished
-    assert (tmp_path / "killed" / "volumes" / "00000.image.npy").stat().st_mtime_ns == before
-    assert _same(tmp_path / "whole", tmp_path / "killed")
-    steps = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
-    assert steps == [1, 2, 3]
-    with pytest.raises(FormatError, match="with another seed"):
-        train(dataclasses.replace(config, seed=5), data, tmp_path / "killed", device="cpu")
+def test_volumes_are_prepared_once(data: Path, tmp_path: Path) -> None:
+    train(STAGE1.changed(steps=1), data, tmp_path, device="cpu")
+    path = tmp_path / "volumes" / "00000.image.npy"
+    before = path.stat().st_mtime_ns
+    train(STAGE1.changed(steps=1), data, tmp_path, device="cpu")
+    assert path.stat().st_mtime_ns == before
 
 
 def test_the_second_stage_learns_and_writes_what_the_model_loads(
@@ -253,7 +186,7 @@ def test_the_second_stage_learns_and_writes_what_the_model_loads(
     path = stage2 / "segvol.pth"
     content = torch.load(path, weights_only=True)
     assert all(name.startswith("module.") for name in content["model"])
-    learnt = checkpoint.load(stage2 / "checkpoint.pt").network
+    learnt = checkpoint.load(stage2 / "checkpoint.pt").networks[MAIN]
     small = partial(SegVolNetwork, STAGE2.plan())
     monkeypatch.setattr(_segvol_network, "SegVolNetwork", small)  # the model's is the published
     for part in ("image_encoder", "prompt_encoder", "mask_decoder", "text_encoder"):
@@ -271,7 +204,7 @@ def test_the_second_stage_learns_and_writes_what_the_model_loads(
 def test_the_text_tower_stays_and_the_rest_learns(stage1: Path, stage2: Path) -> None:
     torch.manual_seed(STAGE2.seed)
     network = SegVolNetwork(STAGE2.plan())
-    learnt = checkpoint.load(stage2 / "checkpoint.pt").network
+    learnt = checkpoint.load(stage2 / "checkpoint.pt").networks[MAIN]
     begun = torch.load(stage1 / "vit-pretrain.ckpt", weights_only=True)["state_dict"]
     frozen = {n: v for n, v in network.state_dict().items() if n.startswith("text_encoder.")}
     assert all(torch.equal(learnt[n], v) for n, v in frozen.items())
@@ -284,7 +217,7 @@ def test_the_text_tower_stays_and_the_rest_learns(stage1: Path, stage2: Path) ->
 def test_the_published_sizes_give_the_published_names() -> None:
     keys = parity.system("segvol").spec["keys"]
     with torch.device("meta"):
-        network = SegVolNetwork(FinetuneConfig().plan())
+        network = SegVolNetwork(segvol_finetune.Config().plan())
     written: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(torch.Tensor, "cpu", lambda tensor: tensor)
@@ -297,28 +230,25 @@ def test_the_published_sizes_give_the_published_names() -> None:
 
 
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(data: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(STAGE2, crops=0.0, batch_size=2, pseudo=False)
+    # Prompts are drawn per part, so only boxes are alike however the batch is cut.
+    config = STAGE2.changed(crops=0.0, batch_size=2, pseudo=False, combinations=("box", "box+text"))
+    config = config.changed(most_positive=0, most_negative=0)
     cases, digest = prepare_cases(volume_folders.labelled(data, named=True), tmp_path / "v")
     found = []
     for change in ({}, {"micro_batch": 1}, {"micro_batch": 1, "checkpointing": True}):
         torch.manual_seed(0)
-        task = Finetuning(
-            dataclasses.replace(config, most_positive=0, most_negative=0, **change),
-            cases,
-            digest,
-            torch.device("cpu"),
-        )
-        norms: list[torch.Tensor] = []
-        # Prompts are drawn per part, so only boxes are alike however the batch is cut.
-        task._config = dataclasses.replace(task._config, combinations=("box", "box+text"))
-
-        def update(task: Finetuning = task, norms: list[torch.Tensor] = norms) -> torch.Tensor:
-            grads = [p.grad for p in task.network.parameters() if p.grad is not None]
-            norms.append(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])))
-            task.network.zero_grad()
-            return norms[-1]
-
-        task.learn(1, update)
+        task = SegVolFinetuning(config.changed(**change), cases, digest, torch.device("cpu"))
+        networks = task.networks()
+        rng, generator = np.random.default_rng(0), torch.Generator()
+        context = StepContext(1, 10, networks, networks, rng, generator)
+        norms = []
+        for batch in task.draw(context):
+            context.weight = batch.weight
+            task.step(batch, context)
+            if batch.last:
+                grads = [p.grad for p in networks[MAIN].parameters() if p.grad is not None]
+                norms.append(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads])))
+                networks[MAIN].zero_grad()
         found.append(norms)
     assert len(found[0]) == 2
     for norms in found[1:]:
@@ -326,14 +256,14 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(data: Path, tmp_path: Pat
 
 
 def test_the_layer_after_the_text_tower_learns_if_asked(data: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        STAGE2, steps=1, combinations=("text",), train_dim_align=True, pseudo=False, most_objects=1
+    config = STAGE2.changed(
+        steps=1, combinations=("text",), train_dim_align=True, pseudo=False, most_objects=1
     )
     states = []
     for name, learns in (("a", True), ("b", False)):
-        config = dataclasses.replace(config, train_dim_align=learns)
+        config = config.changed(train_dim_align=learns)
         train(config, data, tmp_path / name, device="cpu")
-        states.append(checkpoint.load(tmp_path / name / "checkpoint.pt").network)
+        states.append(checkpoint.load(tmp_path / name / "checkpoint.pt").networks[MAIN])
         (line,) = read_log(tmp_path / name / "log.jsonl")
         assert line["updates"] == 1
     changed = {n for n in states[0] if not torch.equal(states[0][n], states[1][n])}
@@ -350,9 +280,9 @@ def test_unknown_words_are_refused_before_anything_is_learnt(
     cases, digest = prepare_cases(found, tmp_path / "v")
     monkeypatch.setattr("limner.models.segvol.tokens.merges_file", lambda beside: None)
     with pytest.raises(PromptError, match="glorbish spleen"):
-        Finetuning(STAGE2, cases, digest, torch.device("cpu"))
-    silent = dataclasses.replace(STAGE2, combinations=("box", "point"))
-    assert Finetuning(silent, cases, digest, torch.device("cpu")).network is not None
+        SegVolFinetuning(STAGE2, cases, digest, torch.device("cpu"))
+    silent = STAGE2.changed(combinations=("box", "point"))
+    assert SegVolFinetuning(silent, cases, digest, torch.device("cpu")).networks()
 
 
 def test_loss_is_that_of_dice_and_entropy() -> None:
@@ -406,7 +336,7 @@ def test_small_objects_and_jittered_boxes_give_valid_prompts() -> None:
 
 def test_views_are_of_the_volume_as_the_model_sees_it(data: Path, tmp_path: Path) -> None:
     found = volume_folders.labelled(data, named=True)
-    cases, _ = prepare_cases(found, tmp_path / "v", PseudoLabelOptions.of(STAGE2))
+    cases, _ = prepare_cases(found, tmp_path / "v", STAGE2.pseudo_labels())
     case = cases[0]
     assert case.names == {"liver": (1,), "spleen": (2,)}
     assert case.image.shape == (12, 35, 32)  # without the air
@@ -439,7 +369,7 @@ def test_layouts_and_names(data: Path, tmp_path: Path) -> None:
     nnunet = top / "Dataset1"
     for part in ("imagesTr", "labelsTr"):
         (nnunet / part).mkdir(parents=True)
-    image, labels = _scan(0)
+    image, labels = labelled_scan(0)
     limner.io.write_image(nnunet / "imagesTr" / "a_0000.nii.gz", image)
     limner.write(nnunet / "labelsTr" / "a.nii.gz", labels, like=image)
     (nnunet / "dataset.json").write_text(
@@ -466,7 +396,7 @@ def test_useless_folders_are_refused(tmp_path: Path) -> None:
         volume_folders.unlabelled(tmp_path)
     with pytest.raises(FormatError, match="holds no labelled volumes"):
         volume_folders.labelled(tmp_path, named=True)
-    image, labels = _scan(0)
+    image, labels = labelled_scan(0)
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     limner.write(tmp_path / "labels" / "a.nii.gz", labels, like=image)
@@ -488,7 +418,7 @@ def test_wrong_files_to_start_from_are_refused(stage1: Path, tmp_path: Path) -> 
         segvol_files.start_finetuning(tmp_path / "other.pth", network)
     with pytest.raises(CheckpointError, match="no text tower"):
         segvol_files.fill_text_tower(tmp_path / "other.pth", network)
-    larger = SegVolNetwork(dataclasses.replace(STAGE2, dim=64).plan())
+    larger = SegVolNetwork(STAGE2.changed(dim=64).plan())
     with pytest.raises(CheckpointError, match="another shape"):
         segvol_files.start_finetuning(stage1 / "vit-pretrain.ckpt", larger)
     tower = network.text_encoder.clip_text_model.state_dict()
@@ -512,7 +442,7 @@ def test_the_command_runs_a_recipe(
 
 
 def test_series_and_pictures_among_volumes(data: Path, tmp_path: Path) -> None:
-    image, _ = _scan(3)
+    image, _ = labelled_scan(3)
     pixels = np.asarray(image.array)
     save_series(tmp_path / "patient" / "one", pixels)
     save_series(tmp_path / "patient" / "two", pixels[:, :20])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 import limner
 from limner.geometry import Geometry
 from limner.io.image import Image
+
+if TYPE_CHECKING:
+    import torch
 
 
 def discs(rng: np.random.Generator, side: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -131,6 +135,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def all_weights(out: Path) -> dict[str, torch.Tensor]:
+    """Weights, averages and the optimiser's moments in a run's checkpoint, by name."""
+    from limner.train import checkpoint
+
+    state = checkpoint.load(out / "checkpoint.pt")
+    found = {}
+    for kind, networks in (("network", state.networks), ("averaged", state.averaged)):
+        for values in networks.values():
+            found |= {f"{kind}.{key}": value for key, value in values.items()}
+    for number, moments in state.optimiser["state"].items():
+        found |= {f"moment.{number}.{key}": value for key, value in moments.items()}
+    return found
+
+
+def are_equal(first: Path, second: Path) -> bool:
+    """Whether two runs stand at the same weights and moments, to the bit."""
+    import torch
+
+    one, other = all_weights(first), all_weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
 def volume_packs(factory: pytest.TempPathFactory) -> Path:
     """A folder with the packs of pictures and of volumes."""
     from limner.train.data.prepare import write_packs
@@ -139,3 +165,51 @@ def volume_packs(factory: pytest.TempPathFactory) -> Path:
     out = factory.mktemp("pack")
     write_packs(data, out, with_volumes=True)
     return out
+
+
+SPINE = Geometry.from_spacing((12, 40, 36), (3.0, 1.0, 1.0))
+
+
+def labelled_scan(seed: int) -> tuple[Image, NDArray[np.uint8]]:
+    """A CT scan with two boxes in it, 1 and 2, and its labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(SPINE.shape, np.uint8)
+    labels[3:9, 6:20, 6:18] = 1
+    labels[4:10, 22:34, 16:30] = 2
+    scan = np.array([0, 200, 400])[labels] + rng.normal(0, 20, labels.shape)
+    scan[:, :5], scan[..., 32:] = -1000, -1000
+    return Image(scan.astype(np.int16), SPINE), labels
+
+
+def labelled_volumes(folder: Path) -> Path:
+    """Two CT scans with a liver and a spleen each, in images/ and labels/."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for k in range(2):
+        image, labels = labelled_scan(k)
+        limner.io.write_image(folder / "images" / f"c{k}.nii.gz", image)
+        limner.write(folder / "labels" / f"c{k}.nii.gz", labels, like=image)
+    (folder / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2}}')
+    return folder
+
+
+def small_xmem(path: Path) -> Path:
+    """A file as XMem's authors publish theirs, with random weights that keep signals alive."""
+    import torch
+
+    from limner.models.xmem.network import XMemNetwork
+
+    torch.manual_seed(0)
+    network = XMemNetwork(key=16, value=64, hidden=16)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_(0, 0.1)
+            module.weight.data.fill_(0.5)
+    for head in (network.key_proj.key_proj, network.decoder.pred):
+        head.weight.data.mul_(0.1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), path)
+    return path

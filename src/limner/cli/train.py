@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from limner.cli._messages import show_progress
-
-if TYPE_CHECKING:
-    from limner.train.loop import Outcome
 
 
 class _RecipeFirst(TyperGroup):
@@ -50,44 +47,18 @@ def run(
     from limner import errors
 
     torch = errors.require("torch", extra="train", purpose="train")
-    from limner.train.config import read_config
-    from limner.train.data.prepare import open_slices, open_volumes_and_images
+    errors.require("pydantic", extra="train", purpose="read recipes")
     from limner.train.loop import train
-    from limner.train.segvol_config import method_of
+    from limner.train.recipe import read_recipe
 
     show_progress("limner.train", "limner.datasets")
     if threads is not None:
         torch.set_num_threads(threads)
-    if method_of(recipe) is not None:
-        changes = {"steps": steps, "seed": seed}
-        _segvol(recipe, changes, data, out, device=device, minutes=minutes, start=start)
-        return
-    config = read_config(recipe, steps=steps, seed=seed)
-    volumes, packed = None, None
-    if config.of_volumes:
-        volumes, packed = open_volumes_and_images(data, out, config.leave_out)
-    else:
-        packed = open_slices(data, out, config.leave_out)
-    outcome = train(
-        config, packed, out, device=device, minutes=minutes, start=start, volumes=volumes
-    )
-    _tell(out, outcome, config.steps)
-
-
-def _segvol(recipe: Path, changes: dict[str, Any], data: Path, out: Path, **options: Any) -> None:
-    """A run of one of SegVol's stages."""
-    from limner.train.segvol_config import read_config
-    from limner.train.segvol_loop import train
-
-    config = read_config(recipe, **changes)
-    outcome = train(config, data, out, **options)
-    _tell(out, outcome, config.steps)
-    print(out / config.result)
-
-
-def _tell(out: Path, outcome: Outcome, steps: int) -> None:
+    config = read_recipe(recipe, steps=steps, seed=seed)
+    outcome = train(config, data, out, device=device, minutes=minutes, start=start)
     state = "finished" if outcome.finished else "stopped; the same command goes on"
-    print(f"{out}: step {outcome.step} of {steps}, {state} ({outcome.seconds:.0f} s).")
+    print(f"{out}: step {outcome.step} of {config.steps}, {state} ({outcome.seconds:.0f} s).")
+    print(outcome.result)
 
 
 @app.command("pack")

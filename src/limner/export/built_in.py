@@ -24,6 +24,7 @@ from limner.networks.tracker2d import TrackerNetwork
 from limner.networks.unet2d import PromptableUNet2d
 from limner.networks.unet3d import PromptableUNet3d
 from limner.train import checkpoint
+from limner.train.recipe import infer_method
 
 _OPSET, _IR_VERSION = 18, 8  # of 2022: every runtime in use reads them
 
@@ -92,7 +93,7 @@ def _joined(
     path: Path, weights: dict[str, Any], facts: dict[str, Any], folder: Path, base: Path | None
 ) -> Exported:
     """Adapters with the network that they were trained for."""
-    from limner.train.tasks.xmem_adapters import join_adapters, write_whole
+    from limner.train.parts.xmem_weights import join_adapters, write_whole
 
     if base is None:
         raise CheckpointError(
@@ -120,12 +121,15 @@ def _tell(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | TrackerNetwork:
-    sizes = config["widths"], config["depths"]
-    if config.get("frames", 1) > 1:
-        return TrackerNetwork(*sizes)
-    if config.get("dimensions", 2) == 3:
-        return PromptableUNet3d(*sizes)
-    return PromptableUNet2d(*sizes)
+    method = config.get("method") or infer_method(config)
+    networks: dict[str, type[PromptableUNet2d | PromptableUNet3d | TrackerNetwork]] = {
+        "prompted-2d": PromptableUNet2d,
+        "prompted-3d": PromptableUNet3d,
+        "tracking": TrackerNetwork,
+    }
+    if method not in networks:
+        raise ValueError(f"method {method!r} is none of {', '.join(networks)}")
+    return networks[method](config["widths"], config["depths"])
 
 
 def _hash(path: Path) -> str:

@@ -15,7 +15,7 @@ from limner.atomic import atomic_path
 from limner.checkpoints.load import fill, read_weights
 from limner.errors import CheckpointError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,20 +23,21 @@ class State:
     """Where a run stands after `step` steps.
 
     Attributes:
-        step: optimiser steps taken; chance and the order of the data follow from it and the seed.
-        network: its weights.
-        averaged: the exponential moving average of the weights.
+        step: optimiser steps taken; random numbers and the order of the data follow from it and the
+            seed.
+        networks: weights by name, of each network by its name.
+        averaged: likewise, exponential moving averages; empty if the run keeps none.
         optimiser: AdamW's moments.
         config: of the run, as JSON values.
-        pack: SHA-256 of the pack.
+        digest: SHA-256 of what is trained on.
     """
 
     step: int
-    network: dict[str, Tensor]
-    averaged: dict[str, Tensor]
+    networks: dict[str, dict[str, Tensor]]
+    averaged: dict[str, dict[str, Tensor]]
     optimiser: dict[str, Any]
     config: dict[str, Any]
-    pack: str
+    digest: str
 
 
 def save(path: Path, state: State) -> None:
@@ -44,11 +45,11 @@ def save(path: Path, state: State) -> None:
     values = {
         "format": _FORMAT,
         "step": state.step,
-        "network": state.network,
+        "networks": state.networks,
         "averaged": state.averaged,
         "optimiser": state.optimiser,
         "config": json.dumps(state.config),
-        "pack": state.pack,
+        "digest": state.digest,
     }
     with atomic_path(path) as temporary:
         torch.save(values, temporary)
@@ -62,15 +63,19 @@ def load(path: Path) -> State:
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-        if values["format"] != _FORMAT:
+        if values["format"] == 1:  # of one network, always on a pack
+            averaged = {"network": values["averaged"]} if values["averaged"] else {}
+            values |= {"networks": {"network": values["network"]}, "averaged": averaged}
+            values |= {"digest": values["pack"]}
+        elif values["format"] != _FORMAT:
             raise CheckpointError(f"{path} is of format {values['format']}, not {_FORMAT}.")
         return State(
             values["step"],
-            values["network"],
+            values["networks"],
             values["averaged"],
             values["optimiser"],
             json.loads(values["config"]),
-            values["pack"],
+            values["digest"],
         )
     except CheckpointError:
         raise

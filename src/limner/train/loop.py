@@ -1,11 +1,12 @@
-"""The training loop: one run, resumable after any kill with the same result.
+"""The training loop: one for all methods; resumable after any kill with the same result.
 
-There is no state of chance to save: pictures, targets, views, prompts and noise of a step follow
-from the seed and the step's number alone.
+There is no random state to save: whatever is random in a step follows from the seed and the step's
+number alone.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -16,17 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limner.errors import CheckpointError, FormatError
+from limner.errors import FormatError
 from limner.train import checkpoint
-from limner.train.config import TrainConfig, make_config, write_config
-from limner.train.data.pack import PackedImages
-from limner.train.data.pack3d import PackedVolumes
+from limner.train.config import TrainConfig
 from limner.train.log import RunLog
-from limner.train.tasks.prompted import Pictures, Volumes, Work
-from limner.train.tasks.tracking import Sequences
-from limner.train.tasks.xmem_adapters import Adapting
+from limner.train.recipe import make_config, write_config
+from limner.train.task import MicroBatch, StepContext, TaskInputs, TrainingTask, load_method
+
+_LAST_RATE = 0.01  # of the peak
 
 _log = logging.getLogger(__name__)
 
@@ -39,67 +39,79 @@ class Outcome:
         step: steps taken so far, by all calls.
         finished: whether the run is complete.
         seconds: that this call took.
+        result: file of the weights.
     """
 
     step: int
     finished: bool
     seconds: float
+    result: Path
 
 
 def train(
     config: TrainConfig,
-    pack: PackedImages,
+    data: Path,
     out: Path,
     *,
     device: str = "auto",
     minutes: float | None = None,
     start: Path | None = None,
-    volumes: PackedVolumes | None = None,
 ) -> Outcome:
     """Begin a run, or go on with the one in `out`.
 
     Args:
-        config: of the run.
-        pack: what to train on.
-        out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``log.jsonl`` and the averaged
-            weights, ``NAME.safetensors``; of adapters ``NAME-adapters.safetensors``.
+        config: of the run; its ``method`` says what is learnt.
+        data: folder to train on; its layout depends on the method.
+        out: folder of the run, see `fit`.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         minutes: stop after so long, with a checkpoint; None until the last step.
-        start: weights of an earlier run of the same network, to begin with instead of random ones;
-            for volumes and sequences also those of the network of the plane. Not asked for when a
-            run goes on. For adapters the file of XMem that they are for, always.
-        volumes: what to train on besides, where the recipe is for volumes or sequences.
+        start: weights to begin with instead of random ones. Not asked for when a run goes on. For
+            adapters the file that they are for, always.
 
     Raises:
-        FormatError: `out` holds a run with another configuration or pack.
-        CheckpointError: its checkpoint is damaged, `start` does not fit the network, or is missing
-            for adapters.
+        FormatError: `data` is not laid out as it should be, or `out` holds another run.
+        CheckpointError: the checkpoint is damaged, or `start` does not fit the network.
     """
     began = time.monotonic()
-    target = _device(device)
-    work: Work
-    if not config.of_volumes:
-        work = Pictures(config, pack, target)
-    elif volumes is None:
-        raise ValueError("This recipe needs volumes; open them with open_volumes.")
-    elif config.adapters:
-        if start is None:
-            raise CheckpointError(
-                "Adapters are trained for weights that stay as they are; name their file, also "
-                "when a run goes on: --start XMem.pth"
-            )
-        work = Adapting(config, volumes, pack, target, start)
-    elif config.frames > 1:
-        work = Sequences(config, volumes, pack, target)
-    else:
-        work = Volumes(config, volumes, pack, target)
-    run = _Run(config, work, out, target, start)
+    inputs = TaskInputs(data, out, choose_device(device), start)
+    task: TrainingTask = load_method(config.method).open_task(config, inputs)
     deadline = math.inf if minutes is None else began + 60 * minutes
-    while run.step < config.steps and time.monotonic() < deadline:
-        run.advance()
-    run.save()
-    run.run_log.close()
-    return Outcome(run.step, run.step >= config.steps, time.monotonic() - began)
+    return fit(task, config, out, device=inputs.device, deadline=deadline, start=start)
+
+
+def fit(
+    task: TrainingTask,
+    config: TrainConfig,
+    out: Path,
+    *,
+    device: torch.device,
+    deadline: float = math.inf,
+    start: Path | None = None,
+) -> Outcome:
+    """Train the networks of a task.
+
+    Args:
+        task: what is learnt.
+        config: of the run.
+        out: folder of the run: ``config.yaml``, ``checkpoint.pt``, ``log.jsonl``, ``tensorboard``
+            and the weights; made, or continued.
+        device: of the networks.
+        deadline: of `time.monotonic`; the run is stopped then, with a checkpoint.
+        start: weights to begin with, if there is no run in `out` yet.
+
+    Raises:
+        FormatError: `out` holds a run with another configuration or other data.
+        CheckpointError: its checkpoint is damaged, or `start` does not fit.
+    """
+    began = time.monotonic()
+    run = _Run(config, task, out, device, start)
+    try:
+        while run.step < config.steps and time.monotonic() < deadline:
+            run.advance()
+        result = run.save()
+    finally:
+        run.run_log.close()
+    return Outcome(run.step, run.step >= config.steps, time.monotonic() - began, result)
 
 
 class _Run:
@@ -108,25 +120,25 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        work: Work,
+        task: TrainingTask,
         out: Path,
         device: torch.device,
-        start: Path | None = None,
+        start: Path | None,
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.config, self.out, self.device = config, out, device
-        self.work = work
+        self.config, self.task, self.out, self.device = config, task, out, device
         torch.manual_seed(config.seed)
-        self.network, self.averaged = (work.network() for _ in range(2))
-        self.averaged.requires_grad_(False)
-        if start is not None:
-            work.start(start, self.network)
-        self.averaged.load_state_dict(self.network.state_dict())
+        self.networks = task.networks()
+        path = out / "checkpoint.pt"
+        if start is not None and not path.exists():
+            task.start(start, self.networks)
+        self.averaged = self.networks
+        if config.ema_decay:
+            self.averaged = {name: _frozen_copy(n) for name, n in self.networks.items()}
         self.optimiser = torch.optim.AdamW(
-            _groups(self.network, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98)
+            _parameter_groups(self.networks, config), lr=config.learning_rate, betas=config.betas
         )
-        self.step = 0
-        self._resume()
+        self.step = self._resume(path) if path.exists() else 0
         self.run_log = RunLog(out / "log.jsonl", self.step)
         write_config(out / "config.yaml", config)
 
@@ -136,76 +148,126 @@ class _Run:
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        rng = np.random.default_rng([config.seed, self.step])
-        generator = torch.Generator(device=self.device)
-        generator.manual_seed(int(rng.integers(2**62)))
-        done = self.step / config.steps
-        samples, losses = self.work.learn(self.network, rng, generator, done)
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm)
-        if bool(torch.isfinite(norm)):  # else a single bad batch would end the run
-            self.optimiser.step()
-            self._average()
-        self.optimiser.zero_grad(set_to_none=True)
+        samples, measured = self._learn(self._context())
         self.step += 1
-        self.run_log.count(samples, {**losses, "norm": norm})
+        self.run_log.count(samples, measured)
         last = self.step == config.steps
-        if self.step % config.log_every == 0 or last:
+        if self.step % config.log_every == 0 or self.step == 1 or last:
             self.run_log.write(self.step, {"rate": rate})
         began = time.perf_counter()
         if self.step % config.validate_every == 0 or last:
-            found = self.work.validate(self.averaged)
-            if found is not None:
-                self.run_log.write_validation(self.step, found)
-        if self.step % config.checkpoint_every == 0:
+            for network in self.averaged.values():
+                network.eval()
+            with torch.no_grad():
+                scores = self.task.validate(self.averaged)
+            if scores is not None:
+                self.run_log.write_validation(self.step, scores)
+        if self.step % config.checkpoint_every == 0 and not last:
             self.save()
         self.run_log.pass_over(time.perf_counter() - began)
 
-    def save(self) -> None:
-        """Checkpoint and averaged weights."""
+    def save(self) -> Path:
+        """Write the checkpoint and the weights; returns the file of the weights."""
+        averages = {} if self.averaged is self.networks else self.averaged
         state = checkpoint.State(
             self.step,
-            self.network.state_dict(),
-            self.averaged.state_dict(),
+            {name: n.state_dict() for name, n in self.networks.items()},
+            {name: n.state_dict() for name, n in averages.items()},
             self.optimiser.state_dict(),
             self.config.to_json(),
-            self.work.digest,
+            self.task.digest,
         )
         checkpoint.save(self.out / "checkpoint.pt", state)
-        facts = {"step": self.step, "pack": self.work.digest, "config": self.config.to_json()}
-        path = self.out / f"{self.config.result}.safetensors"
-        # Adapters begin as 0 and may stay below what half precision can tell.
-        kind = torch.float32 if self.config.adapters else torch.float16
-        weights = self.averaged.state_dict()
-        checkpoint.write_weights(path, weights, {**facts, **self.work.facts}, kind)
+        facts = {"step": self.step, "data": self.task.digest, "config": self.config.to_json()}
+        facts |= self.task.facts
+        return self.task.write(self.out, self.config.name, self.averaged, facts)
 
+    def _context(self) -> StepContext:
+        rng = np.random.default_rng([self.config.seed, self.step])
+        generator = torch.Generator(device=self.device)
+        generator.manual_seed(int(rng.integers(2**62)))
+        for network in self.networks.values():
+            network.train()
+        return StepContext(
+            self.step, self.config.steps, self.networks, self.averaged, rng, generator
+        )
+
+    def _learn(self, context: StepContext) -> tuple[int, dict[str, Tensor]]:
+        """Learn from one batch: how many samples it had, and means of what was measured."""
+        sums: dict[str, Tensor] = {}
+        samples = updates = 0
+        for batch in self.task.draw(context):
+            measured = self._accumulate(batch, context)
+            samples += batch.samples
+            if batch.last:
+                measured |= self._update()
+                updates += 1
+            for key, value in measured.items():
+                sums[key] = sums[key] + value if key in sums else value
+        means = {key: value / max(1, updates) for key, value in sums.items()}
+        if "updates" in sums:
+            means["updates"] = sums["updates"]
+        return samples, means
+
+    def _accumulate(self, batch: MicroBatch, context: StepContext) -> dict[str, Tensor]:
+        """Add the gradients of some samples; what was measured, by their weight."""
+        context.weight = batch.weight
+        measured = self.task.step(batch, context)
+        if measured["loss"].requires_grad:
+            context.backward(measured["loss"])
+        return {key: value.detach() * batch.weight for key, value in measured.items()}
+
+    def _update(self) -> dict[str, Tensor]:
+        """Use up the gradients; returns their length and the number of updates, 1 or 0.
+
+        Gradients that are not finite are passed over: else a single bad batch would end the run.
+        """
+        learning = [p for group in self.optimiser.param_groups for p in group["params"]]
+        most = self.config.clip_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(learning, most)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.optimiser.step()
+            self._average()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"norm": norm.detach(), "updates": torch.tensor(float(finite))}
+
+    @torch.no_grad()
     def _average(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        own: list[Tensor] = list(self.averaged.parameters())
-        torch._foreach_lerp_(own, [p.detach() for p in self.network.parameters()], 1 - decay)
-
-    def _resume(self) -> None:
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
+        if self.averaged is self.networks:
             return
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, network in self.networks.items():
+            average = self.averaged[name]
+            old: list[Tensor] = list(average.parameters())
+            new: list[Tensor] = list(network.parameters())
+            torch._foreach_lerp_(old, new, 1 - decay)
+            for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
+                buffer.copy_(current)
+
+    def _resume(self, path: Path) -> int:
+        """Continue where the checkpoint stands; returns its step."""
         state = checkpoint.load(path)
         known = make_config(state.config, str(path))  # keys that are newer than it: their defaults
         if known != self.config:
             before, now = known.to_json(), self.config.to_json()
-            changed = {k for k in now if now[k] != before[k]}
+            changed = {key for key in now if now[key] != before.get(key)}
             raise FormatError(
                 f"{self.out} holds a run with another {', '.join(sorted(changed))}; "
                 "go on with its own config.yaml, or choose another --out."
             )
-        if state.pack != self.work.digest:
+        if state.digest != self.task.digest:
             raise FormatError(
-                f"{self.out} holds a run on another pack, or of adapters for other weights; choose "
+                f"{self.out} holds a run on other data, or of adapters for other weights; choose "
                 "another --out."
             )
-        self.network.load_state_dict(state.network)
-        self.averaged.load_state_dict(state.averaged)
+        for name, network in self.networks.items():
+            network.load_state_dict(state.networks[name])
+            if self.averaged is not self.networks:
+                self.averaged[name].load_state_dict(state.averaged[name])
         self.optimiser.load_state_dict(state.optimiser)
-        self.step = state.step
-        _log.info("going on at step %d of %d", self.step, self.config.steps)
+        _log.info("going on at step %d of %d", state.step, self.config.steps)
+        return state.step
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -213,17 +275,16 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * falling)
 
 
-def _groups(network: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weight decay for kernels, none for biases and norms."""
-    kernels = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``"auto"`` is a GPU where there is one.
 
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ValueError: PyTorch does not know or see it.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -244,3 +305,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def _parameter_groups(networks: dict[str, nn.Module], config: TrainConfig) -> list[dict[str, Any]]:
+    """What learns: kernels with weight decay, biases and norms without, unless all decay."""
+    learning = [p for n in networks.values() for p in n.parameters() if p.requires_grad]
+    decay = config.weight_decay
+    if config.decay_all:
+        return [{"params": learning, "weight_decay": decay}]
+    kernels = [p for p in learning if p.ndim > 1]
+    rest = [p for p in learning if p.ndim <= 1]
+    return [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).requires_grad_(False).eval()

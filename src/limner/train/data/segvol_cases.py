@@ -24,7 +24,6 @@ from limner.errors import FormatError
 from limner.models.segvol import ORIENTATION
 from limner.models.segvol.volume import Volume, picked, prepare_volume
 from limner.train.data import supervoxels
-from limner.train.segvol_config import FinetuneConfig
 
 Array = NDArray[Any]
 Names = dict[str, tuple[int, ...]]  # of objects, with the values that are theirs
@@ -53,19 +52,6 @@ class PseudoLabelOptions:
     scale: float
     sigma: float
     min_size: int
-
-    @classmethod
-    def of(cls, config: FinetuneConfig) -> PseudoLabelOptions | None:
-        """As a run wants them, None if it does not."""
-        if not config.pseudo:
-            return None
-        return cls(
-            config.size,
-            config.pseudo_rule,
-            config.pseudo_scale,
-            config.pseudo_sigma,
-            config.pseudo_min_size,
-        )
 
 
 @dataclass(frozen=True)

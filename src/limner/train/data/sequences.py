@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limner.train.config import TrainConfig
+from limner.train.config import SequenceConfig
 from limner.train.data import augment3d, motion
 from limner.train.data.augment import augment_images
 from limner.train.data.device_volumes import DeviceVolumes, Sample3d
@@ -60,15 +60,15 @@ class SequenceSampler:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: SequenceConfig,
         volumes: PackedVolumes,
         pictures: PackedImages,
         device: torch.device,
     ) -> None:
         self.device_data = DeviceVolumes(volumes, device)
-        self._table = TargetTable3d(volumes, split=0, invented=config.invented)
+        self._table = TargetTable3d(volumes, split=0, invented=config.unlabelled_target_fraction)
         self._pictures = DeviceImages(pictures, device)
-        self._targets = TargetTable(pictures, split=0, invented=config.invented)
+        self._targets = TargetTable(pictures, split=0, invented=config.unlabelled_target_fraction)
         self._config = config
 
     @torch.no_grad()
@@ -83,7 +83,7 @@ class SequenceSampler:
             rng: chooses targets and views.
             batch_rng: paints, moves and disturbs.
         """
-        still = int(rng.binomial(number, self._config.piles))
+        still = int(rng.binomial(number, self._config.moved_image_fraction))
         parts = []
         if still:
             parts.append(self._of_pictures(still, size, rng, batch_rng.of(still)))
@@ -138,7 +138,7 @@ class SequenceSampler:
     def _one(
         self, shape: tuple[int, int, int], rng: np.random.Generator, batch_rng: BatchRandom
     ) -> Sample3d:
-        painted = rng.random() < self._config.synthetic
+        painted = rng.random() < self._config.synthetic_fraction
         if painted and rng.random() < _MADE_UP:
             return draw_synthetic(shape, rng, batch_rng)
         target = self._table.draw(rng, pictured=not painted)

@@ -1,162 +1,99 @@
-"""Training what iMOS adds to XMem: adapters in the key encoder, and nothing else
+"""Adapters in XMem's key encoder, as iMOS adds them, trained on sequences while XMem stays as it is
 (https://arxiv.org/abs/2309.17264; where the adapters are is ours, see `limner.models.imos`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from limner.atomic import atomic_path
-from limner.checkpoints.load import fill, read_checkpoint
+from limner.checkpoints.load import fill
 from limner.errors import CheckpointError
-from limner.models.xmem.network import Adapter, XMemNetwork
-from limner.train.config import TrainConfig
+from limner.models.xmem.network import XMemNetwork
+from limner.train import checkpoint
+from limner.train.config import Count, SequenceConfig, check_multiples
 from limner.train.data.pack import PackedImages
 from limner.train.data.pack3d import PackedVolumes
+from limner.train.data.prepare import open_volumes_and_images
 from limner.train.data.rng import BatchRandom
 from limner.train.data.sequences import SequenceSampler
-from limner.train.data.targets3d import TargetTable3d
-from limner.train.losses import dice
-from limner.train.tasks.tracking import measure_held_out_dice
-from limner.train.tasks.xmem_losses import hard_share, masks_loss
-from limner.train.tasks.xmem_sequence import (
-    SequenceBatch,
+from limner.train.losses import choose_hard_fraction, dice, masks_loss
+from limner.train.parts.validation_sequences import HeldOutSequences
+from limner.train.parts.xmem_rollout import (
     XMemRollout,
     add_second_object,
+    mask_probabilities,
+    track_sequences,
     with_one_object,
 )
+from limner.train.parts.xmem_weights import Adapters, read_base
+from limner.train.task import (
+    MAIN,
+    MicroBatch,
+    Networks,
+    Scores,
+    StepContext,
+    TaskInputs,
+    TrainingTask,
+    split_batch,
+)
 
+_LEVELS = 4  # XMem's: a sixteenth of the image
 _DEEP = 0.2  # share of remembered frames that the sensory memory takes in, too
-_OWN = ".adapter."  # in the names of what learns
-_STAGES = (("res2", 3, 256), ("layer2", 4, 512), ("layer3", 6, 1024))  # blocks and channels
-_KNOWN = ("key_encoder.conv1.weight", "key_proj.key_proj.weight", "decoder.pred.weight")
-_COUNTER = "num_batches_tracked"
 
 
-class Adapters(nn.Module):
-    """All that learns, with the names that it has in a whole file.
-
-    Args:
-        width: channels inside.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        stages = {
-            name: nn.ModuleList(
-                nn.ModuleDict({"adapter": Adapter(channels, width)}) for _ in range(count)
-            )
-            for name, count, channels in _STAGES
-        }
-        self.key_encoder = nn.ModuleDict(stages)
-
-    def put_into(self, network: XMemNetwork) -> None:
-        """Be the adapters of a network."""
-        for name, _, _ in _STAGES:
-            blocks = getattr(network.key_encoder, name)
-            for number, block in enumerate(blocks):
-                block.adapter = self.get_submodule(f"key_encoder.{name}.{number}.adapter")
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """What stays as it is, from a file with the authors' names.
+class Config(SequenceConfig):
+    """Training of XMem's adapters.
 
     Attributes:
-        path: of the file.
-        frozen: weights of XMem by name, of the types in the file.
-        adapters: those that the file has besides; empty for the authors' own.
-        facts: ``file``, its name; ``sha256`` of it; ``weights``, the hash of `frozen` alone, which
-            is the same in any container.
+        adapter_width: channels inside the adapters.
+        references: remembered frames that are read at a time.
     """
 
-    path: Path
-    frozen: dict[str, Tensor]
-    adapters: dict[str, Tensor]
-    facts: dict[str, str]
+    renamed: ClassVar[dict[str, str]] = {**SequenceConfig.renamed, "adapters": "adapter_width"}
 
-    def network(self) -> XMemNetwork:
-        """XMem without adapters, frozen.
+    method: Literal["xmem-adapters"] = "xmem-adapters"
+    name: str = "imos"
+    adapter_width: Count = 64
+    references: Count = 3
 
-        Raises:
-            CheckpointError: the file is of another network.
-        """
-        shapes = {name: tuple(value.shape) for name, value in self.frozen.items()}
-        network = XMemNetwork.for_weights(shapes)
-        fill(network, self.frozen, self.path)
-        network.requires_grad_(False)
-        return network.eval()
+    @model_validator(mode="after")
+    def _check_sequences(self) -> Config:
+        if self.frames < 3:
+            raise ValueError(f"adapters are trained on sequences; frames={self.frames} is below 3.")
+        check_multiples(self.sizes, _LEVELS)
+        return self
 
 
-def read_base(path: Path) -> Base:
-    """Read a file of XMem.
-
-    Args:
-        path: as the authors publish it, or a whole file with adapters.
+def open_task(config: Config, inputs: TaskInputs) -> XMemAdapters:
+    """The task on a folder of data sets or a pack with volumes.
 
     Raises:
-        CheckpointError: unreadable, or adapters alone.
+        CheckpointError: no file of XMem is given, or it is of something else.
     """
-    read = read_checkpoint(path, _KNOWN)
-    adapters = {name: value for name, value in read.tensors.items() if _OWN in name}
-    frozen = {name: value for name, value in read.tensors.items() if _OWN not in name}
-    if adapters and not frozen:
+    if inputs.start is None:
         raise CheckpointError(
-            f"{path} holds adapters alone; join them with what they were trained on first: "
-            f"limner train export {path} --base XMem.pth -o DIR"
+            "Adapters are trained for weights that stay as they are; name their file, also "
+            "when a run goes on: --start XMem.pth"
         )
-    facts = {"file": path.name, "sha256": read.sha256, "weights": _digest(frozen)}
-    return Base(path, frozen, adapters, facts)
+    volumes, images = open_volumes_and_images(inputs.data, inputs.out, config.leave_out)
+    return XMemAdapters(config, volumes, images, inputs.device, inputs.start)
 
 
-def join_adapters(
-    base: Path, adapters: Mapping[str, Tensor], facts: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """A whole network's weights.
-
-    Args:
-        base: file that the adapters were trained on, or any other with the same weights.
-        adapters: what was learnt.
-        facts: of the run.
-
-    Raises:
-        CheckpointError: the adapters were trained on other weights, or are of another network.
-    """
-    known, wanted = read_base(base), facts["base"]
-    if known.facts["weights"] != wanted["weights"]:
-        raise CheckpointError(
-            f"{base} is not what the adapters were trained on: that was {wanted['file']}, "
-            f"SHA-256 {wanted['sha256']}; this has {known.facts['sha256']}."
-        )
-    fill(Adapters(int(facts["config"]["adapters"])), adapters, base)
-    return known.frozen | {name: value.float() for name, value in adapters.items()}
-
-
-def write_whole(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a whole network as safetensors, its values as they are."""
-    from safetensors.torch import save_file
-
-    values = {name: value.contiguous() for name, value in weights.items()}
-    with atomic_path(path) as temporary:
-        save_file(values, temporary, metadata={"limner": json.dumps(facts)})
-
-
-class Adapting:
+class XMemAdapters(TrainingTask):
     """Learning to follow with XMem as it is and adapters that are new.
 
     Args:
         config: of the run.
         volumes: to train on.
-        pack: pictures of the plane, which are moved.
+        images: that are moved.
         device: that trains.
         base: file of XMem.
 
@@ -170,9 +107,9 @@ class Adapting:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Config,
         volumes: PackedVolumes,
-        pack: PackedImages,
+        images: PackedImages,
         device: torch.device,
         base: Path,
     ) -> None:
@@ -182,107 +119,75 @@ class Adapting:
         self._frozen = read.network().to(device)
         self._frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.facts: dict[str, Any] = {"base": read.facts}
-        self.digest = f"{volumes.digest}+{pack.digest}+{read.facts['weights']}"
-        self._maker = SequenceSampler(config, volumes, pack, device)
-        self._held_out: TargetTable3d | None = None
-        if any(s.split for s in volumes.volumes):
-            self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
+        self.digest = f"{volumes.digest}+{images.digest}+{read.facts['weights']}"
+        self._maker = SequenceSampler(config, volumes, images, device)
+        self._held_out = HeldOutSequences(config, volumes, self._maker.device_data)
 
-    def network(self) -> Adapters:
+    def networks(self) -> Networks:
         """New adapters, which do nothing yet."""
-        return Adapters(self._config.adapters).to(self._device)
+        return {MAIN: Adapters(self._config.adapter_width).to(self._device)}
 
-    def start(self, path: Path, network: nn.Module) -> None:
+    def start(self, path: Path, networks: Networks) -> None:
         """With the adapters that the file of XMem has, if any."""
         if self._given:
-            fill(network, self._given, path)
+            fill(networks[MAIN], self._given, path)
 
-    def learn(
-        self,
-        network: nn.Module,
-        rng: np.random.Generator,
-        generator: torch.Generator,
-        done: float,
-    ) -> tuple[int, dict[str, Tensor]]:
-        """Gradients of one batch; frames after the first are learnt from."""
+    def draw(self, context: StepContext) -> Iterator[MicroBatch]:
+        """Disturbed sequences, with a second object if there is more than one of them."""
         config = self._config
-        size = int(rng.choice(np.asarray(config.sizes)))
-        batch_rng = BatchRandom(config.batch_size, generator)
-        sequences = self._maker.draw(config.batch_size, size, rng, batch_rng)
-        shown = (
-            add_second_object(sequences, batch_rng)
-            if config.batch_size > 1
-            else with_one_object(sequences)
-        )
-        walk = XMemRollout(self._with(network), shown, config.precision)
-        losses: dict[str, Tensor] = {}
-        total = torch.zeros((), device=shown.image.device)
+        size = int(context.rng.choice(np.asarray(config.sizes)))
+        for part in split_batch(config.batch_size, config.micro_batch):
+            batch_rng = BatchRandom(part.samples, context.generator)
+            clips = self._maker.draw(part.samples, size, context.rng, batch_rng)
+            pairs = part.samples > 1
+            shown = add_second_object(clips, batch_rng) if pairs else with_one_object(clips)
+            yield replace(part, data=shown)
+
+    def step(self, batch: MicroBatch, context: StepContext) -> dict[str, Tensor]:
+        """Learn from all frames after the first."""
+        config, shown = self._config, batch.data
+        rollout = XMemRollout(self._with(context.networks), shown, config.precision)
+        measured = {"loss": torch.zeros((), device=self._device)}
+        hard = choose_hard_fraction(context.progress)
         for t in range(1, config.frames):
-            logits = walk.step(t, _references(t, config.references, rng))
+            logits = rollout.step(t, _choose_references(t, config.references, context.rng))
             target, inside = shown.target[:, t], shown.inside[:, t]
-            loss = masks_loss(logits, target, inside, shown.there, hard_share(done))
-            total = total + loss / (config.frames - 1)
+            loss = masks_loss(logits, target, inside, shown.there, hard)
+            measured["loss"] = measured["loss"] + loss / (config.frames - 1)
             found = mask_probabilities(logits, shown, t)
-            hard = (found.detach() > 0.5).float()
-            losses[f"loss{t}"], losses[f"dice{t}"] = loss.detach(), dice(hard, target).mean()
+            mask = (found.detach() > 0.5).float()
+            measured[f"loss{t}"], measured[f"dice{t}"] = loss.detach(), dice(mask, target).mean()
             if t + 1 < config.frames:
-                walk.remember(t, found, deep=bool(rng.random() < _DEEP))
-        total.backward()  # type: ignore[no-untyped-call]
+                rollout.remember(t, found, deep=bool(context.rng.random() < _DEEP))
         copied = shown.target[:, 0] * shown.inside[:, -1]
-        losses["copied"] = dice(copied, shown.target[:, -1]).mean()
-        return len(shown.image), losses
+        measured["copied"] = dice(copied, shown.target[:, -1]).mean()
+        return measured
 
-    @torch.no_grad()
-    def validate(self, network: nn.Module) -> dict[str, dict[str, float]] | None:
-        """Mean Dice per set, of held-out volumes followed from their middle slice on, and of the
-        first mask copied.
-        """
-        if self._held_out is None:
-            return None
-        whole = self._with(network)
-        return measure_held_out_dice(
-            self._maker.device_data,
-            self._held_out,
-            self._config,
-            lambda sequences: track_sequences(whole, with_one_object(sequences), self._config),
+    def validate(self, networks: Networks) -> Scores | None:
+        """Dice of held-out volumes followed from their middle slice on."""
+        whole, config = self._with(networks), self._config
+        return self._held_out.validate(
+            lambda clips: track_sequences(
+                whole, with_one_object(clips), config.references, config.precision
+            )
         )
 
-    def _with(self, network: nn.Module) -> XMemNetwork:
-        assert isinstance(network, Adapters)
-        network.put_into(self._frozen)
+    def write(self, folder: Path, name: str, networks: Networks, facts: dict[str, Any]) -> Path:
+        """Write the adapters alone, ``NAME-adapters``, in single precision: they begin as 0 and may
+        stay below what half precision can tell.
+        """
+        path = folder / f"{name}-adapters.safetensors"
+        weights = networks[MAIN].state_dict()
+        return checkpoint.write_weights(path, weights, facts, torch.float32)
+
+    def _with(self, networks: Mapping[str, nn.Module]) -> XMemNetwork:
+        adapters = networks[MAIN]
+        assert isinstance(adapters, Adapters)
+        adapters.put_into(self._frozen)
         return self._frozen.eval()  # counts of normalisation stay as they are
 
 
-def track_sequences(network: XMemNetwork, shown: SequenceBatch, config: TrainConfig) -> Tensor:
-    """Masks (B, T - 1, 1, S, S) of the frames after the first, as memory of the first and of the
-    last ones tells.
-    """
-    walk = XMemRollout(network, shown, config.precision)
-    answers = []
-    for t in range(1, shown.image.shape[1]):
-        last = range(max(1, t - config.references + 1), t)
-        found = mask_probabilities(walk.step(t, [0, *last]), shown, t)
-        answers.append((found > 0.5).float())
-        walk.remember(t, found, deep=False)
-    return torch.stack(answers, dim=1)
-
-
-def mask_probabilities(logits: Tensor, shown: SequenceBatch, t: int) -> Tensor:
-    """Probabilities (B, K, S, S) of the objects on frame `t`; 0 beside the picture."""
-    found: Tensor = logits.softmax(dim=1)[:, 1:] * shown.inside[:, t]
-    return found * shown.there[..., None, None]
-
-
-def _references(t: int, most: int, rng: np.random.Generator) -> list[int]:
-    """Frames whose memory is read on frame `t`: the first one, and chance chooses from the rest."""
+def _choose_references(t: int, most: int, rng: np.random.Generator) -> list[int]:
+    """Frames whose memory is read on frame `t`: the first one, and random ones of the rest."""
     rest = rng.permutation(np.arange(1, t))[: most - 1]
     return [0, *sorted(int(k) for k in rest)]
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """Of names and values, in single precision; the same for every container."""
-    found = hashlib.sha256()
-    for name in sorted(n for n in weights if not n.endswith(_COUNTER)):
-        found.update(name.encode())
-        found.update(weights[name].detach().float().contiguous().numpy().tobytes())
-    return found.hexdigest()

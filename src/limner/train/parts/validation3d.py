@@ -10,12 +10,12 @@ from limner.train.data.rng import BatchRandom
 from limner.train.data.targets3d import TargetTable3d
 from limner.train.data.views3d import Shape, plain_view
 from limner.train.losses import dice
+from limner.train.parts.validation2d import predict
 from limner.train.simulate.interactions3d import (
     prompt_with_box,
     prompt_with_click,
     simulate_correction,
 )
-from limner.train.tasks.validate import predict
 
 _CLICKS = 5
 KINDS = ("box", "box5", "click", "clicks5")

@@ -23,7 +23,7 @@ from limner.models.xmem.network import (
 from limner.networks.tracker2d import read
 from limner.train.data.rng import BatchRandom
 from limner.train.data.sequences import ImageSequences
-from limner.train.tasks.xmem_losses import aggregated
+from limner.train.losses import aggregated
 
 _LEAST = 12  # pixels that an object has to show on the first frame
 
@@ -45,29 +45,29 @@ class SequenceBatch:
     there: Tensor
 
 
-def with_one_object(sequences: ImageSequences) -> SequenceBatch:
+def with_one_object(clips: ImageSequences) -> SequenceBatch:
     """Sequences with the one object that they have."""
-    there = torch.ones(sequences.target.shape[0], 1, device=sequences.target.device)
-    return SequenceBatch(sequences.image, sequences.target, sequences.inside, there)
+    there = torch.ones(clips.target.shape[0], 1, device=clips.target.device)
+    return SequenceBatch(clips.image, clips.target, clips.inside, there)
 
 
-def add_second_object(sequences: ImageSequences, batch_rng: BatchRandom) -> SequenceBatch:
+def add_second_object(clips: ImageSequences, batch_rng: BatchRandom) -> SequenceBatch:
     """Sequences in which the object of another sequence moves about, too, in front of the first.
 
     It stays away where it would hide the first object's first frame, or is hardly to be seen
     itself, and in about half of the sequences.
     """
-    other = sequences.target.roll(1, 0) * sequences.inside
-    first, second = sequences.target[:, 0], other[:, 0]
+    other = clips.target.roll(1, 0) * clips.inside
+    first, second = clips.target[:, 0], other[:, 0]
     enough = ((first * (1 - second)).sum(dim=(1, 2, 3)) >= _LEAST) & (
         second.sum(dim=(1, 2, 3)) >= _LEAST
     )
     comes = (enough & (batch_rng.uniform(0, 1, 1)[:, 0] < 0.5)).float()
     other = other * comes.view(-1, 1, 1, 1, 1)
-    image = torch.lerp(sequences.image, sequences.image.roll(1, 0), other)
-    target = torch.cat([sequences.target * (1 - other), other], dim=2)
+    image = torch.lerp(clips.image, clips.image.roll(1, 0), other)
+    target = torch.cat([clips.target * (1 - other), other], dim=2)
     return SequenceBatch(
-        image, target, sequences.inside, torch.stack([torch.ones_like(comes), comes], dim=1)
+        image, target, clips.inside, torch.stack([torch.ones_like(comes), comes], dim=1)
     )
 
 
@@ -87,9 +87,9 @@ class XMemRollout:
         self._objects = objects
         device = shown.image.device
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
-        self._picture = (shown.image - mean) / std
+        self._image = (shown.image - mean) / std
         with self._cast():
-            seen = FrameEncoder(network)(self._picture.flatten(0, 1))
+            seen = FrameEncoder(network)(self._image.flatten(0, 1))
         parts = [part.view(number, frames, *part.shape[1:]) for part in seen]
         self._key, self._shrinkage, self._selection, self._deep = parts[:4]
         self._adds = parts[4:]
@@ -127,10 +127,10 @@ class XMemRollout:
             deep: the sensory memory takes in what is remembered, too.
         """
         others = masks.sum(dim=1, keepdim=True) - masks
-        pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
-        picture, features = self._each(self._picture[:, t]), self._each(self._deep[:, t])
+        planes = torch.stack([masks, others], dim=2).flatten(0, 1)
+        picture, features = self._each(self._image[:, t]), self._each(self._deep[:, t])
         with self._cast():
-            value, after = self._remember(picture, features, pairs, self._sensory)
+            value, after = self._remember(picture, features, planes, self._sensory)
         if deep:
             self._sensory = after
         self._values.append(value.reshape(len(masks), -1, value.shape[2] * value.shape[3]))
@@ -142,3 +142,31 @@ class XMemRollout:
     def _cast(self) -> torch.autocast:
         device = self._shown.image.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._bf16)
+
+
+def track_sequences(
+    network: XMemNetwork, shown: SequenceBatch, references: int, precision: str
+) -> Tensor:
+    """Masks (B, T - 1, 1, S, S) of the frames after the first, from memory of the first and of the
+    last ones.
+
+    Args:
+        network: of XMem.
+        shown: the frames; of the first, masks are given.
+        references: remembered frames that are read at a time.
+        precision: ``"bf16"`` (autocast) or ``"fp32"``.
+    """
+    rollout = XMemRollout(network, shown, precision)
+    answers = []
+    for t in range(1, shown.image.shape[1]):
+        last = range(max(1, t - references + 1), t)
+        found = mask_probabilities(rollout.step(t, [0, *last]), shown, t)
+        answers.append((found > 0.5).float())
+        rollout.remember(t, found, deep=False)
+    return torch.stack(answers, dim=1)
+
+
+def mask_probabilities(logits: Tensor, shown: SequenceBatch, t: int) -> Tensor:
+    """Probabilities (B, K, S, S) of the objects on frame `t`; 0 beside the image."""
+    found: Tensor = logits.softmax(dim=1)[:, 1:] * shown.inside[:, t]
+    return found * shown.there[..., None, None]
