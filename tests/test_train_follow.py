@@ -176,7 +176,7 @@ def test_neighbours_are_more_alike_than_frames_far_apart(
 
 
 def test_paths_begin_where_the_picture_is() -> None:
-    grids = motion.paths(6, 16, _batch_rng(32))
+    grids = motion.motion_paths(6, 16, _batch_rng(32))
     assert grids.shape == (32, 6, 16, 16, 2)
     along = (torch.arange(16) + 0.5) / 8 - 1
     still = torch.stack([along.expand(16, 16), along[:, None].expand(16, 16)], dim=-1)
@@ -185,7 +185,7 @@ def test_paths_begin_where_the_picture_is() -> None:
     assert (steps.amax(dim=1) > 1e-3).float().mean() > 0.5
     assert (steps.amax(dim=1) == 0).any(), "some sequences stand still"
     picture = torch.rand(32, 2, 16, 16, generator=torch.Generator().manual_seed(1))
-    carried = motion.carried(picture, grids)
+    carried = motion.warp(picture, grids)
     assert torch.allclose(carried[:, 0], picture, atol=1e-5)
 
 
@@ -194,20 +194,20 @@ def test_moved_and_pasted_objects_stay_masks() -> None:
     target[:, :, 8:20, 10:22] = 1
     inside = torch.ones_like(target)
     for parts in (
-        motion.moved(image, target, inside, 4, _batch_rng(4)),
-        motion.pasted(image, target, 4, _batch_rng(4)),
+        motion.animate(image, target, inside, 4, _batch_rng(4)),
+        motion.animate_object(image, target, 4, _batch_rng(4)),
     ):
         assert [p.shape[:3] for p in parts] == [(4, 4, 3), (4, 4, 1), (4, 4, 1)]
         assert torch.equal(parts[1][:, 0], target)
         assert set(parts[1].unique().tolist()) <= {0.0, 1.0}
-    pasted = motion.pasted(image, target, 4, _batch_rng(4))[0][:, 0]
+    pasted = motion.animate_object(image, target, 4, _batch_rng(4))[0][:, 0]
     assert torch.allclose(pasted * target, image * target, atol=1e-5)
     assert torch.allclose(pasted * (1 - target), image.roll(1, 0) * (1 - target), atol=1e-5)
 
 
 def test_flicker_changes_light_not_places() -> None:
     image = torch.full((64, 5, 3, 8, 8), 0.5)
-    seen = motion.flickered(image, _batch_rng(64))
+    seen = motion.flicker(image, _batch_rng(64))
     changed = (seen - image).abs().amax(dim=(1, 2, 3, 4))
     assert 0.2 < (changed == 0).float().mean() < 0.8
     assert seen.min() >= 0
