@@ -223,4 +223,4 @@ def test_command_line_packs_and_reports_bad_input(
     assert run(["train", str(recipe), "--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "unknown key 'stepz'" in capsys.readouterr().err
     assert run(["train", "pack", str(tmp_path), "-o", str(tmp_path / "p2")]) == 2
-    assert "splits.json" in capsys.readouterr().err
+    assert "holds nothing to train on" in capsys.readouterr().err
