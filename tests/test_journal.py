@@ -221,6 +221,18 @@ def test_one_journal_has_one_writer(picture: Path, tmp_path: Path) -> None:
         limner.resume(journal)
 
 
+def test_one_journal_has_one_writing_process(picture: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "case.limner"
+    script = f"import limner\nlimner.resume({str(journal)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(limner.__file__).parents[1])}
+    command = [sys.executable, "-c", script]
+    with limner.open_session(picture, "toy", journal=journal):
+        other = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert other.returncode != 0
+    assert f"The journal {journal} is in use by another process." in other.stderr
+    limner.resume(journal).close()
+
+
 def test_another_image_or_model_is_refused(picture: Path, tmp_path: Path) -> None:
     journal = tmp_path / "case.limner"
     limner.open_session(picture, "toy", journal=journal).close()
@@ -378,9 +390,7 @@ def test_what_a_failing_disk_kept_of_a_refused_step_is_cut_by_the_next(
 def test_file_systems_without_locks_or_folder_sync_are_good_enough(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fcntl
-
-    def unsupported(*_: object) -> None:
+    def unsupported(*_: object, **__: object) -> None:
         raise OSError(errno.ENOTSUP, "Not supported")
 
     sync = os.fsync
@@ -390,7 +400,7 @@ def test_file_systems_without_locks_or_folder_sync_are_good_enough(
             unsupported()
         sync(handle)
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr("filelock.lock_descriptor", unsupported)
     monkeypatch.setattr(os, "fsync", files_only)
     journal = tmp_path / "case.limner"
     limner.open_session(picture, "toy", journal=journal).close()

@@ -133,17 +133,16 @@ class Journal:
         self._file.seek(self._end)
 
     def _lock(self) -> None:
-        if os.name != "posix":
-            return
-        import fcntl
+        """Keep other writers out, also other processes, until the file is closed."""
+        from filelock import lock_descriptor
 
         try:
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise SessionError(f"The journal {self.path} is in use by another process.") from None
+            is_ours = lock_descriptor(self._file.fileno(), blocking=False)
         except OSError:  # a file system without locks
             return
+        if not is_ours:
+            self._file.close()
+            raise SessionError(f"The journal {self.path} is in use by another process.")
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
