@@ -451,7 +451,6 @@ def test_a_folder_that_cannot_be_made_is_one_line(content: bytes, tmp_path: Path
 
 
 def test_two_processes_do_not_write_one_file(serve: Any, content: bytes, folder: Path) -> None:
-    pytest.importorskip("fcntl")
     site = serve(net=content)
     card = card_of(content, f"{site.url}/net")
     folder.mkdir()

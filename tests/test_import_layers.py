@@ -94,6 +94,20 @@ def test_formats_do_not_know_each_other() -> None:
     assert used <= MADE_OF
 
 
+def test_shells_know_sessions_by_their_public_face_only() -> None:
+    """So that a session elsewhere, behind the same verbs, can stand in for one that runs here."""
+    shells = {"bench", "cli", "engine", "render", "serve"}
+    used = {
+        target
+        for name, targets in GRAPH.items()
+        for target in targets
+        if room_of(name) in shells and room_of(target) == "sessions"
+    }
+    public = {"limner.sessions", "limner.sessions.everything", "limner.sessions.refine_3d"}
+    assert "limner.sessions" in used
+    assert used <= public
+
+
 def test_only_the_top_imports_the_public_face() -> None:
     """`limner` itself resolves names of all layers, so a module below must not need it."""
     below = {name for name, targets in GRAPH.items() if "limner" in targets}

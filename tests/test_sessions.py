@@ -11,7 +11,7 @@ import pytest
 
 import limner
 from limner import phantoms
-from limner.adapters.protocols import ModelCard, Question, Segmentation
+from limner.adapters.protocols import ModelCard, Question, Segmentation, View
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
 from limner.prompts.types import Prompt
@@ -513,3 +513,28 @@ def test_old_verbs_still_work_and_say_their_new_name(old: str, new: str) -> None
         with pytest.warns(DeprecationWarning, match=f"now Session.{new}"):
             found = list(getattr(session, old)())
         assert [p.frame for p in found] == [p.frame for p in getattr(session, new)()]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_model_is_told_of_the_window_that_the_user_asked_for(kind: str) -> None:
+    case = CASES[kind]()
+    toy = create_model("toy")
+    seen: list[View] = []
+
+    class Recording:
+        card = toy.card
+
+        def embed(self, view: View) -> object:
+            seen.append(view)
+            return toy.embed(view)
+
+        def segment(self, *arguments: object) -> Segmentation:
+            return toy.segment(*arguments)  # type: ignore[arg-type]
+
+    for window in ((10.0, 500.0), None):
+        seen.clear()
+        with limner.open_session(case.image, Recording(), window=window) as session:
+            session.add(case.click, frame=case.frame)
+            session.predict(frame=case.frame)
+        assert {view.windowed for view in seen} == {window is not None}
+        assert {view.intensity == window for view in seen} == {window is not None}

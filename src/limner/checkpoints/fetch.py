@@ -165,20 +165,19 @@ def _alone(path: Path) -> Iterator[None]:
     Raises:
         CheckpointError: somebody does.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where a second writer cannot open the file anyway
-        yield
-        return
+    from filelock import lock_descriptor
+
     try:
         file = store.lock_file(path).open("a")
     except OSError as error:
         raise CheckpointError(store.not_kept(path.parent, error)) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(f"Another process is fetching {path}; wait for it.") from error
+            is_ours = lock_descriptor(file.fileno(), blocking=False)
+        except OSError:  # a file system without locks
+            is_ours = True
+        if not is_ours:
+            raise CheckpointError(f"Another process is fetching {path}; wait for it.")
         yield
 
 

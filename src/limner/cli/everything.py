@@ -16,7 +16,7 @@ from limner.cli._groups import expand_groups
 
 if TYPE_CHECKING:
     from limner.io.image import Image
-    from limner.sessions.proposal import Proposal
+    from limner.sessions.everything import Proposal
 
 
 @dataclass(frozen=True)

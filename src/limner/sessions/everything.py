@@ -46,6 +46,16 @@ from limner.sessions.open import as_image, open_session
 from limner.sessions.proposal import Candidate, Proposal, distinct, runs_of
 from limner.sessions.protocol import Session
 
+__all__ = [
+    "Proposal",
+    "Settings",
+    "everything",
+    "label_map",
+    "manifest_of",
+    "proposed",
+    "to_coco",
+]
+
 Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
 
 OVERLAP = 0.34  # of a crop's side that it shares with its neighbours
