@@ -47,10 +47,11 @@ def make_set(folder: Path, stems: Sequence[str] = ("a", "b"), **facts: Any) -> P
 
 def make_root(folder: Path) -> Path:
     """A data root with sets of every standing, and what must never be scored."""
-    names = ("2d/known", "2d/strange", "2d/between", "2d/guessed", "3d/scans", "pool/2d/cells")
+    names = ["2d/known", "2d/strange", "2d/between", "2d/guessed", "pool/2d/cells"]
     for name in names:
         make_set(folder / name, ("a", "b", "c"), modality="CT (slices)", targets={"1": "left"})
     lists = {"train": ["a"], "val": ["b"], "test": ["c"]}
+    del names[-1]  # of a pool, which is no part of "sets"
     splits = {
         "test_only": ["2d/strange"],
         "never_scored": ["2d/guessed"],

@@ -13,13 +13,14 @@ from bench_makers import SIDE, make_root, make_set, picture, write_png
 from limner.bench.config import DISTURBANCES, BenchConfig, config_from_json, parse_weights
 from limner.bench.disturb import click_beside, disturb_image, disturb_prompt
 from limner.bench.run import seed_of
-from limner.datasets.folders import DataSet, find_sets, open_image, pick_evenly
 from limner.datasets.objects import find_objects, read_objects
+from limner.datasets.record import Dataset
+from limner.datasets.selection import find_sets, open_image, pick_evenly
 from limner.errors import FormatError, GeometryError
 from limner.prompts import Box, Click, Lasso
 
 
-def ids_of(data_set: DataSet, stem: str = "a") -> list[str]:
+def ids_of(data_set: Dataset, stem: str = "a") -> list[str]:
     return read_objects(data_set, stem, open_image(data_set, stem)).ids
 
 
@@ -31,10 +32,10 @@ def test_a_root_gives_its_pictures_by_split_and_standing(tmp_path: Path) -> None
         "2d/known": "seen",
         "2d/strange": "unseen",
     }
-    assert list(found["2d/known"].images) == ["c"]
-    assert found["2d/known"].modality == "CT"
+    assert list(found["2d/known"].cases) == ["c"]
+    assert found["2d/known"].modality_name == "CT"
     every = find_sets(tmp_path, "all", ["kno*"])
-    assert [(s.name, list(s.images)) for s in every] == [("2d/known", ["a", "b", "c"])]
+    assert [(s.name, list(s.cases)) for s in every] == [("2d/known", ["a", "b", "c"])]
 
 
 def test_a_listed_set_or_stem_that_is_gone_is_passed_over(
@@ -53,7 +54,7 @@ def test_folders_without_splits_are_all_test(tmp_path: Path) -> None:
     make_set(tmp_path / "two")
     assert [s.name for s in find_sets(tmp_path, "test")] == ["deep/one", "two"]
     (single,) = find_sets(tmp_path / "two", "all")
-    assert (single.name, single.standing, list(single.images)) == ("two", "other", ["a", "b"])
+    assert (single.name, single.standing, list(single.cases)) == ("two", "other", ["a", "b"])
     with pytest.raises(FormatError, match=r"has no splits\.json"):
         find_sets(tmp_path, "val")
 
@@ -116,7 +117,7 @@ def test_files_match_by_stem_whatever_their_format(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     limner.write(tmp_path / "masks/p.1.json", labels)
     (found,) = find_sets(tmp_path, "test")
-    assert list(found.images) == ["p.1"]
+    assert list(found.cases) == ["p.1"]
     assert ids_of(found, "p.1") == ["1", "2"]
 
 
@@ -269,6 +270,6 @@ def test_the_real_test_sets_are_found(shared_data: Path) -> None:
     assert found["2d/us_breast_usg"].standing == "unseen"
     assert found["2d/micro_wbc"].standing == "other"
     data_set = found["2d/scribble_acdc"]
-    stem = next(iter(data_set.images))
+    stem = next(iter(data_set.cases))
     people = list(find_objects(data_set, stem, open_image(data_set, stem), drawn=True))
     assert [case.annotator for case in people] == ["annotator0", "annotator1", "annotator2"]

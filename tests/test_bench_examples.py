@@ -20,7 +20,8 @@ from limner.bench.report import build_report, flatten_rows, to_markdown
 from limner.bench.rows import Row, read_left_out, read_rows
 from limner.bench.run import Outcome, run
 from limner.cli.__main__ import run as command
-from limner.datasets.folders import DataSet, find_sets, merge_by_label
+from limner.datasets.record import Dataset
+from limner.datasets.selection import find_sets, merge_by_label
 from limner.errors import FormatError
 from limner.models import create_model
 from limner.models.universeg import CARD
@@ -134,9 +135,9 @@ def test_pictures_are_read_once_while_there_is_room(
 ) -> None:
     read: list[str] = []
 
-    def counted(data_set: DataSet, stem: str) -> limner.Image:
+    def counted(data_set: Dataset, stem: str) -> limner.Image:
         read.append(stem)
-        return limner.read(data_set.images[stem])
+        return data_set.cases[stem].read_image()
 
     monkeypatch.setattr(references, "open_image", counted)
     source = pool(make_set(tmp_path, STEMS))

@@ -79,15 +79,15 @@ def track(present: range, *, length: int = 30, preferred: tuple[int, ...] = ()) 
 
 def test_volumes_and_videos_are_found(tmp_path: Path) -> None:
     scans, clips = find_sequences(make_root(tmp_path), "test")
-    assert (scans.name, scans.kind, list(scans.images)) == ("3d/scans", "volume", ["a"])
-    assert (clips.name, clips.kind, list(clips.images)) == ("video/clips", "video", ["one"])
+    assert (scans.name, scans.kind, list(scans.cases)) == ("3d/scans", "volume", ["a"])
+    assert (clips.name, clips.kind, list(clips.cases)) == ("video/clips", "video", ["one"])
     assert (clips.standing, clips.unit) == ("unseen", "label")
     (only,) = find_sequences(tmp_path, "val")
-    assert list(only.images) == ["b"]
+    assert list(only.cases) == ["b"]
     (only,) = find_sequences(tmp_path, "test", ["clips"])
     assert only.kind == "video"
     (only,) = find_sequences(tmp_path / "video" / "clips", "test")  # one set alone
-    assert list(only.images) == ["one"]
+    assert list(only.cases) == ["one"]
     with pytest.raises(FormatError, match="nothing to score: no folder with images/ and labels/"):
         find_sequences(tmp_path / "video" / "clips" / "one" / "frames", "test")
     with pytest.raises(FormatError, match=r"is called nothing; there are 3d/scans, video/clips"):
@@ -473,14 +473,14 @@ def test_from_the_command_line(
 def test_what_is_annotated_of_the_real_clips(shared_data: Path) -> None:
     cine, instruments = find_sequences(shared_data, "test", ["video/*"])
     assert (cine.name, instruments.name) == ("video/cardiac_cine_mr", "video/cholec_instruments")
-    for stem in cine.images:
+    for stem in cine.cases:
         image = open_sequence(cine, stem)
         (cavity,) = find_tracks(cine, stem, image, given=1)
         assert cavity.object_id == "1"
         assert cavity.frames == (6, 19)
         assert cavity.given(1) == (19,)  # end of diastole, where the wall is annotated, too
         assert cavity.scored((19,), 3) == (6,)
-    (stem,) = instruments.images
+    (stem,) = instruments.cases
     image = open_sequence(instruments, stem)
     (all_of_them,) = find_tracks(instruments, stem, image, given=1)
     assert len(all_of_them.frames) == 20

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import limner
+from bench_makers import make_set as make_flat_set
 from limner.bench import report as reports
 from limner.bench._shared_embeddings import CarryingEncodedOnce, EncodedOnce, encoded_once
 from limner.bench.config import BenchConfig, config_from_json
@@ -21,8 +22,8 @@ from limner.bench.scores import area_under_curve, gate_nsd
 from limner.bench.slices import CroppedMask, SliceBySlice, slice_placement, to_slice_prompt
 from limner.bench.volume_tables import click_rounds, dsc_auc, nsd_auc
 from limner.cli.__main__ import run as command
-from limner.datasets.folders import find_sets, guess_dimensions, open_image
 from limner.datasets.objects import Objects, find_objects, read_objects
+from limner.datasets.selection import find_sets, guess_dimensions, open_image
 from limner.errors import FormatError, PromptError
 from limner.geometry import Geometry
 from limner.io.labels import Labels
@@ -56,8 +57,7 @@ def test_sets_of_volumes_are_found_beside_those_of_pictures(tmp_path: Path) -> N
     make_set(tmp_path / "3d" / "known", modality="CT (HU)", targets={"1": "ball"})
     make_set(tmp_path / "3d" / "strange")
     make_set(tmp_path / "3d" / "guessed")
-    (tmp_path / "2d" / "flat" / "images").mkdir(parents=True)
-    (tmp_path / "2d" / "flat" / "masks").mkdir()
+    make_flat_set(tmp_path / "2d" / "flat")
     splits = {
         "sets": {f"3d/{n}": {"test": ["b"], "val": ["a"]} for n in ("known", "strange", "guessed")}
         | {"2d/flat": {"test": ["a"]}},
@@ -68,9 +68,9 @@ def test_sets_of_volumes_are_found_beside_those_of_pictures(tmp_path: Path) -> N
     }
     (tmp_path / "splits.json").write_text(json.dumps(splits))
     known, strange = find_sets(tmp_path, "test", dimensions=3)
-    assert (known.name, known.standing, known.modality) == ("3d/known", "seen", "CT")
+    assert (known.name, known.standing, known.modality_name) == ("3d/known", "seen", "CT")
     assert (strange.standing, strange.unit, strange.dimensions) == ("unseen", "instance", 3)
-    assert list(known.images) == ["b"]
+    assert list(known.cases) == ["b"]
     assert open_image(known, "b").geometry.shape == SHAPE
     (case, _) = find_objects(known, "b", open_image(known, "b"))
     assert (case.target_name, case.spacing) == ("ball", (2.0, 1.0, 1.0))
@@ -86,8 +86,8 @@ def test_sets_of_volumes_are_found_beside_those_of_pictures(tmp_path: Path) -> N
 def test_folders_of_every_layout(tmp_path: Path, parts: tuple[str, str]) -> None:
     folder = make_set(tmp_path / "set", parts=parts)
     (found,) = find_sets(folder, "test", dimensions=3)
-    assert (list(found.images), list(found.masks)) == (["a", "b"], ["a", "b"])
-    assert guess_dimensions(folder, []) == (2 if parts[1] == "masks" else 3)
+    assert [c.name for c in found.cases.values() if c.labels is not None] == ["a", "b"]
+    assert guess_dimensions(folder, []) == 3
 
 
 def test_the_files_of_nnunet_and_of_the_decathlon(tmp_path: Path) -> None:
@@ -103,28 +103,28 @@ def test_the_files_of_nnunet_and_of_the_decathlon(tmp_path: Path) -> None:
     write(folder / "imagesTr" / "c_0001.nii.gz", image)
     write(folder / "labelsTr" / "c.nii.gz", labels)
     (found,) = find_sets(folder, "test", dimensions=3)
-    assert {stem: path.name for stem, path in found.images.items()} == {
+    assert {stem: case.images[0].name for stem, case in found.cases.items()} == {
         "a": "a.nii.gz",
         "b_0000": "b_0000.nii.gz",  # its mask has the number, too
         "c": "c_0000.nii.gz",
     }
-    assert (found.modality, found.targets) == ("T1", {"1": "liver", "2": "tumour"})
+    assert (found.modality_name, found.value_names) == ("T1", {"1": "liver", "2": "tumour"})
     (folder / "dataset.json").write_text(
         json.dumps({"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}})
     )
     (found,) = find_sets(folder, "test", dimensions=3)
-    assert (found.modality, found.targets) == ("CT", {"1": "liver"})
+    assert (found.modality_name, found.value_names) == ("CT", {"1": "liver"})
 
 
 def test_what_was_not_annotated_is_never_asked_about(tmp_path: Path) -> None:
     facts = {"a": {"targets": ["1", "2"]}, "b": {"targets": ["1"], "slices": 9}}
     folder = make_set(tmp_path, cases=facts)
     (found,) = find_sets(folder, "test", dimensions=3)
-    ids = {s: read_objects(found, s, open_image(found, s)).ids for s in found.images}
+    ids = {s: read_objects(found, s, open_image(found, s)).ids for s in found.cases}
     assert ids == {"a": ["1", "2"], "b": ["1"]}
     make_set(tmp_path / "plain", cases=["a", "b"])
     (found,) = find_sets(tmp_path / "plain", "test", dimensions=3)
-    assert not found.annotated
+    assert all(case.annotated is None for case in found.cases.values())
 
 
 def test_components_touch_at_corners_and_have_64_voxels() -> None:
@@ -145,7 +145,7 @@ def test_components_touch_at_corners_and_have_64_voxels() -> None:
 
 def test_pictures_and_volumes_are_not_mixed_up(tmp_path: Path) -> None:
     folder = make_set(tmp_path / "set", parts=("images", "masks"))
-    with pytest.raises(FormatError, match=r"is a volume; pictures are scored here"):
+    with pytest.raises(FormatError, match="nothing to score"):
         run(config_of(folder, dimensions=2), tmp_path / "flat")
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -512,7 +512,7 @@ def test_real_volumes(shared_data: Path, tmp_path: Path) -> None:
     assert found["3d/nuclei_confocal"].unit == "instance"
     assert found["3d/sarcoma_pet"].standing == "unseen"
     cardiac = found["3d/cardiac_mr"]
-    ids = {s: read_objects(cardiac, s, open_image(cardiac, s)).ids for s in cardiac.images}
+    ids = {s: read_objects(cardiac, s, open_image(cardiac, s)).ids for s in cardiac.cases}
     assert ids == {"SC-HF-I-2_ED": ["1", "2"], "SC-HF-I-2_ES": ["1"]}
     sets = ("hippocampus_mr",)
     changes = {"models": ("baseline/ellipse",), "sets": sets, "limit": 1, "rounds": 2}

@@ -12,8 +12,9 @@ from limner.bench import propagation_tables
 from limner.bench import statistics as stats
 from limner.bench._charts import BLIND
 from limner.bench.rows import Row, decode_answer, read_run_config
-from limner.datasets.folders import DataSet, find_sets, merge_by_label, open_image
 from limner.datasets.objects import read_objects
+from limner.datasets.record import Dataset
+from limner.datasets.selection import find_sets, merge_by_label, open_image
 from limner.datasets.sequences import find_sequences, find_track, open_sequence
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
@@ -49,7 +50,7 @@ def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Wor
         plain: undisturbed rows.
         count: per model and protocol, at most.
     """
-    sets: dict[str, DataSet] = {}
+    sets: dict[str, Dataset] = {}
     for folder in folders:
         config = read_run_config(folder)
         try:
@@ -72,7 +73,7 @@ def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Wor
     return pictures
 
 
-def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> WorstCase | None:
+def _picture(row: Row, title: str, sets: dict[str, Dataset]) -> WorstCase | None:
     """The end of a conversation; None where the data are gone or have changed."""
     if row.set_name not in sets or row.answer is None:
         return None
@@ -101,7 +102,7 @@ def _picture(row: Row, title: str, sets: dict[str, DataSet]) -> WorstCase | None
     return WorstCase(caption, cases.draw_case(image, target, answer, said))
 
 
-def _followed(row: Row, title: str, data_set: DataSet) -> WorstCase | None:
+def _followed(row: Row, title: str, data_set: Dataset) -> WorstCase | None:
     """The worst frame of a propagation, with what was given if it lies there."""
     assert row.answer is not None
     try:

@@ -15,8 +15,9 @@ from limner.bench.config import BenchConfig
 from limner.bench.conversation import AnswerScores, score_answer
 from limner.bench.protocol import Exchange
 from limner.bench.rows import encode_answer
-from limner.datasets.folders import DataSet, merge_by_label
 from limner.datasets.objects import TargetObject
+from limner.datasets.record import Dataset
+from limner.datasets.selection import merge_by_label
 from limner.io.image import Image
 from limner.models import AnyModel, AutomaticModel, ModelCard, SamplingModel, create_model
 from limner.pipeline.automatic import AutomaticSegmentation, segment_automatically
@@ -52,7 +53,7 @@ def check_labellers(models: Sequence[AnyModel], config: BenchConfig) -> list[Lab
     return found
 
 
-def whole_labels(data_set: DataSet) -> DataSet:
+def whole_labels(data_set: Dataset) -> Dataset:
     """The set with labels as objects, not their parts or instances."""
     if data_set.unit == "instance":
         return merge_by_label(data_set) if data_set.dimensions == 2 else data_set

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from limner.bench.slices import Between
-from limner.datasets.folders import Dimensions
+from limner.datasets.selection import Dimensions
 from limner.errors import FormatError
 
 Protocol: TypeAlias = Literal[

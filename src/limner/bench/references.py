@@ -12,13 +12,13 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from limner.bench.disturb import disturb_image
-from limner.datasets.folders import DataSet, open_image
 from limner.datasets.objects import Reference, read_objects
+from limner.datasets.record import Case, Dataset
+from limner.datasets.selection import open_image
 from limner.errors import LimnerError
 from limner.prompts.types import Example
 
@@ -36,13 +36,13 @@ class References:
             way. A picture that it does not apply to is shown as it is.
     """
 
-    def __init__(self, data_set: DataSet, *, disturb: str = "none") -> None:
-        tiers = [tier for tier in data_set.teaching if tier] or [data_set.images]
-        every: dict[str, Path] = {}
+    def __init__(self, data_set: Dataset, *, disturb: str = "none") -> None:
+        tiers = [tier for tier in data_set.teaching if tier] or [data_set.cases]
+        every: dict[str, Case] = {}
         for tier in tiers:
             every |= tier
         self.data_set = data_set
-        self._source = replace(data_set, images=every)
+        self._source = replace(data_set, cases=every)
         self._tiers = [sorted(tier) for tier in tiers]
         self._disturb = disturb
         self._labels: dict[str, frozenset[str]] = {}  # that are large enough, by stem
@@ -71,11 +71,8 @@ class References:
         return tuple(found)
 
     def _others(self, tier: Collection[str], stem: str) -> list[str]:
-        groups = self.data_set.groups
-        mine = groups.get(stem)
-        return [
-            other for other in tier if other != stem and (mine is None or groups.get(other) != mine)
-        ]
+        cases = self._source.cases | self.data_set.cases
+        return [n for n in tier if n != stem and cases[n].group != cases[stem].group]
 
     def _reference(self, stem: str, label: str) -> Reference | None:
         """A picture with the label; None where it does not hold it, or cannot be read."""

@@ -17,7 +17,7 @@ from limner import rle
 from limner._version import __version__
 from limner.atomic import atomic_bytes
 from limner.bench.config import BenchConfig, config_from_json
-from limner.datasets.folders import read_json
+from limner.datasets.files import read_json
 from limner.errors import FormatError
 
 Key: TypeAlias = tuple[str, str | None, str, str, str, str | None]
@@ -34,7 +34,7 @@ class Row:
         weights_sha256: hash of its weights, None where there are none.
         version: of limner.
         set_name: of the data set.
-        standing: of the set, see `cases.DataSet`.
+        standing: of the set, see `cases.Dataset`.
         modality: of the set.
         split: which part of the data the picture is in, as asked for.
         stem: of the picture.

@@ -29,8 +29,9 @@ from limner.bench.propagation import ModelPair, check_propagates, describe_start
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
 from limner.bench.rows import Key, Row, RowStore
-from limner.datasets.folders import DataSet, find_sets, merge_by_label, open_image, pick_evenly
 from limner.datasets.objects import TargetObject, find_objects
+from limner.datasets.record import Dataset
+from limner.datasets.selection import find_sets, merge_by_label, open_image, pick_evenly
 from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.errors import FormatError, LimnerError
 from limner.io.image import Image
@@ -105,7 +106,7 @@ def run(config: BenchConfig, out: Path, *, models: Sequence[AnyModel] | None = N
     return _Run(config, asked, store).over(sets)
 
 
-def asked_sets(config: BenchConfig) -> list[DataSet]:
+def asked_sets(config: BenchConfig) -> list[Dataset]:
     """The sets of a run, objects being what its protocol asks about.
 
     Raises:
@@ -143,10 +144,10 @@ class _Loop(Generic[M]):
         self._reason = ""
         self._began = self._told = time.monotonic()
 
-    def over(self, sets: Sequence[DataSet]) -> Outcome:
+    def over(self, sets: Sequence[Dataset]) -> Outcome:
         """Every picture of every set."""
         pictures = [
-            (s, stem) for s in sets for stem in pick_evenly(list(s.images), self._config.limit)
+            (s, stem) for s in sets for stem in pick_evenly(list(s.cases), self._config.limit)
         ]
         _log.info("%d images of %d sets, %d models", len(pictures), len(sets), len(self._models))
         for number, (data_set, stem) in enumerate(pictures, 1):
@@ -162,11 +163,11 @@ class _Loop(Generic[M]):
         left_out = self._left_out, self._objects_left_out
         return Outcome(len(self._store.done), self._new, self._failed, *left_out, seconds)
 
-    def _picture(self, data_set: DataSet, stem: str) -> None:
+    def _picture(self, data_set: Dataset, stem: str) -> None:
         """Every object of a picture."""
         raise NotImplementedError
 
-    def _unasked(self, data_set: DataSet, stem: str, case: TargetObject | Track) -> list[M]:
+    def _unasked(self, data_set: Dataset, stem: str, case: TargetObject | Track) -> list[M]:
         """The models that have not been asked about an object."""
         done = self._store.done
         return [m for m in self._models if _key(m.card, data_set, stem, case) not in done]
@@ -205,7 +206,7 @@ class _Run(_Loop[PromptableModel]):
 
     _references: References | None = None  # of the set at hand
 
-    def _picture(self, data_set: DataSet, stem: str) -> None:
+    def _picture(self, data_set: Dataset, stem: str) -> None:
         image = open_image(data_set, stem)
         shown = disturb_image(image, self._config.disturb)
         if shown is None:
@@ -220,7 +221,7 @@ class _Run(_Loop[PromptableModel]):
             self._leave_out(data_set.name, stem, f"{reason}.")
 
     def _object(
-        self, data_set: DataSet, stem: str, image: Image, shown: Image, case: TargetObject
+        self, data_set: Dataset, stem: str, image: Image, shown: Image, case: TargetObject
     ) -> None:
         """Ask every model that has not been asked; `shown` is the picture as disturbed."""
         models = self._unasked(data_set, stem, case)
@@ -243,7 +244,7 @@ class _Run(_Loop[PromptableModel]):
             self._append(row)
 
     def _with_references(
-        self, data_set: DataSet, stem: str, case: TargetObject, seed: int
+        self, data_set: Dataset, stem: str, case: TargetObject, seed: int
     ) -> TargetObject:
         """The case with pictures to show; where there are none that is noted."""
         if self._references is None or self._references.data_set is not data_set:
@@ -259,7 +260,7 @@ class _Run(_Loop[PromptableModel]):
 class _Automatic(_Loop[Labeller]):
     """Images that are labelled as a whole."""
 
-    def _picture(self, data_set: DataSet, stem: str) -> None:
+    def _picture(self, data_set: Dataset, stem: str) -> None:
         image = open_image(data_set, stem)
         shown = disturb_image(image, self._config.disturb)
         if shown is None:
@@ -288,7 +289,7 @@ class _Automatic(_Loop[Labeller]):
 class _Sequences(_Loop[ModelPair]):
     """Objects followed through volumes and videos."""
 
-    def _picture(self, data_set: DataSet, stem: str) -> None:
+    def _picture(self, data_set: Dataset, stem: str) -> None:
         image, config = open_sequence(data_set, stem), self._config
         found = find_tracks(data_set, stem, image, given=config.annotated, most=config.objects)
         groups = [list(found)] if config.together else ([track] for track in found)
@@ -303,7 +304,7 @@ class _Sequences(_Loop[ModelPair]):
             few = f"no object is on {least} {what}s, so that one could be scored"
             self._leave_out(data_set.name, stem, f"{few}.")
 
-    def _group(self, data_set: DataSet, stem: str, image: Image, group: Sequence[Track]) -> None:
+    def _group(self, data_set: Dataset, stem: str, image: Image, group: Sequence[Track]) -> None:
         """Ask every model that has not been asked about all of some objects."""
         image_sha256 = image.pixel_hash()  # reads a volume, which is then no part of the memory
         of = {track.object_id: self._unasked(data_set, stem, track) for track in group}
@@ -347,16 +348,16 @@ def _create_pairs(config: BenchConfig) -> list[ModelPair]:
 
 
 def _facts(
-    config: BenchConfig, data_set: DataSet, stem: str, case: TargetObject | Track
+    config: BenchConfig, data_set: Dataset, stem: str, case: TargetObject | Track
 ) -> dict[str, Any]:
     return {
         "version": __version__,
         "set_name": data_set.name,
         "standing": data_set.standing,
-        "modality": data_set.modality,
+        "modality": data_set.modality_name,
         "split": config.split,
         "stem": stem,
-        "group": data_set.groups.get(stem, stem),
+        "group": data_set.cases[stem].group,
         "object_id": case.object_id,
         "target_name": case.target_name,
         "annotator": case.annotator,
@@ -391,7 +392,7 @@ def describe_marks(config: BenchConfig) -> str | None:
     return f"{plural} on {config.slices} slices, {config.between}"
 
 
-def _key(card: ModelCard, data_set: DataSet, stem: str, case: TargetObject | Track) -> Key:
+def _key(card: ModelCard, data_set: Dataset, stem: str, case: TargetObject | Track) -> Key:
     """As `Row.key` of the row to come."""
     name, sha = card.name, card.weights_sha256
     return (name, sha, data_set.name, stem, case.object_id, case.annotator)

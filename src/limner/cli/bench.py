@@ -97,7 +97,7 @@ def run(
     """Ask models about every object and keep what they answered."""
     from limner.bench.config import BenchConfig, parse_weights
     from limner.bench.run import run as run_bench
-    from limner.datasets.folders import guess_dimensions
+    from limner.datasets.selection import guess_dimensions
 
     names = model
     if protocol == "propagation":

@@ -44,7 +44,8 @@ def open_dataset(folder: Path, name: str) -> Dataset:
         for clip in sorted(path for path in folder.iterdir() if _is_clip(path))
     }
     unit = check_unit(name, facts.get("unit", "label"))
-    return Dataset(name, folder, "video", cases, unit, names, modality, licence)
+    values = files.value_names(facts)
+    return Dataset(name, folder, "video", cases, unit, names, values, modality, licence)
 
 
 def _is_clip(folder: Path) -> bool:

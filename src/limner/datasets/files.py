@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limner.datasets.record import Kind, LabelNames
+from limner.datasets.record import Kind
 from limner.errors import FormatError
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -107,6 +107,16 @@ def label_names(facts: Mapping[str, Any], source: Path) -> dict[str, tuple[int, 
     return {n: values for n, values in positive.items() if values and n.lower() not in _NO_OBJECT}
 
 
+def value_names(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Names by value as text, from ``targets``, else from ``labels`` without the background."""
+    targets = texts(facts.get("targets"))
+    listed = facts.get("labels")
+    if targets or not isinstance(listed, dict):
+        return targets
+    pairs = [(str(k), v) if str(k).isdigit() else (str(v), k) for k, v in listed.items()]
+    return {value: str(name) for value, name in pairs if value.isdigit() and value != "0"}
+
+
 def channel_names(facts: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of channels from nnU-Net's ``channel_names`` or Medical Decathlon's ``modality``."""
     listed = facts.get("channel_names") or facts.get("modality")
@@ -140,8 +150,3 @@ def annotated_labels(value: Any) -> dict[str, frozenset[str]]:
 def texts(value: Any) -> dict[str, str]:
     """An object of texts; anything else says nothing."""
     return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def names_by_value(names: LabelNames) -> dict[int, str]:
-    """The name of each value that one label has alone."""
-    return {values[0]: name for name, values in names.items() if len(values) == 1}

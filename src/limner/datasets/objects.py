@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.folders import DataSet, Unit, pick_evenly, stem_of
+from limner.datasets.files import stem_of
+from limner.datasets.record import Dataset, Unit
+from limner.datasets.selection import pick_evenly
 from limner.errors import FormatError
 from limner.io import read_labels
 from limner.io.image import Image
@@ -66,7 +68,7 @@ class Reference:
 
 
 def find_objects(
-    data_set: DataSet, stem: str, image: Image, *, most: int | None = None, drawn: bool = False
+    data_set: Dataset, stem: str, image: Image, *, most: int | None = None, drawn: bool = False
 ) -> Iterator[TargetObject]:
     """The objects of one picture.
 
@@ -160,9 +162,10 @@ class Objects:
         return TargetObject(object_id, str(name), target, annotator, strokes, spacing=spacing)
 
 
-def read_objects(data_set: DataSet, stem: str, image: Image) -> Objects:
+def read_objects(data_set: Dataset, stem: str, image: Image) -> Objects:
     """Read the masks of a picture. Errors as for `find_objects`."""
-    path = data_set.masks.get(stem)
+    case = data_set.cases[stem]
+    path = case.instances if data_set.unit == "instance" and data_set.has_instances else case.labels
     if path is None:
         raise FormatError(
             f"{data_set.folder} has no mask of {stem}; a mask has the stem of its picture."
@@ -170,8 +173,7 @@ def read_objects(data_set: DataSet, stem: str, image: Image) -> Objects:
     labels = read_labels(path, like=image)
     if data_set.unit == "whole":
         labels = Labels(labels.geometry, array=labels.to_array() != 0)
-    annotated = data_set.annotated.get(stem)
-    return Objects(labels, data_set.unit, data_set.targets, annotated=annotated)
+    return Objects(labels, data_set.unit, data_set.value_names, annotated=case.annotated)
 
 
 def _drawn_case(objects: Objects, annotator: str, drawing: Labels) -> TargetObject | None:

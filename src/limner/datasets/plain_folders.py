@@ -90,7 +90,8 @@ def build_dataset(
         )
         for stem, paths in images.items()
     }
-    return Dataset(name, folder, kind, cases, unit, names, modality, licence)
+    values = files.value_names(facts)
+    return Dataset(name, folder, kind, cases, unit, names, values, modality, licence)
 
 
 def check_unit(name: str, unit: Any) -> Unit:

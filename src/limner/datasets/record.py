@@ -139,6 +139,7 @@ class Dataset:
             each 8-connected (26-connected) ``"component"`` of a label or the ``"whole"``
             foreground.
         label_names: values of each named label.
+        value_names: names by value as text, ``{"1": "liver"}``.
         modality: as the data set describes it.
         licence: in words; empty where not known.
         standing: ``"seen"``: built-in models may be trained on other cases of this set;
@@ -154,6 +155,7 @@ class Dataset:
     cases: Mapping[str, Case]
     unit: Unit = "label"
     label_names: LabelNames = field(default_factory=dict)
+    value_names: Mapping[str, str] = field(default_factory=dict)
     modality: str = "unknown"
     licence: str = ""
     standing: Standing = "other"
@@ -177,10 +179,9 @@ class Dataset:
         return any(case.split is not None for case in self.cases.values())
 
     @property
-    def value_names(self) -> dict[str, str]:
-        """Names by value as text, ``{"1": "liver"}``; labels of several values are left out."""
-        single = {str(v[0]): name for name, v in self.label_names.items() if len(v) == 1}
-        return dict(sorted(single.items(), key=lambda item: int(item[0])))
+    def modality_name(self) -> str:
+        """The modality without what stands in brackets, such as ``"CT"``."""
+        return self.modality.partition(" (")[0]
 
     def select(self, *splits: Split) -> Dataset:
         """The set with the cases of some splits, in the order of the splits."""

@@ -11,11 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.folders import DataSet, Kind, list_sets, pick_evenly, select_sets, stem_of
+from limner.datasets.files import stem_of
 from limner.datasets.objects import Objects, read_objects
+from limner.datasets.record import Dataset, Kind
+from limner.datasets.selection import list_sets, pick_evenly, select_sets
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io import read, read_labels
+from limner.io import read_labels
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.video.frames import frame_files
@@ -75,29 +77,29 @@ class Track:
         return tuple(k for k in self.frames if low <= k <= high and k not in given)
 
 
-def find_sequences(data: Path, split: str, patterns: Sequence[str] = ()) -> list[DataSet]:
+def find_sequences(data: Path, split: str, patterns: Sequence[str] = ()) -> list[Dataset]:
     """The sets of volumes and of videos of a folder, in order of their names; arguments and errors
     as for `find_sets`.
     """
-    found = [data_set for kind in _KINDS for data_set in list_sets(data, split, kind)]
-    asked = select_sets(found, data, split, patterns, _KINDS)
-    return [_followable(s) for s in sorted(asked, key=lambda s: s.name)]
+    found = list_sets(data, split, _KINDS)
+    return [_followable(s) for s in select_sets(found, data, split, patterns, _KINDS)]
 
 
-def open_sequence(data_set: DataSet, stem: str) -> Image:
+def open_sequence(data_set: Dataset, stem: str) -> Image:
     """The volume or the video of a stem.
 
     Raises:
         FormatError: it cannot be read, or is something else.
     """
-    image = read(data_set.images[stem])
+    case = data_set.cases[stem]
+    image = case.read_image(channel=0)
     if image.kind != data_set.kind:
-        raise FormatError(f"{data_set.images[stem]} is one {image.kind}, no {data_set.kind}.")
+        raise FormatError(f"{case.images[0]} is one {image.kind}, no {data_set.kind}.")
     return image
 
 
 def find_tracks(
-    data_set: DataSet, stem: str, image: Image, *, given: int, most: int | None = None
+    data_set: Dataset, stem: str, image: Image, *, given: int, most: int | None = None
 ) -> Iterator[Track]:
     """The objects of one sequence that are on more slices or frames than are given.
 
@@ -119,7 +121,7 @@ def find_tracks(
         yield _track(objects, object_id, frames, known)
 
 
-def find_track(data_set: DataSet, stem: str, image: Image, object_id: str) -> Track:
+def find_track(data_set: Dataset, stem: str, image: Image, object_id: str) -> Track:
     """One object of a sequence. Errors as for `find_tracks`.
 
     Raises:
@@ -131,7 +133,7 @@ def find_track(data_set: DataSet, stem: str, image: Image, object_id: str) -> Tr
     return _track(objects, object_id, frames, known)
 
 
-def _followable(data_set: DataSet) -> DataSet:
+def _followable(data_set: Dataset) -> Dataset:
     """A set of videos with all pixels of a label as one object where its unit is the component:
     what a component is on one frame says nothing of which one it is on the next.
     """
@@ -140,7 +142,7 @@ def _followable(data_set: DataSet) -> DataSet:
     return data_set
 
 
-def _read(data_set: DataSet, stem: str, image: Image) -> Known:
+def _read(data_set: Dataset, stem: str, image: Image) -> Known:
     if data_set.kind == "video":
         return _read_clip(data_set, stem, image)
     return read_objects(data_set, stem, image), range(image.geometry.shape[0]), {}
@@ -162,16 +164,18 @@ def _track(
     return Track(object_id, case.target_name, kept, target, preferred)
 
 
-def _read_clip(data_set: DataSet, stem: str, image: Image) -> Known:
+def _read_clip(data_set: Dataset, stem: str, image: Image) -> Known:
     """Objects of the annotated frames of a clip, stacked; which frames these are; and which labels
     were annotated there, where that is said.
     """
-    numbers = {stem_of(p): k for k, p in enumerate(frame_files(data_set.images[stem]))}
-    files = {stem_of(path): path for path in frame_files(data_set.masks[stem])}
+    case, masks = data_set.cases[stem], data_set.cases[stem].labels
+    assert masks is not None
+    numbers = {stem_of(p): k for k, p in enumerate(frame_files(case.images[0]))}
+    files = {stem_of(path): path for path in frame_files(masks)}
     strangers = sorted(set(files) - set(numbers))
     if strangers:
         raise FormatError(
-            f"{data_set.masks[stem]} has a mask {strangers[0]}, but there is no such frame; a mask "
+            f"{masks} has a mask {strangers[0]}, but there is no such frame; a mask "
             "has the name of its frame."
         )
     frames = tuple(sorted(numbers[name] for name in files))
@@ -183,6 +187,6 @@ def _read_clip(data_set: DataSet, stem: str, image: Image) -> Known:
     if data_set.unit == "whole":
         stack = stack != 0
     labels = Labels(Geometry.from_spacing(stack.shape), array=stack)
-    said = data_set.clips.get(stem, {})
+    said = case.annotated_frames
     known = {numbers[name]: labels for name, labels in said.items() if name in numbers}
-    return Objects(labels, data_set.unit, data_set.targets), frames, known
+    return Objects(labels, data_set.unit, data_set.value_names), frames, known
