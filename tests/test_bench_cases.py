@@ -46,7 +46,7 @@ def test_a_listed_set_or_stem_that_is_gone_is_passed_over(
     (root / "2d/strange/masks").rename(root / "2d/strange/elsewhere")
     assert [s.name for s in find_sets(root, "test")] == ["2d/between"]
     assert "missing: ['c']" in caplog.text
-    assert "2d/strange, which is not there" in caplog.text
+    assert "lists 2d/strange, not there" in caplog.text
 
 
 def test_folders_without_splits_are_all_test(tmp_path: Path) -> None:

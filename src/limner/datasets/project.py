@@ -45,12 +45,16 @@ def open_datasets(
     """
     splits = _read_splits(root)
     permitted = list(splits.get("train_commercial_ok", ()))
+    missing = []
     for name in dict.fromkeys([*permitted, *sorted(splits["sets"])]):
         found = open_dataset(root / name, name)
         if found is None:
-            _log.warning("%s: splits.json lists %s, which is not there.", root, name)
-            continue
-        yield _with_rules(found, splits)
+            missing.append(name)
+        else:
+            yield _with_rules(found, splits)
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
+        _log.warning("%s: splits.json lists %s, not there.", root, names)
 
 
 def _with_rules(dataset: Dataset, splits: Mapping[str, Any]) -> Dataset:
