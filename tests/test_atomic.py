@@ -27,6 +27,7 @@ for turn in itertools.count():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".json", ".npz"])
 @pytest.mark.parametrize("seed", range(times(1)))

@@ -176,6 +176,7 @@ def test_the_last_time_point_of_a_damaged_series_is_refused(tmp_path: Path) -> N
         _ = limner.read(path, channel=4).array
 
 
+@pytest.mark.slow
 def test_a_bomb_behind_a_small_header_is_not_inflated(tmp_path: Path) -> None:
     path = tmp_path / "bomb.nii.gz"
     header = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.uint8), np.eye(4)).to_bytes()
@@ -536,6 +537,7 @@ def test_npz_members(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- anything at all
 
 
+@pytest.mark.slow
 @settings(
     max_examples=times(150),
     deadline=None,

@@ -390,6 +390,7 @@ def test_a_folder_with_and_without_truth(tmp_path: Path) -> None:
         assert file["segs"].shape == SHAPE
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_keeps_the_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

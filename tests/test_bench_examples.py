@@ -307,6 +307,7 @@ def test_rows_from_before_there_were_examples_are_read(tmp_path: Path) -> None:
     assert read_rows(out) == rows
 
 
+@pytest.mark.slow
 def test_a_report_says_how_many_examples(tmp_path: Path) -> None:
     data = make_root(tmp_path / "data")
     both = MeanMask("both", ("example", "click"))
@@ -366,6 +367,7 @@ def test_misuse_of_the_command_is_one_line(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_universeg_is_measured_by_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,6 +217,7 @@ def test_a_second_model_carries_what_the_first_one_answers(tmp_path: Path, start
         assert (answers == answers[given - row.answer["first"]]).all()
 
 
+@pytest.mark.slow
 def test_together_a_copy_is_what_it_is_alone(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", ("a", "b"))
     alone = held(data, tmp_path / "alone")
@@ -470,6 +471,7 @@ def test_from_the_command_line(
 # -- real data --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_annotated_of_the_real_clips(shared_data: Path) -> None:
     cine, instruments = find_sequences(shared_data, "test", ["video/*"])
     assert (cine.name, instruments.name) == ("video/cardiac_cine_mr", "video/cholec_instruments")

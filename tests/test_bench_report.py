@@ -134,6 +134,7 @@ def test_milestones() -> None:
     assert milestones("scribbles", 1) == {"strokes": 0}
 
 
+@pytest.mark.slow
 def test_the_overall_table_has_every_standing(runs: dict[str, Path]) -> None:
     rows = read_rows(runs["box"])
     by_model = {m: [r for r in rows if r.model == m] for m in ("baseline/box", "toy")}

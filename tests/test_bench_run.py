@@ -69,6 +69,7 @@ def test_every_model_is_asked_about_every_object(tmp_path: Path) -> None:
     assert len({r.target_sha256 for r in rows if r.object_id == "1"}) == 1
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_rows(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data")
     for protocol in ("clicks", "mixed"):
@@ -189,6 +190,7 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
         assert without_times(read_rows(out)) == without_times(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_that_was_held(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", tuple("abcdef"))
     out = tmp_path / "out"
@@ -296,6 +298,7 @@ def test_misuse_of_the_command_is_one_line(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_real_strokes_on_a_real_set(shared_data: Path, tmp_path: Path) -> None:
     rows = held(
         shared_data,

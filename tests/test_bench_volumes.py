@@ -389,6 +389,7 @@ def test_areas_by_hand(tmp_path: Path) -> None:
     assert np.isnan(dsc_auc(replace(row, dice=dice[:5], nsd=nsd[:5])))
 
 
+@pytest.mark.slow
 def test_a_report_of_volumes(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", modality="CT")
     models = [create_model("toy"), Flat()]

@@ -312,6 +312,7 @@ def test_attacks_are_real(tmp_path: Path) -> None:
         assert mark.exists(), name
 
 
+@pytest.mark.slow
 def test_the_interpreter_itself_saw_nothing(tmp_path: Path) -> None:
     """Reading a file full of attacks raises no event of a call, an import or a lookup."""
     for number, attack in enumerate(_attacks(tmp_path / "mark").values()):
@@ -462,6 +463,7 @@ def _entry(offsets: list[int], dtype: str = "F32", shape: list[int] | None = Non
     return {"dtype": dtype, "shape": [2] if shape is None else shape, "data_offsets": offsets}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STRANGE)
 def test_what_is_no_weights_file_is_named_in_one_line(kind: str, tmp_path: Path) -> None:
     make, words = STRANGE[kind]

@@ -49,6 +49,7 @@ def disk(shape: tuple[int, int], at: tuple[float, float], radius: float) -> np.n
 # --- the minimum cut ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=times(25), deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(3, 4), (2, 6), (1, 9), (2, 2, 3)]))
 def test_the_cut_is_the_best_of_all_masks(seed: int, shape: tuple[int, ...]) -> None:
@@ -237,6 +238,7 @@ def test_thick_slices_are_understood(name: str) -> None:
     assert dice(answer.logits > 0, target) > 0.8
 
 
+@pytest.mark.slow
 @every_method
 def test_large_views_are_solved_on_a_coarser_grid(name: str) -> None:
     shape = (900, 1000)

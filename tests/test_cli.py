@@ -43,6 +43,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_segment_nifti_keeps_shape_affine_and_orientation(volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "seg.nii.gz"
     assert run(["segment", str(volume), "--box", "4,10,8,12,30,28", "-o", str(out)]) == 0
@@ -59,6 +60,7 @@ def test_segment_nifti_keeps_shape_affine_and_orientation(volume: Path, tmp_path
     assert np.allclose(itk.GetOrigin(), image.GetOrigin())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".json", ".npz"])
 def test_every_output_format_holds_the_same_mask(suffix: str, volume: Path, tmp_path: Path) -> None:
     reference, out = tmp_path / "a.nii.gz", tmp_path / f"b{suffix}"
@@ -81,6 +83,7 @@ def test_segment_jpeg_writes_a_png_of_the_same_size_with_a_manifest(
     assert facts["objects"]["1"]["name"] == "lesion"
 
 
+@pytest.mark.slow
 def test_the_manifest_repeats_the_mask(picture: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"
     said = ["--box", "20,15,60,50", "--click", "40,30", "--not", "22,17"]
@@ -90,6 +93,7 @@ def test_the_manifest_repeats_the_mask(picture: Path, tmp_path: Path) -> None:
     assert np.array_equal(Picture.open(first), Picture.open(second))
 
 
+@pytest.mark.slow
 def test_segment_tiff_stack(tmp_path: Path) -> None:
     import tifffile
 
@@ -101,6 +105,7 @@ def test_segment_tiff_stack(tmp_path: Path) -> None:
     assert tifffile.imread(out).any()
 
 
+@pytest.mark.slow
 def test_segment_a_dicom_slice_as_seg_and_rtstruct(tmp_path: Path) -> None:
     masks = {}
     for kind in ("seg", "seg-labelmap", "rtstruct"):
@@ -114,6 +119,7 @@ def test_segment_a_dicom_slice_as_seg_and_rtstruct(tmp_path: Path) -> None:
     assert np.array_equal(masks["seg"], masks["rtstruct"])
 
 
+@pytest.mark.slow
 def test_json_output_is_only_json_on_stdout(
     volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +136,7 @@ def test_json_output_is_only_json_on_stdout(
     assert "ml" in captured.err
 
 
+@pytest.mark.slow
 def test_foreign_orders_mean_the_same_box(volume: Path, tmp_path: Path) -> None:
     masks = []
     image = limner.read(volume)
@@ -199,6 +206,7 @@ def test_masks_and_drawn_scribbles_work_as_prompts(picture: Path, tmp_path: Path
     assert not found[strokes == 2].any()
 
 
+@pytest.mark.slow
 def test_info_models_doctor_convert_and_resume(
     volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +300,7 @@ def test_an_impossible_output_is_refused(
     assert picture.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_outputs_must_differ(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -471,6 +480,7 @@ def _program(*arguments: object, **options: object) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
+@pytest.mark.slow
 def test_the_program_runs_as_a_module_from_any_folder(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     done = _program("segment", picture, "--click", "40,30", "-o", "seg.png", cwd=tmp_path / "work")
@@ -478,6 +488,7 @@ def test_the_program_runs_as_a_module_from_any_folder(picture: Path, tmp_path: P
     assert _size(tmp_path / "work" / "seg.png") == _size(picture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"HOME": "/nowhere"}],
@@ -496,6 +507,7 @@ def test_odd_environments_are_no_reason_to_fail(
         assert card.name in done.stdout
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(volume: Path) -> None:
     command = f"{sys.executable} -m limner info {volume} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -505,6 +517,7 @@ def test_a_reader_that_stops_reading_is_no_error(volume: Path) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.slow
 def test_the_demo_fits_80_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -521,6 +534,7 @@ def test_the_demo_fits_80_columns(
     assert (tmp_path / "demo-output" / "phantom-image.png").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_prompt_leaves_no_journal_in_the_way(picture: Path, tmp_path: Path) -> None:
     journal = tmp_path / "case.limner"
     for said, code in ((["--not", "500,9"], 2), (["--name", " "], 2), ([], 0)):
@@ -529,6 +543,7 @@ def test_a_refused_prompt_leaves_no_journal_in_the_way(picture: Path, tmp_path: 
         assert journal.exists() == (code == 0)
 
 
+@pytest.mark.slow
 def test_a_video_takes_prompts_on_a_frame(tmp_path: Path) -> None:
     frames = np.asarray(phantoms.sequence(4, (5, 48, 48)).image.array).astype(np.uint8)
     pictures = [Picture.fromarray(frame) for frame in frames]
@@ -576,6 +591,7 @@ def _jpeg() -> bytes:
     return memory.getvalue()
 
 
+@pytest.mark.slow
 def test_broken_files_are_one_line_and_exit_code_2_and_leave_nothing(
     volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -594,6 +610,7 @@ def test_broken_files_are_one_line_and_exit_code_2_and_leave_nothing(
     assert len(set(messages)) == len(messages)
 
 
+@pytest.mark.slow
 def test_a_header_that_claims_too_much_is_refused_within_little_memory(
     volume: Path, tmp_path: Path
 ) -> None:
@@ -609,6 +626,7 @@ def test_a_header_that_claims_too_much_is_refused_within_little_memory(
     assert "huge.nii.gz" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_mask(volume: Path, tmp_path: Path) -> None:
     out = tmp_path / "seg.nii"
     out.write_bytes(b"the old mask")
@@ -654,6 +672,7 @@ def test_ctrl_c_says_so(
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nan_intensities_are_refused_or_on_request_accepted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -690,6 +709,7 @@ def test_a_manifest_of_several_rounds_is_repeated_round_by_round(
     assert np.array_equal(Picture.open(first), Picture.open(second))
 
 
+@pytest.mark.slow
 def test_warnings_come_after_success_and_never_before_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -747,6 +767,7 @@ def test_inputs_are_never_overwritten(
         assert place.read_text() == "[]"
 
 
+@pytest.mark.slow
 def test_resume_takes_corrections(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -771,6 +792,7 @@ def test_resume_takes_corrections(
     assert labels[75, 60] == 2
 
 
+@pytest.mark.slow
 def test_resume_corrects_a_slice(volume: Path, tmp_path: Path) -> None:
     journal, out = tmp_path / "case.limner", tmp_path / "seg.nii.gz"
     said = ["--slice", 7, "--box", "10,8,30,28", "--journal", journal]
@@ -780,6 +802,7 @@ def test_resume_corrects_a_slice(volume: Path, tmp_path: Path) -> None:
     assert [k for k in range(16) if labels[k].any()] == [7, 9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".npz", ".seg.nrrd"])
 def test_info_describes_a_segmentation(
     suffix: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -797,6 +820,7 @@ def test_info_describes_a_segmentation(
     assert f"{count:,} voxels" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_info_knows_dicom_segmentations_journals_and_manifests(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -834,6 +858,7 @@ def test_convert_says_that_an_image_is_no_segmentation(
     assert "no file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reports_are_one_line_each_and_show_small_areas(tmp_path: Path) -> None:
     source, out = tmp_path / "cells.nii.gz", tmp_path / f"{'long' * 20}.nii.gz"
     pixels = np.asarray(phantoms.image(3, (60, 60)).image.array).T
@@ -855,6 +880,7 @@ def test_no_command_shows_the_help_and_no_error(capsys: pytest.CaptureFixture[st
     assert "limner:" not in captured.out + captured.err
 
 
+@pytest.mark.slow
 def test_world_positions_are_explained(
     volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -869,6 +895,7 @@ def test_world_positions_are_explained(
     assert "xyz" not in message
 
 
+@pytest.mark.slow
 def test_models_are_listed_in_any_width_without_broken_words() -> None:
     done = _program("models", env={**os.environ, "COLUMNS": "30"})
     lines = done.stdout.splitlines()

@@ -90,6 +90,7 @@ def test_areas_are_in_square_millimetres_where_they_are_known(tmp_path: Path) ->
     assert truth[0].sum() * 0.5 < rows[0]["pixels"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "gif", "png"])
 def test_a_preview_shows_every_frame(clip: Path, tmp_path: Path, suffix: str) -> None:
     preview = tmp_path / f"preview.{suffix}"
@@ -182,6 +183,7 @@ def across_two() -> tuple[limner.Image, np.ndarray]:
     return limner.Image(pixels.astype(np.int16), geometry), truth
 
 
+@pytest.mark.slow
 def test_slices_may_lie_across_another_axis(tmp_path: Path) -> None:
     image, truth = across_two()
     path, out, scores = tmp_path / "v.nii.gz", tmp_path / "seg.nii.gz", tmp_path / "s.json"
@@ -294,6 +296,7 @@ def damaged_clip(tmp_path: Path) -> Path:
     return damage(write_video(tmp_path / "bad.avi", pixels, "mjpeg", pixel_format="yuvj420p"), 9)
 
 
+@pytest.mark.slow
 def test_what_was_done_before_a_damaged_frame_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_it_can_be_watched_and_stopped() -> None:
         everything(image, Blobs(), progress=interrupt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy", "classical/region", "limner-2d"])
 def test_any_model_that_takes_clicks_will_do(name: str) -> None:
     phantom = phantoms.image(2, (90, 110))
@@ -290,6 +291,7 @@ def test_one_slice_of_a_volume_is_a_picture() -> None:
     assert everything(volume, Blobs(), settings=settings, frame=0) == ()
 
 
+@pytest.mark.slow
 def test_memory_stays_that_of_a_few_answers() -> None:
     side = 1024
     image = np.zeros((side, side), np.uint8)

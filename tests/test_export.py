@@ -50,6 +50,7 @@ def _write_run(folder: Path, network: PromptableUNet2d, step: int = 7) -> Path:
     return checkpoint.write_weights(folder / "small.safetensors", network.state_dict(), facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [SHIPPED, {"widths": (8, 16), "depths": (1, 1)}, {"widths": (16, 8, 24), "depths": (2, 1, 3)}],
@@ -72,6 +73,7 @@ def test_answers_are_those_of_pytorch(sizes: dict[str, tuple[int, ...]], tmp_pat
         assert np.abs(answer[1] - quality.numpy()).max() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [SHIPPED, {"widths": (8, 16), "depths": (1, 1)}, {"widths": (16, 8, 24), "depths": (2, 1, 3)}],

@@ -73,6 +73,7 @@ def test_films_that_cannot_be_made(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
+@pytest.mark.slow
 def test_pictures_are_made_one_by_one(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="video files need the extra 'video'")
     made, told = [], []
@@ -127,6 +128,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
         write_timeline_film(tmp_path / "no" / "film.gif", image, labels, story)
 
 
+@pytest.mark.slow
 def test_a_long_gif_is_thinned_and_keeps_its_speed(tmp_path: Path) -> None:
     image = video_of(MOST_GIF_FRAMES * 2, (8, 10), frames_per_second=20.0)
     labels = Labels(image.geometry, array=np.zeros(image.shape, np.uint8))

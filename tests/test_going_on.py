@@ -454,6 +454,7 @@ def test_what_the_user_left_on_a_frame_stays(kind: str) -> None:
         assert 5 not in {p.frame for p in session.propagate()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["classical/region", "limner-2d"])
 def test_clicks_corrections_and_absence_with_real_models(model: str) -> None:
     truth = np.zeros((12, 96, 112), np.uint8)
@@ -507,6 +508,7 @@ def test_a_frame_that_could_not_be_read_does_not_end_an_object(kind: str, stop: 
         assert set(model.seen) <= {0}
 
 
+@pytest.mark.slow
 def test_the_label_map_is_all_the_memory_that_labels_take() -> None:
     image, labels = moving(400)
     with limner.open_session(image, Walker()) as session:

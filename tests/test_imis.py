@@ -26,6 +26,8 @@ torch = pytest.importorskip("torch")
 
 from limner.models.imis import network as net  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FIRST_ROUND = ("click", "click_moved", "box", "two_boxes", "text", "text_click", "box_text")
 # Three times what the authors' code differs from itself on one and two threads, per standard
 # deviation; what a second round is shown differs already.

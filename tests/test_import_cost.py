@@ -40,6 +40,7 @@ def test_command_line_help_imports_no_numpy() -> None:
     assert not loaded & (HEAVY | {"numpy"})
 
 
+@pytest.mark.slow
 def test_listing_the_models_imports_no_framework() -> None:
     listing = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()):\n"
     loaded = _modules_after(

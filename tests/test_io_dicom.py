@@ -799,6 +799,7 @@ def test_real_series_equal_their_nifti_twins(shared_data, name, twin, scale):
     np.testing.assert_allclose(image.affine[:3, 3], to_lps[:3, 3], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_all_shared_dicom_files_open(shared_data):
     opened = 0

@@ -206,6 +206,7 @@ def headers(draw: st.DrawFn) -> tuple[list[str], dict[str, str]]:
     return draw(st.permutations(lines + pairs + comments)), keys
 
 
+@pytest.mark.slow
 @settings(max_examples=times(150), deadline=None, suppress_health_check=SAME_FOLDER)
 @given(header=headers(), end=st.sampled_from(["\n", "\r\n"]), version=st.integers(1, 5))
 def test_valid_headers_say_to_us_what_they_say_to_pynrrd(
@@ -309,6 +310,7 @@ def test_versions_to_come(tmp_path: Path, first: str) -> None:
         limner.read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flood",
     [

@@ -176,6 +176,7 @@ def test_damaged_png_is_refused_even_where_the_last_row_is_full(tmp_path: Path) 
         raster.read(path).array  # noqa: B018
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_by_their_header(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_file(1_000_000, 1_000_000, 8, 0, b"\0"))
@@ -246,6 +247,7 @@ def test_labels_from_colour_and_jpeg(tmp_path: Path) -> None:
         raster.read_labels(tmp_path / "mask.png", like=Image(GREY8[:9], Geometry((9, 50))))
 
 
+@pytest.mark.slow
 def test_every_shared_picture_opens(shared_data: Path) -> None:
     paths = sorted(p for p in (shared_data / "2d").rglob("*") if p.suffix in (".png", ".jpg"))
     assert paths
@@ -566,6 +568,7 @@ def load_coco(path: Path) -> COCO:
         return COCO(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 @settings(max_examples=times(40), deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))

@@ -60,6 +60,7 @@ def assert_same(found: Labels, expected: Labels) -> None:
 # Contours
 
 
+@pytest.mark.slow
 @settings(max_examples=times(150), deadline=None)
 @given(mask=arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_outline_filled_is_the_mask(mask):
@@ -244,6 +245,7 @@ def test_what_cannot_be_written_or_read_says_why(tmp_path, series, rng):
 # Real files
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "twin"),

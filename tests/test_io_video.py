@@ -84,6 +84,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec", "pixel_format", "options"), KINDS, ids=lambda v: str(v))
 def test_frames_in_any_order(
     tmp_path: Path, name: str, codec: str, pixel_format: str, options: dict[str, str]
@@ -346,6 +347,7 @@ def test_gif_of_one_frame_is_an_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.array, pixels)
 
 
+@pytest.mark.slow
 def test_every_shared_clip_opens(shared_data: Path) -> None:
     clips = sorted(p.parent for p in (shared_data / "video").glob("*/*/frames"))
     assert clips

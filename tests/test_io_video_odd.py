@@ -36,6 +36,7 @@ def readable(image: limner.Image) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS, ids=lambda v: str(v))
 def test_a_damaged_frame_is_an_error_or_passed_over(
     tmp_path: Path, name: str, codec: str, options: dict[str, str]

@@ -736,6 +736,7 @@ def test_npz_pictures(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- real files
 
 
+@pytest.mark.slow
 def test_every_shared_volume_opens_as_others_see_it(shared_data: Path, tmp_path: Path) -> None:
     paths = sorted((shared_data / "3d").glob("*/images/*.nii.gz"))
     assert paths

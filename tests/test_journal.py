@@ -86,6 +86,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(times(5)))
 def test_kill_9_at_a_random_point_loses_nothing_acknowledged(

@@ -176,6 +176,7 @@ def test_kinds_and_axes_it_does_not_know_are_refused() -> None:
         shown(view((64, 64)), [Click((1, 2, 3))])
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_the_listed_ones_and_small() -> None:
     facts = json.loads((WEIGHTS / "limner-2d.json").read_text())
     sizes = 0
@@ -191,6 +192,7 @@ def test_the_shipped_weights_are_the_listed_ones_and_small() -> None:
     assert create_model("limner-2d", exact=True).card.runtime.endswith("fp32")
 
 
+@pytest.mark.slow
 def test_it_finds_what_a_box_and_clicks_mean_on_phantoms() -> None:
     """Bars are what was measured, minus a margin: they catch a broken adapter, not a weak model."""
     boxed, clicked = [], []

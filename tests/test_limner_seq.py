@@ -42,6 +42,7 @@ def test_it_has_at_most_ten_million_parameters() -> None:
     assert facts["config"]["frames"] > 2
 
 
+@pytest.mark.slow
 def test_a_phantom_is_followed_both_ways_from_one_mask() -> None:
     phantom = phantoms.sequence(3, (16, 128, 128))
     scores = {}
@@ -58,6 +59,7 @@ def test_a_phantom_is_followed_both_ways_from_one_mask() -> None:
     assert min(scores.values()) > 0.85
 
 
+@pytest.mark.slow
 def test_a_box_or_a_click_starts_it_with_the_answer_of_limner_2d() -> None:
     phantom = phantoms.sequence(5, (6, 128, 128))
     truth = phantom.truth[2] == 1
@@ -76,6 +78,7 @@ def test_a_box_or_a_click_starts_it_with_the_answer_of_limner_2d() -> None:
     assert masks[0].any()
 
 
+@pytest.mark.slow
 def test_a_drawn_mask_stays_as_it_is_also_where_views_are_coarser() -> None:
     phantom = phantoms.sequence(5, (3, 400, 500))
     mask = np.zeros((400, 500), np.bool_)
@@ -87,6 +90,7 @@ def test_a_drawn_mask_stays_as_it_is_also_where_views_are_coarser() -> None:
         assert not session.predict(frame=1).mask[41, 34]
 
 
+@pytest.mark.slow
 def test_both_files_give_the_same_masks() -> None:
     pytest.importorskip("torch")
     phantom = phantoms.sequence(7, (5, 96, 96))

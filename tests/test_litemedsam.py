@@ -27,6 +27,8 @@ from limner.models.medsam.lite import (
 )
 from limner.prompts import Box, Click
 
+pytestmark = pytest.mark.slow
+
 # A run of the published code in another process differs by 5.9e-5 where layers have std 12, and by
 # 1e-5 in logits of std 2.8.
 TOLERANCE = 1.5e-5

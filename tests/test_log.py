@@ -63,6 +63,7 @@ def _valid(events: list[Event]) -> list[Event]:
     return accepted
 
 
+@pytest.mark.slow
 @given(st.lists(EVENTS, max_size=40))
 def test_replaying_the_journal_text_gives_the_same_state(events: list[Event]) -> None:
     accepted = _valid(events)

@@ -20,6 +20,8 @@ from limner.errors import CheckpointError, PromptError
 from limner.models import Question, View, create_model, medsam
 from limner.prompts import Box, Click, MaskPrompt
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 # In standard deviations; see ../shared/parity/medsam/README.md.

@@ -25,6 +25,8 @@ pytest.importorskip("transformers")
 from limner.models.medsam2 import network as net  # noqa: E402
 from limner.runtime import _torch, compile_module  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # Three times what the authors' code differs from itself: 8e-6 where the deviation is 1 and more.
 STAGE = 2.5e-5
 SIZE, SHAPE = 128, (96, 120)  # of the network's input in loops over frames, and of their frames

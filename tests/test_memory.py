@@ -337,6 +337,7 @@ def test_a_gap_before_the_range_loses_nothing() -> None:
         assert np.array_equal(session.labels[7:], labels[7:])
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_object_gets_every_frame_once(data: st.DataObject) -> None:
     image, labels = moving()
@@ -370,6 +371,7 @@ def test_an_object_said_to_be_absent_is_taken_off() -> None:
         assert [k for k in range(12) if session.labels[k].any()] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_video_is_never_in_memory() -> None:
     held, most = set[int](), 0
 

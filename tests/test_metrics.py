@@ -180,6 +180,7 @@ def test_surfels_equal_surface_distance(pair: tuple[np.ndarray, np.ndarray, Any]
         assert value == pytest.approx(reference.nsd(tolerance), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_voxels_equal_monai(pair: tuple[np.ndarray, np.ndarray, Any]) -> None:
     a, b, spacing = pair
     reference = Monai(a, b, spacing)
@@ -196,6 +197,7 @@ def test_voxels_equal_monai(pair: tuple[np.ndarray, np.ndarray, Any]) -> None:
         assert value == pytest.approx(reference.nsd(tolerance, subvoxels=False), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2d", "3d"])
 def test_real_masks(shared_data: Path, name: str) -> None:
     import nibabel

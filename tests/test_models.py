@@ -118,6 +118,7 @@ def test_private_modules_are_not_families() -> None:
     assert not any(family.startswith("_") for family in families)
 
 
+@pytest.mark.slow
 @every_case
 def test_every_prompt_kind_of_the_card_works(name: str, ndim: int) -> None:
     model, view = create_model(name), make_view(ndim)
@@ -145,6 +146,7 @@ def test_wrong_number_of_axes_is_refused(name: str, ndim: int) -> None:
         model.segment(model.embed(make_view(ndim)), [Click((1,) * (5 - ndim))])
 
 
+@pytest.mark.slow
 @every_case
 def test_same_question_same_answer(name: str, ndim: int) -> None:
     view, prompts = make_view(ndim), [prompt_of(k, ndim) for k in sorted(CARDS[name].prompts)]
@@ -175,6 +177,7 @@ def test_no_prompts_and_negative_prompts_give_an_empty_mask(name: str, ndim: int
         assert not (answer(model, view, negative).logits > 0).any()
 
 
+@pytest.mark.slow
 @every_case
 def test_clicks_are_obeyed(name: str, ndim: int) -> None:
     if "click" not in CARDS[name].prompts:
@@ -203,6 +206,7 @@ def test_where_clicks_conflict_the_later_counts(name: str, ndim: int) -> None:
     assert answer(model, view, [yes, no]).logits[middle] < 0
 
 
+@pytest.mark.slow
 @every_case
 def test_previous_answers_are_accepted(name: str, ndim: int) -> None:
     model, view = create_model(name), make_view(ndim)
@@ -212,6 +216,7 @@ def test_previous_answers_are_accepted(name: str, ndim: int) -> None:
         assert (answer(model, view, prompts, previous).logits > 0).any()
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("channels", [None, 1, 3, 5])
 def test_channels_and_inverted_contrast(name: str, ndim: int, channels: int | None) -> None:
@@ -224,6 +229,7 @@ def test_channels_and_inverted_contrast(name: str, ndim: int, channels: int | No
         assert dice(result.logits > 0, blob(ndim)) > 0.6
 
 
+@pytest.mark.slow
 @every_case
 def test_odd_shapes(name: str, ndim: int) -> None:
     model = create_model(name)
@@ -242,6 +248,7 @@ def test_odd_shapes(name: str, ndim: int) -> None:
         answer(model, view, prompts, result.logits)
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("fill", ["constant", "nan", "infinite", "half nan"])
 def test_pathological_intensities(name: str, ndim: int, fill: str) -> None:
@@ -259,6 +266,7 @@ def test_pathological_intensities(name: str, ndim: int, fill: str) -> None:
         assert (result.logits > 0).any() or kind not in ("click", "scribble")
 
 
+@pytest.mark.slow
 @every_case
 def test_prompts_over_the_edge_and_empty_masks(name: str, ndim: int) -> None:
     model, view = create_model(name), make_view(ndim)

@@ -62,6 +62,7 @@ def test_more_filters_are_added_to_all_masks() -> None:
     assert torch.allclose(apart + added, together, rtol=0, atol=1e-11 * float(together.std()))
 
 
+@pytest.mark.slow
 def test_openvino_agrees_at_all_sizes(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

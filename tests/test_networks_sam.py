@@ -184,6 +184,7 @@ def test_a_batch_answers_as_each_alone(batch: int, points: int) -> None:
         assert torch.allclose(judged[0], quality[k], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoding_can_be_traced_for_any_number_of_questions_and_points() -> None:
     decode = small_decode()
     with warnings.catch_warnings():
@@ -195,6 +196,7 @@ def test_decoding_can_be_traced_for_any_number_of_questions_and_points() -> None
             assert torch.allclose(ours, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_openvino_answers_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMNER_CACHE", str(tmp_path))
     decode, side = small_decode(), 4 * GRID

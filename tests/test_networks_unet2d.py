@@ -37,6 +37,7 @@ def test_stride_is_that_of_folding_and_levels(network: PromptableUNet2d) -> None
         network(_fused((12, 16)))
 
 
+@pytest.mark.slow
 def test_samples_of_a_batch_do_not_touch_each_other(network: PromptableUNet2d) -> None:
     fused = _fused((16, 16), 3)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from limner.models import create_model
 from limner.prompts.convert import from_world
 from limner.prompts.types import Prompt
 from limner.sessions.answers.sparse_logits import SparseLogits
+from rounds import ROUNDS
 
 CLASSICAL = ("classical/region", "classical/graphcut", "classical/randomwalk")
 NETWORKS = ("limner-3d",)
@@ -26,6 +27,8 @@ ORDERS = [
     for order in permutations(range(3))
     for flips in product((False, True), repeat=3)
 ]
+# Each order of axes and each flip once: what a model is shown is proved to be the same for all 48.
+FEW = [ORDERS[8 * order + flips] for order, flips in enumerate((7, 1, 2, 4, 3, 6))]
 SHAPE = (10, 18, 22)
 
 
@@ -91,6 +94,7 @@ def masks(model: object, image: limner.Image, axes: Axes, **options: object) -> 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", [(4.0, 1.5, 1.2), (1.5, 1.6, 1.5)])
 @pytest.mark.parametrize("degrees", [0.0, 21.0])
 def test_the_toy_finds_the_same_in_all_48_orders(
@@ -105,6 +109,7 @@ def test_the_toy_finds_the_same_in_all_48_orders(
             assert np.array_equal(found, expected), axes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CLASSICAL, *NETWORKS])
 def test_every_model_in_3d_finds_the_same_however_a_volume_is_stored(name: str) -> None:
     image = make_image((3.0, 1.5, 1.2), 21.0)
@@ -114,7 +119,7 @@ def test_every_model_in_3d_finds_the_same_however_a_volume_is_stored(name: str) 
         pytest.skip(f"{name} is not here: {error}")
     reference = masks(model, image, ORDERS[0])
     assert reference[0].any()
-    for axes in ORDERS[1:]:
+    for axes in FEW if ROUNDS == 1 else ORDERS[1:]:
         for expected, found in zip(reference, masks(model, image, axes), strict=True):
             assert np.array_equal(found, expected), axes
 

@@ -156,6 +156,7 @@ def test_journals_from_before_propagators_are_read(tmp_path: Path) -> None:
         assert len(session.prompts) == 1
 
 
+@pytest.mark.slow
 def test_propagators_that_cannot_be_are_refused() -> None:
     image, _ = moving(4)
     picture = np.zeros((20, 20), np.uint8)
@@ -180,6 +181,7 @@ def test_a_volume_with_a_propagator_is_about_slices_by_default() -> None:
         assert session.model.card.name == "limner-2d"
 
 
+@pytest.mark.slow
 def test_zoom_of_the_propagator_is_its_own_unless_said() -> None:
     image, _ = moving(4)
     with limner.open_session(image, "limner-2d", propagator=Walker()) as session:

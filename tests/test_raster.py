@@ -107,6 +107,7 @@ def test_clicks_outside_paint_what_reaches_in() -> None:
     assert mask.sum() == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0, 0.4, 1, 2.5, 8, 40])
 @pytest.mark.parametrize("ndim", [2, 3])
 @given(seed=st.integers(0, 10**6))

@@ -195,6 +195,7 @@ def test_threads_may_call_at_the_same_time(path: Path) -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_heeded_in_the_middle_of_a_pass(path: Path) -> None:
     compiled = runtime.compile(path)
     right = compiled(_fused(1, 32, 32))[0]
@@ -381,6 +382,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert runtime.cache_folder() == tmp_path / ".cache" / "limner"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache(path: Path, cache: Path) -> None:
     code = (
         "import sys, numpy as np; from pathlib import Path; from limner import runtime\n"
@@ -439,6 +441,7 @@ def test_facts_name_version_precision_and_cache(cache: Path) -> None:
     assert facts["cache"] == str(cache.parent)
 
 
+@pytest.mark.slow
 def test_openvino_is_imported_in_one_place_and_its_converter_nowhere() -> None:
     """Both report to the makers over the network, unless hindered."""
     for file in PACKAGE.rglob("*.py"):
@@ -468,6 +471,7 @@ def test_planted_imports_are_found() -> None:
     assert ".convert_model" in _names(ast.parse("library.convert_model(module)"))
 
 
+@pytest.mark.slow
 def test_running_a_network_tells_nobody(path: Path, tmp_path: Path) -> None:
     """OpenVINO's own import would: see `limner.runtime._openvino.openvino`."""
     code = (

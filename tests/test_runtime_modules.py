@@ -23,6 +23,8 @@ from limner import runtime
 from limner.errors import MissingDependency
 from limner.runtime import _embeddings, _modules, _openvino, _tracing
 
+pytestmark = pytest.mark.slow
+
 needs_bf16 = pytest.mark.skipif(not _openvino.has_bf16(), reason="needs bf16 instructions")
 
 SHAPES = [(1, 8, 4, 4), (None, None, 2), (None,)]

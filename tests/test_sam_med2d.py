@@ -25,6 +25,8 @@ torch = pytest.importorskip("torch")
 from limner.models.sam_med2d import network as net  # noqa: E402
 from limner.networks.blocks.mask_decoder import SamDecode  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CASES = ("point", "box", "points_prev", "single_output")
 # Three times what the authors' code differs from itself on one and two threads: 2e-5 on values with
 # deviations up to 8, here per standard deviation.

@@ -27,6 +27,8 @@ from limner.models.scribbleprompt import (
 )
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble
 
+pytestmark = pytest.mark.slow
+
 # A run of the published code in another process differs by 1.8e-5 where logits have std 1.2 to 5.6.
 TOLERANCE = 4e-5
 

@@ -29,6 +29,8 @@ from limner.models.segvol import vocabulary as words
 from limner.models.segvol import volume as volumes
 from limner.prompts import Box, Click, Prompt, Scribble, TextPrompt
 
+pytestmark = pytest.mark.slow
+
 # Three times what the authors' code differs from itself on one and two threads, per standard
 # deviation; sines of the large phases that the swapped axes make differ more.
 STAGES, MASKS, TEXT, SPARSE = 1e-5, 1.8e-5, 6e-6, 3e-5

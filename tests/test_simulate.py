@@ -382,6 +382,7 @@ def test_nothing_to_correct() -> None:
     assert spilled == Click((2, 2), positive=False)
 
 
+@pytest.mark.slow
 @given(targets(), SEEDS, st.floats(0, 30))
 @settings(max_examples=times(60))
 def test_noise_keeps_prompts_in_the_image(

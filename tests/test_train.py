@@ -25,6 +25,8 @@ from limner.train.recipe import make_config, parse_yaml, read_recipe, write_conf
 from limner.train.tasks.prompted_2d import Config
 from train_makers import all_weights, are_equal, make_data, one_thread
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 SMALL = {

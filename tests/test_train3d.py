@@ -18,6 +18,8 @@ from limner.train.tasks import prompted_2d
 from limner.train.tasks.prompted_3d import Config, parse_shape
 from train_makers import add_volumes, are_equal, make_data, one_thread, volume_packs
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 SMALL = {

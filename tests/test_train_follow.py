@@ -39,6 +39,8 @@ from limner.train.recipe import read_recipe  # noqa: E402
 from limner.train.tasks.tracking import Config  # noqa: E402
 from train_makers import are_equal, one_thread, volume_packs  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 WIDTHS, DEPTHS = (8, 16, 16, 16), (1, 1, 1, 1)
 SMALL = {

@@ -37,6 +37,8 @@ from limner.train.task import MAIN, MicroBatch, Networks, StepContext  # noqa: E
 from limner.train.tasks.xmem_adapters import Config, XMemAdapters  # noqa: E402
 from train_makers import one_thread, small_xmem, volume_packs  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = {
     "name": "imos",

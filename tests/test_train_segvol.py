@@ -36,6 +36,8 @@ from limner.train.tasks.segvol_finetune import COMBINATIONS, SegVolFinetuning, m
 from limner.train.tasks.segvol_pretrain import MaskedVolumes, draw_mask, fill_loss, voxels_by_token
 from train_makers import labelled_scan, labelled_volumes
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 NETWORK: dict[str, Any] = {
     "size": (8, 32, 32),

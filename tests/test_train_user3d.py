@@ -164,6 +164,7 @@ def test_a_box_is_shown_with_its_ellipsoid() -> None:
     assert set(said.previous.unique().tolist()) == {-MASK_LOGIT, MASK_LOGIT}
 
 
+@pytest.mark.slow
 def test_conversations_begin_with_something_about_the_target() -> None:
     masks = _masks()[:6].repeat(8, 1, 1, 1, 1)
     said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(len(masks)), wrong=0.0)
@@ -176,6 +177,7 @@ def test_conversations_begin_with_something_about_the_target() -> None:
         assert set(marks.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_what_is_said_about_a_slice_is_no_guess_about_others() -> None:
     masks = _masks()[:1].repeat(90, 1, 1, 1, 1)
     said = simulate_first_prompts(masks, torch.ones_like(masks), _batch_rng(90, 2), wrong=0.0)

@@ -72,6 +72,7 @@ def _volume(packed: PackedVolumes, name: str) -> int:
     return next(k for k, s in enumerate(packed.volumes) if s.set_index == index)
 
 
+@pytest.mark.slow
 def test_test_stems_are_neither_read_nor_packed(data: Path, folder: Path) -> None:
     found = [(v.set_name, v.stem) for v in volumes.read_volumes(find_training_sets(data))]
     assert found == [
@@ -235,6 +236,7 @@ def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedV
     assert painted.map == LABELS
 
 
+@pytest.mark.slow
 def test_views_show_their_target_and_stay_within_reach(packed: PackedVolumes) -> None:
     rng = np.random.default_rng(1)
     device_data = DeviceVolumes(packed, torch.device("cpu"))
@@ -315,6 +317,7 @@ def test_plain_views_are_those_of_a_session() -> None:
     assert steps[1] == steps[2] > 3
 
 
+@pytest.mark.slow
 def test_piled_pictures_shrink_to_nothing_at_both_ends(folder: Path) -> None:
     pictures = pack.open_pack(folder)
     maker = PseudoVolumes(pictures, torch.device("cpu"))
@@ -345,6 +348,7 @@ def test_pictures_are_sampled_where_they_are(corner: tuple[float, float], pace: 
     torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_made_up_shapes_are_there_and_cells_look_alike() -> None:
     found = [draw_shapes(SHAPE, _batch_rng(seed=k), thickness=1.0 + k % 3) for k in range(30)]
     share = [float(target.mean()) for _, target in found]

@@ -28,6 +28,8 @@ from limner.models.universeg import (
 )
 from limner.prompts import Click, Example, from_json, to_json
 
+pytestmark = pytest.mark.slow
+
 # The published code differs from itself in float64 by 1.2e-5 to 1.5e-5 of logits with std 1.3; a
 # second run of it in float32 by 3.4e-6.
 TOLERANCE, INVERTED_TOLERANCE = 1.2e-5, 2e-5

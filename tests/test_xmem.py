@@ -20,6 +20,8 @@ from limner.networks.blocks import memory
 from limner.prompts import Box, MaskPrompt
 from limner.sessions.propagation.memory_propagator import MemoryPropagator
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 # Three times what the authors' code differs from itself in float64: 2.9e-5 where values have a
