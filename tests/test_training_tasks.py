@@ -76,6 +76,7 @@ SMALL: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "tracking": {"widths": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
+    "supervised": {"patch": [4, 16, 16], "blocks": [1, 1], "learning_rate": 1e-2},
     "xmem-adapters": {"sizes": [64], "batch_size": 1},
 }
 ON_PACKS = {"prompted-2d", "prompted-3d", "tracking", "xmem-adapters"}
