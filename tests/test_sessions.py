@@ -14,6 +14,7 @@ from limner import phantoms
 from limner.adapters.protocols import ModelCard, Question, Segmentation, View
 from limner.errors import FormatError, PromptError, SessionError
 from limner.models import create_model
+from limner.models.toy import Toy, ToyEmbedding
 from limner.prompts.types import Prompt
 from limner.sessions.history.events import event_to_json
 from limner.sessions.local import LocalSession
@@ -219,6 +220,28 @@ def test_video_frames_are_read_when_needed_only() -> None:
         for _ in session.propagate(start=18, stop=23):
             pass
     assert set(read) == {18, 19, 20, 21, 22}
+
+
+def test_black_and_white_of_a_video_are_those_of_frames_all_along_it() -> None:
+    """Else a video that begins in the dark is shown to the model burnt out."""
+    array = np.random.default_rng(0).integers(0, 50, (30, 20, 24)).astype(np.uint16)
+    array[10:] += 3000
+    image = limner.Image(array, limner.Geometry.from_spacing(array.shape), kind="video")
+    seen: list[tuple[float, float]] = []
+
+    class Noting(Toy):
+        def embed(self, view: View) -> ToyEmbedding:
+            seen.append(view.intensity)
+            return super().embed(view)
+
+    with limner.open_session(image, Noting()) as session:
+        for frame in (0, 20):
+            session.add(limner.Click((5, 5)), frame=frame)
+            session.predict(frame=frame)
+    assert len(set(seen)) == 1
+    low, high = seen[0]
+    assert low < 50
+    assert high > 3000
 
 
 def test_arrays_and_paths_open_too_and_wrong_combinations_are_refused() -> None:

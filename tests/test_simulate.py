@@ -444,6 +444,19 @@ def test_rounds_end_when_nothing_is_wrong(correction: Any) -> None:
     assert all(b < a for a, b in pairwise(errors))
 
 
+@pytest.mark.parametrize(("spacing", "flat"), [(None, False), ((10.0, 1.0), True)])
+def test_corrections_are_most_inner_in_millimetres(spacing: Any, flat: bool) -> None:
+    target = np.zeros((50, 60), dtype=bool)
+    target[5:12, 5:55] = True  # a bar of 7 rows: in pixels not as deep as
+    target[12:45, 5:14] = True  # one of 9 columns, but deeper where rows are thick
+    missed = np.zeros_like(target)
+    rng = np.random.default_rng(0)
+    done = list(rounds(target, lambda _: missed, rng, num_rounds=2, spacing=spacing))
+    for step in done:
+        assert isinstance(step.prompt, Click)
+        assert (step.prompt.at[0] < 12) is flat
+
+
 def test_rounds_give_up() -> None:
     target = blob((20, 20), 0)
     stubborn = np.zeros((20, 20), dtype=bool)
