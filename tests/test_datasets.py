@@ -195,3 +195,14 @@ def test_where_nobody_divided_the_cases_groups_stay_together(tmp_path: Path) -> 
     assert len(by_split["train"]) == 21
     assert not by_split["train"] & by_split["val"]
     assert find_training_sets(tmp_path) == [found]
+
+
+def test_npz_files_of_the_challenge_are_volumes_with_labels(tmp_path: Path) -> None:
+    labels = make_labels(VOLUME.shape)
+    image = make_image(1, VOLUME.shape)
+    np.savez(tmp_path / "CT_a.npz", imgs=image, gts=labels, spacing=np.array([3.0, 1.0, 1.0]))
+    (found,) = open_datasets(tmp_path)
+    case = found.cases["CT_a"]
+    assert found.kind == "volume"
+    assert np.array_equal(case.read_image().array, image)
+    assert list(case.read_labels(like=case.read_image()).ids) == [1, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from limner.datasets import clips, msd, nnunet_raw, plain_folders, project
+from limner.datasets import clips, cvpr_npz, msd, nnunet_raw, plain_folders, project
 from limner.datasets.record import Case, Dataset, Kind, Layout, Split, Unit
 from limner.errors import FormatError
 
@@ -22,7 +22,13 @@ __all__ = [
     "open_datasets",
 ]
 
-LAYOUTS: tuple[Layout, ...] = (msd, nnunet_raw, plain_folders, clips)  # in the order of asking
+LAYOUTS: tuple[Layout, ...] = (
+    msd,
+    nnunet_raw,
+    plain_folders,
+    cvpr_npz,
+    clips,
+)  # in the order of asking
 
 
 def open_dataset(folder: Path, name: str | None = None) -> Dataset | None:

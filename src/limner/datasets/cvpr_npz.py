@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from limner.atomic import atomic_path
 from limner.checkpoints.plain_pickle import Refused, read_plain
+from limner.datasets.files import stem_of
 from limner.datasets.marks import SlicePrompt
+from limner.datasets.record import Case, Dataset
 from limner.errors import FormatError
 from limner.io import npz
 from limner.io.image import Image
@@ -28,6 +30,8 @@ from limner.prompts.types import Box, Click
 
 Array = NDArray[Any]
 
+NAME = "CVPR 2025 challenge"
+DESCRIPTION = "npz files with imgs and gts"
 _BOX_KEYS = (
     *("z_min", "z_max", "z_mid"),
     *("z_mid_x_min", "z_mid_y_min", "z_mid_x_max", "z_mid_y_max"),
@@ -84,6 +88,23 @@ class ChallengeCase:
     clicks: tuple[tuple[tuple[Click, ...], ...], ...]
     previous: Array | None = field(repr=False)
     truth: Array | None = field(repr=False)
+
+
+def sniff(folder: Path) -> bool:
+    """Whether a folder holds npz files."""
+    return any(path.suffix == ".npz" for path in folder.iterdir())
+
+
+def open_dataset(folder: Path, name: str) -> Dataset:
+    """List the cases of a folder, to train on or to score as other volumes are. See
+    `record.Layout`.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".npz")
+    cases = {
+        stem_of(path): Case(stem_of(path), name, "volume", (path,), path, group=stem_of(path))
+        for path in paths
+    }
+    return Dataset(name, folder, "volume", cases)
 
 
 def read_case(path: Path, *, truth: Path | None = None) -> ChallengeCase:
