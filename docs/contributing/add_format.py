@@ -1,4 +1,4 @@
-"""Add a file format: one module in ``io/`` with NAME, SUFFIXES, sniff and read, and its name."""
+"""Add a file format: one module in ``io/`` with NAME, sniff and read, and its entry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ FORMAT = '''
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from limner.io.image import Image
 from limner.io.limits import check_allocation
 
 NAME = "PGM"
-SUFFIXES = (".pgm",)
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -28,7 +26,13 @@ def sniff(path: Path, head: bytes) -> bool:
     return head[:2] == b"P5" and head[2:3].isspace()
 
 
-def read(path: Path, **options: Any) -> Image:
+def read(
+    path: Path,
+    *,
+    channel: int | None = None,
+    series: str | int | None = None,
+    strict: bool = True,
+) -> Image:
     """Read a grey map.
 
     Raises:
@@ -64,6 +68,13 @@ with tempfile.TemporaryDirectory() as folder:
 
 with PackageCopy() as copy:
     copy.write("io/pgm.py", FORMAT)
-    copy.edit("io/formats.py", '"tiff", "raster", "video")', '"tiff", "pgm", "raster", "video")')
+    copy.edit(
+        "io/formats.py",
+        '    FormatEntry(\n        "raster",',
+        '    FormatEntry("pgm", (".pgm",), ((0, b"P5"),), placeless=True),\n'
+        '    FormatEntry(\n        "raster",',
+    )
     copy.run(code=USE)
-print("a format: io/pgm.py and its name in io/formats.py; writers have write and write_image")
+print(
+    "a format: io/pgm.py and its entry in io/formats.py; io/protocols.py says what else it can do"
+)

@@ -26,8 +26,8 @@ class Ellipse(CornersPrompt):
 
     @property
     def layer(self) -> Layer:
-        """Painted as a rough mask: every model that takes masks understands it."""
-        return "mask"
+        """Painted as closed lines are: models that take marks and areas understand it."""
+        return "lasso"
 
     def paint(self, mask: Mask, click_radius: float | Sequence[float]) -> None:
         """All pixels whose centre is in the ellipse."""
