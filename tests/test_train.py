@@ -67,23 +67,90 @@ def test_recipes_are_readable_and_survive_saving(name: str, tmp_path: Path) -> N
     assert make_config(config.to_json(), "saved") == config
 
 
-def test_recipe_values_have_the_types_they_look_like() -> None:
+def test_recipe_values_are_those_of_yaml_1_2() -> None:
     text = (
-        "# recipe\nname: a#b  # comment\nsteps: 1_000\nrate: 8e-4\nlist: [1, two, 'x y']\nno: []\n"
+        '# recipe\nname: a#b  # comment\nquoted: "a # b"\nsteps: 1_000\nhex: 0x10\nrate: 8e-4\n'
+        "list: [1, two, 'x, y']\nno: []\nnone: null\nyes: no\non: true\nshape: 32x96x96\n"
     )
     assert parse_yaml(text, "recipe") == {
         "name": "a#b",
+        "quoted": "a # b",
         "steps": 1000,
+        "hex": 16,
         "rate": 8e-4,
-        "list": [1, "two", "x y"],
+        "list": [1, "two", "x, y"],
         "no": [],
+        "none": None,
+        "yes": "no",
+        "on": True,
+        "shape": "32x96x96",
     }
+
+
+FORMER = "more_rounds: 0.5\nsynthetic: 0.25\ninvented: 0.125\nwrong: 0.0625\n"
+NOW = {
+    "extra_rounds_fraction": 0.5,
+    "synthetic_fraction": 0.25,
+    "unlabelled_target_fraction": 0.125,
+    "prompt_noise": 0.0625,
+}
+
+
+@pytest.mark.parametrize(
+    ("former", "method", "now"),
+    [
+        (FORMER, "prompted-2d", NOW),
+        (
+            FORMER + "dimensions: 3\nshapes: [8x32x32]\npiles: 0.75",
+            "prompted-3d",
+            NOW | {"shapes": ["8x32x32"], "pseudo_volume_fraction": 0.75},
+        ),
+        (
+            "frames: 4\npiles: 0.75\nsynthetic: 0.25",
+            "tracking",
+            {"frames": 4, "moved_image_fraction": 0.75, "synthetic_fraction": 0.25},
+        ),
+        (
+            "frames: 4\nadapters: 8\nreferences: 2\ninvented: 0.125",
+            "xmem-adapters",
+            {"frames": 4, "adapter_width": 8, "references": 2, "unlabelled_target_fraction": 0.125},
+        ),
+    ],
+)
+def test_recipes_of_former_versions_are_read_with_a_warning(
+    former: str,
+    method: str,
+    now: dict[str, object],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(former)
+    config = read_recipe(path)
+    assert config == make_config({"method": method, **now}, "now")
+    assert f"read as 'method: {method}'" in caplog.text
+    assert "'invented' is now called 'unlabelled_target_fraction'" in caplog.text or (
+        "invented" not in former
+    )
+    # A saved run of such a version has all keys that there were, also those of other methods.
+    everything = {"widths": [32, 64, 128, 192, 256], "dimensions": 2, "shapes": [], "frames": 1}
+    everything |= {"adapters": 0, "references": 3, "piles": 0.25, "rounds": 3}
+    assert make_config(everything, "saved") == Config()
+
+
+def test_a_key_is_not_given_by_both_names(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="'wrong' is the former name of 'prompt_noise'"):
+        make_config({"wrong": 0.1, "prompt_noise": 0.1}, "recipe")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("stepz: 3", "unknown key 'stepz'"),
+        ("stepz: 3", "unknown key 'stepz'; known are method, name, steps"),
+        ("method: prompted", "method='prompted'; use one of prompted-2d"),
+        ("method: prompted-2d\nframes: 4", "unknown key 'frames'"),
+        ("just words", "line 1: 'just words' is not 'key: value'"),
+        ("sizes: [32, 64", "line 1: "),
         ("steps: many", "of type int"),
         ("steps: 1.5", "of type int"),
         ("steps: true", "of type int"),

@@ -138,11 +138,11 @@ def _loader(text: str) -> yaml.SafeLoader:
     """PyYAML's safe loader with the plain values of YAML 1.2."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012, as PyYAML has it
 
     for name, pattern in _PLAIN.items():
-        Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        Loader.add_implicit_resolver(
             f"tag:yaml.org,2002:{name}", re.compile(f"(?:{pattern})$"), None
         )
     return Loader(text)
