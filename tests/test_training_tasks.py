@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import limner
 from limner.errors import FormatError
 from limner.networks.fusion2d import LOGIT_SCALE, NEGATIVE, POSITIVE, PREVIOUS
 from limner.train import checkpoint
@@ -31,6 +32,7 @@ from limner.train.task import (
 )
 from train_makers import (
     are_equal,
+    labelled_scan,
     labelled_volumes,
     one_thread,
     small_xmem,
@@ -53,6 +55,7 @@ SMALL: dict[str, Any] = {
     "checkpoint_every": 1,
     "widths": [8, 16],
     "depths": [1, 1],
+    "blocks": [1, 1],
     "sizes": [32],
     "shapes": ["8x32x32"],
     "rounds": 2,
@@ -60,7 +63,7 @@ SMALL: dict[str, Any] = {
     "references": 2,
     "adapter_width": 8,
     "size": [8, 32, 32],
-    "patch": [2, 8, 8],
+    "patch": [4, 16, 16],
     "mask_patch": [4, 16, 16],
     "dim": 32,
     "depth": 2,
@@ -76,7 +79,6 @@ SMALL: dict[str, Any] = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "tracking": {"widths": [8, 16, 16, 16], "depths": [1, 1, 1, 1]},
-    "supervised": {"patch": [4, 16, 16], "blocks": [1, 1], "learning_rate": 1e-2},
     "xmem-adapters": {"sizes": [64], "batch_size": 1},
 }
 ON_PACKS = {"prompted-2d", "prompted-3d", "tracking", "xmem-adapters"}
@@ -95,7 +97,11 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return labelled_volumes(tmp_path_factory.mktemp("volumes"))
+    """Scans with labels, and one without for methods that use such."""
+    folder = labelled_volumes(tmp_path_factory.mktemp("volumes"))
+    image, _ = labelled_scan(2)
+    limner.io.write_image(folder / "images" / "c2.nii.gz", image)
+    return folder
 
 
 @pytest.fixture(scope="module")
