@@ -190,14 +190,15 @@ def test_corrections_go_where_the_answer_is_wrong() -> None:
 
 def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedImages) -> None:
     for split in (0, 1):
-        table = TargetTable(packed, split=split, invented=0.3)
+        table = TargetTable(packed, split=split, unlabelled_fraction=0.3)
         targets = table.draw(64, np.random.default_rng(split))
         assert (packed.images[targets.images, 1] == split).all()
         assert targets.ids.shape == (64, MOST_IDS)
         assert (targets.ids > 0).all()
         assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
-    assert set(TargetTable(packed, split=0, invented=0.0).draw(99, np.random.default_rng(0)).layers)
-    invented = TargetTable(packed, split=0, invented=1.0).draw(99, np.random.default_rng(0))
+    named, unnamed = (TargetTable(packed, split=0, unlabelled_fraction=f) for f in (0.0, 1.0))
+    assert set(named.draw(99, np.random.default_rng(0)).layers)
+    invented = unnamed.draw(99, np.random.default_rng(0))
     pictured = packed.images[invented.images, 5] > 0
     assert np.isin(invented.layers[pictured], (FINE, COARSE)).all()
 
@@ -205,7 +206,7 @@ def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedI
 def test_views_show_the_target(packed: PackedImages) -> None:
     rng = np.random.default_rng(2)
     device_data = DeviceImages(packed, torch.device("cpu"))
-    targets = TargetTable(packed, split=0, invented=0.2).draw(48, rng)
+    targets = TargetTable(packed, split=0, unlabelled_fraction=0.2).draw(48, rng)
     views = draw_views(packed, targets, SIZE, rng)
     samples = device_data.cut_view(targets, views, SIZE, torch.Generator().manual_seed(0))
     shown = samples.target.sum(dim=(1, 2, 3))
@@ -219,7 +220,7 @@ def test_views_show_the_target(packed: PackedImages) -> None:
 
 def test_plain_views_reproduce_the_plane(packed: PackedImages) -> None:
     index = packed.names.index("2d/discs")
-    table = TargetTable(packed, split=1, invented=0.0)
+    table = TargetTable(packed, split=1, unlabelled_fraction=0.0)
     targets = table.named(index, 1, np.random.default_rng(0))
     views = plain_views(packed, targets, 64)
     views.centres[:], views.steps[:] = 32.0, np.eye(2)

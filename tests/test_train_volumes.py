@@ -219,7 +219,7 @@ def test_damaged_packs_are_refused(folder: Path, tmp_path: Path, change: str) ->
 def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedVolumes) -> None:
     rng = np.random.default_rng(0)
     for split in (0, 1):
-        table = TargetTable3d(packed, split=split, invented=0.5)
+        table = TargetTable3d(packed, split=split, unlabelled_fraction=0.5)
         for _ in range(40):
             target = table.draw(rng, pictured=True)
             assert target is not None
@@ -230,8 +230,8 @@ def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedV
                 where = np.argwhere(np.isin(volume.maps[LABELS], target.ids))
                 assert (where.min(0) == target.box[0]).all()
                 assert (where.max(0) + 1 == target.box[1]).all()
-    assert TargetTable3d(packed, split=1, invented=0.0).draw(rng, pictured=False) is None
-    painted = TargetTable3d(packed, split=0, invented=1.0).draw(rng, pictured=False)
+    assert TargetTable3d(packed, split=1, unlabelled_fraction=0.0).draw(rng, pictured=False) is None
+    painted = TargetTable3d(packed, split=0, unlabelled_fraction=1.0).draw(rng, pictured=False)
     assert painted is not None
     assert painted.map == LABELS
 
@@ -240,7 +240,7 @@ def test_targets_are_drawn_from_the_split_and_lie_in_their_boxes(packed: PackedV
 def test_views_show_their_target_and_stay_within_reach(packed: PackedVolumes) -> None:
     rng = np.random.default_rng(1)
     device_data = DeviceVolumes(packed, torch.device("cpu"))
-    table = TargetTable3d(packed, split=0, invented=0.3)
+    table = TargetTable3d(packed, split=0, unlabelled_fraction=0.3)
     shown = []
     for seed in range(40):
         target = table.draw(rng, pictured=seed % 4 > 0)
@@ -271,7 +271,7 @@ def test_a_view_at_native_voxels_is_the_volume(
     index = _volume(packed, "3d/balls")
     volume = packed.volumes[index]
     device_data = DeviceVolumes(packed, torch.device("cpu"))
-    target = TargetTable3d(packed, split=0, invented=0.0).named(
+    target = TargetTable3d(packed, split=0, unlabelled_fraction=0.0).named(
         volume.set_index, 1, np.random.default_rng(0)
     )[0]
     shape = tuple(volume.shape[k] for k in order)
@@ -288,7 +288,7 @@ def test_a_view_at_native_voxels_is_the_volume(
 def test_shrinking_is_averaging_except_for_gaps(packed: PackedVolumes) -> None:
     volume = packed.volumes[_volume(packed, "3d/balls")]
     device_data = DeviceVolumes(packed, torch.device("cpu"))
-    target = TargetTable3d(packed, split=0, invented=0.0).named(
+    target = TargetTable3d(packed, split=0, unlabelled_fraction=0.0).named(
         volume.set_index, 1, np.random.default_rng(0)
     )[0]
     middle = np.array(volume.shape) / 2
@@ -322,7 +322,7 @@ def test_piled_pictures_shrink_to_nothing_at_both_ends(folder: Path) -> None:
     pictures = pack.open_pack(folder)
     maker = PseudoVolumes(pictures, torch.device("cpu"))
     rng = np.random.default_rng(0)
-    table = TargetTable(pictures, split=0, invented=0.0)
+    table = TargetTable(pictures, split=0, unlabelled_fraction=0.0)
     vanish = []
     for seed in range(24):
         targets = table.draw(1, rng)
@@ -390,7 +390,7 @@ def test_batches_are_made_of_everything_and_repeat(folder: Path, packed: PackedV
         torch.device("cpu"),
         synthetic=0.3,
         pseudo_volume_fraction=0.3,
-        invented=0.3,
+        unlabelled_fraction=0.3,
     )
     first, second = (
         maker.draw(10, SHAPE, np.random.default_rng(3), _batch_rng(10, seed=4)) for _ in range(2)

@@ -1,4 +1,4 @@
-"""``limner train``: train a built-in model; ``pack``: its pictures; ``export``: its result."""
+"""``limner train``: train a model by a recipe; ``pack``: its images; ``export``: its result."""
 
 from __future__ import annotations
 

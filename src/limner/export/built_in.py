@@ -1,7 +1,7 @@
 """A trained promptable network as an ONNX file (`limner.export.onnx_graph`).
 
 Weights are kept in half precision, exactly those of the safetensors file, and widened by the graph:
-half the size, and the computation is still in single precision where nothing else is asked for.
+half the size, and the computation is still in single precision where nothing else is wanted.
 """
 
 from __future__ import annotations
@@ -67,29 +67,29 @@ def export(source: Path, folder: Path, *, base: Path | None = None) -> Exported:
     path = _weights_file(source)
     weights, facts = read_weights(path)
     if "base" in facts:
-        return _joined(path, weights, facts, folder, base)
+        return _export_joined(path, weights, facts, folder, base)
     try:
         network = _network_of(facts["config"])
         name = str(facts["config"]["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not say what network it is of ({error}).") from error
     fill(network, weights, path)
-    _make(folder)
-    plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
+    _make_folder(folder)
+    plain, summary = folder / f"{name}.safetensors", folder / f"{name}.json"
     checkpoint.write_weights(plain, network.state_dict(), facts)
-    inside = {**facts, "weights_sha256": _hash(plain)}
+    inside = {**facts, "weights_sha256": _hash_file(plain)}
     if isinstance(network, TrackerNetwork):
         graphs = tuple(folder / f"{name}-{part}.onnx" for part in onnx_tracker.PARTS)
         export_parts(network, graphs, facts=inside)
     else:
         graphs = (folder / f"{name}.onnx",)
         export_onnx(network, graphs[0], facts=inside)
-    hashes = {p.name: _hash(p) for p in (plain, *graphs)}
-    _tell(told, {**facts, "sha256": hashes, "agreement": {}})
-    return Exported(plain, graphs, told)
+    hashes = {p.name: _hash_file(p) for p in (plain, *graphs)}
+    _write_facts(summary, {**facts, "sha256": hashes, "agreement": {}})
+    return Exported(plain, graphs, summary)
 
 
-def _joined(
+def _export_joined(
     path: Path, weights: dict[str, Any], facts: dict[str, Any], folder: Path, base: Path | None
 ) -> Exported:
     """Adapters with the network that they were trained for."""
@@ -101,22 +101,22 @@ def _joined(
             f"--base {facts['base']['file']} (SHA-256 {facts['base']['sha256']})."
         )
     whole = join_adapters(base, weights, facts)
-    _make(folder)
+    _make_folder(folder)
     name = str(facts["config"]["name"])
-    plain, told = folder / f"{name}.safetensors", folder / f"{name}.json"
+    plain, summary = folder / f"{name}.safetensors", folder / f"{name}.json"
     write_whole(plain, whole, facts)
-    _tell(told, {**facts, "sha256": {plain.name: _hash(plain)}})
-    return Exported(plain, (), told)
+    _write_facts(summary, {**facts, "sha256": {plain.name: _hash_file(plain)}})
+    return Exported(plain, (), summary)
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FormatError(f"Cannot make the folder {folder}: {error.strerror}.") from error
 
 
-def _tell(path: Path, facts: dict[str, Any]) -> None:
+def _write_facts(path: Path, facts: dict[str, Any]) -> None:
     atomic_bytes(path, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -132,7 +132,7 @@ def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d |
     return networks[method](config["widths"], config["depths"])
 
 
-def _hash(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

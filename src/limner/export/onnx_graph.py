@@ -25,7 +25,7 @@ _LEAST_WEIGHT = 1e-3  # as in `layers.unet2d`: an empty answer has no inside to 
 
 
 class Graph:
-    """Nodes and constants in the order they are asked for; tensors are known by name.
+    """Nodes and constants in the order of their use; tensors are known by name.
 
     Args:
         weights: of the network, by name.
@@ -99,7 +99,7 @@ def folded_stem(graph: Graph, x: str, stem: nn.Conv2d) -> str:
 def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
     """`PromptableUNet3d.forward`.
 
-    ONNX folds pixels on planes only. Here the stem's kernel is spread over the pixels that were
+    ONNX folds pixels in 2D only. Here the stem's kernel is spread over the pixels that were
     folded, with twice its stride, and unfolding is a transposed convolution with ones.
     """
     kernel = network.stem.weight
@@ -151,8 +151,8 @@ def _down_and_up(
 
 def enlarged(graph: Graph, x: str, solid: bool = False, *, slices: bool = False) -> str:
     """Twice the rows and columns, linear; each slice repeated where there are twice as many."""
-    plane = [1, 1, 1, 2, 2] if solid else [1, 1, 2, 2]
-    double = graph.constant(np.array(plane, np.float32))
+    scales = [1, 1, 1, 2, 2] if solid else [1, 1, 2, 2]
+    double = graph.constant(np.array(scales, np.float32))
     x = graph.add("Resize", x, "", double, mode="linear")  # half_pixel is the default
     if not slices:
         return x
@@ -214,7 +214,7 @@ def _pooled(graph: Graph, x: str, pool: nn.Module) -> str:
 
 
 def _normalize(graph: Graph, x: str, name: str, norm: nn.GroupNorm, *, solid: bool) -> str:
-    """Group normalisation without reshaping, which would take the picture out of the memory layout
+    """Group normalisation without reshaping, which would take the image out of the memory layout
     that convolutions want: means per channel, mixed within each group by a small 1x1 convolution.
     """
     channels, groups = norm.num_channels, norm.num_groups
@@ -236,16 +236,16 @@ def quality(
     graph: Graph, deepest: str, finest: str, folded: str, axes: tuple[int, ...] = (2, 3)
 ) -> None:
     """`PromptableUNet2d._quality` and that of volumes."""
-    plane, channel = graph.constant(np.array(axes)), graph.constant(np.array([1]))
+    spatial, channel = graph.constant(np.array(axes)), graph.constant(np.array([1]))
     inside = graph.add("Sigmoid", graph.add("ReduceMean", folded, channel, keepdims=1))
     one = graph.constant(np.array(1, np.float32))
     rim = graph.add("Mul", inside, graph.add("Sub", one, inside))
-    parts = [graph.add("ReduceMean", deepest, plane, keepdims=0)]
+    parts = [graph.add("ReduceMean", deepest, spatial, keepdims=0)]
     least = graph.constant(np.array(_LEAST_WEIGHT, np.float32))
     for weights in (inside, rim):
-        total = graph.add("Max", graph.add("ReduceSum", weights, plane, keepdims=0), least)
+        total = graph.add("Max", graph.add("ReduceSum", weights, spatial, keepdims=0), least)
         weighed = graph.add("Mul", finest, weights)
-        parts.append(graph.add("Div", graph.add("ReduceSum", weighed, plane, keepdims=0), total))
+        parts.append(graph.add("Div", graph.add("ReduceSum", weighed, spatial, keepdims=0), total))
     judged = graph.add("Relu", _linear(graph, graph.add("Concat", *parts, axis=1), "judge.0"))
     graph.add("Squeeze", _linear(graph, judged, "to_quality"), channel, output=OUTPUTS[1])
 

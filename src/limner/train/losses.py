@@ -24,7 +24,7 @@ def answer_loss(logits: Tensor, target: Tensor, inside: Tensor, marked: Tensor) 
     Args:
         logits: (B, 1, S, S), or of volumes (B, 1, D, H, W).
         target: 0 or 1.
-        inside: 1 on the picture; the rest is not counted.
+        inside: 1 on the image; the rest is not counted.
         marked: 1 on clicks and strokes.
 
     Returns:
@@ -54,7 +54,7 @@ def quality_loss(quality: Tensor, logits: Tensor, target: Tensor, inside: Tensor
         quality: logit of the prediction, (B,).
         logits: (B, 1, S, S).
         target: 0 or 1.
-        inside: 1 on the picture.
+        inside: 1 on the image.
     """
     wanted = iou((logits.detach() > 0).float() * inside, target * inside)
     return functional.binary_cross_entropy_with_logits(quality.float(), wanted)
@@ -78,7 +78,7 @@ def masks_loss(
     Args:
         logits: (B, 1 + K, S, S) of `aggregated`, background first.
         target: (B, K, S, S), 0 or 1; objects do not overlap.
-        inside: (B, 1, S, S), 1 on the picture; the rest is not counted.
+        inside: (B, 1, S, S), 1 on the image; the rest is not counted.
         there: (B, K), 1 for objects that this sequence has.
         share: of the pixels that count.
 

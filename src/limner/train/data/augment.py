@@ -1,4 +1,4 @@
-"""Changes of intensity on a batch, on the device: what scanners, cameras and files do to a picture.
+"""Changes of intensity on a batch, on the device: what scanners, cameras and files do to an image.
 
 Every function takes and returns (B, 3, H, W) float32, 0…1, and decides for each sample by itself.
 """
@@ -57,7 +57,7 @@ def _exchanged(image: Tensor, batch_rng: BatchRandom) -> Tensor:
 
 
 def _tinted(image: Tensor, batch_rng: BatchRandom) -> Tensor:
-    """Grey pictures stay grey."""
+    """Grey images stay grey."""
     tint = batch_rng.uniform(0.75, 1.25, 3, 1, 1)
     span = image.amax(dim=1, keepdim=True) - image.amin(dim=1, keepdim=True)
     coloured = span.amax(dim=(2, 3), keepdim=True) > 0.02

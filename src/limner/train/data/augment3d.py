@@ -23,7 +23,7 @@ def augment_volumes(image: Tensor, batch_rng: BatchRandom) -> Tensor:
     """
     flat = BatchRandom(
         batch_rng.number, batch_rng.generator
-    )  # slices one below the other are a plane, too
+    )  # slices one below the other are an image, too
     depth = image.shape[2]
 
     def to_slices(values: Tensor) -> Tensor:

@@ -68,11 +68,11 @@ def _draw_matrices(
 ) -> Tensor:
     """Random rotations and zooms in the coordinates of `torch.nn.functional.affine_grid`."""
     ndim = len(spacing)
-    planes = [(0, 1)]  # pairs of coordinates (x, y[, z]) that are turned
+    pairs = [(0, 1)]  # pairs of coordinates (x, y[, z]) that are turned
     if ndim == 3 and spacing[0] < _THICK * min(spacing[1:]):
-        planes += [(0, 2), (1, 2)]
+        pairs += [(0, 2), (1, 2)]
     matrices = torch.eye(ndim, device=generator.device).repeat(number, 1, 1)
-    for a, b in planes:
+    for a, b in pairs:
         angle = (2 * _draw(number, generator) - 1) * _LARGEST_ANGLE
         turn = torch.eye(ndim, device=generator.device).repeat(number, 1, 1)
         turn[:, a, a] = turn[:, b, b] = torch.cos(angle)

@@ -52,7 +52,7 @@ class DeviceVolumes:
     def cut_view(
         self, target: Target3d, view: View3d, batch_rng: BatchRandom, window: int = 0
     ) -> Sample3d:
-        """Cut out a view; a volume without a picture is painted.
+        """Cut out a view; a volume without an image is painted.
 
         Args:
             target: what is meant.
@@ -67,14 +67,14 @@ class DeviceVolumes:
         factors = volume.factors if target.map in (FINE, COARSE) else (1, 1, 1)
         mask = _mask(tensors.maps[target.map], target.ids, low, high, factors)
         if len(volume.images):
-            picture = tensors.images[window][crop].float()[None] / 255.0
+            image = tensors.images[window][crop].float()[None] / 255.0
         else:
-            picture = paint_regions(tensors.regions[crop].long(), batch_rng)
+            image = paint_regions(tensors.regions[crop].long(), batch_rng)
         at = view_positions(view, batch_rng)
         bounds = torch.from_numpy(size.astype(np.float32)).to(self.device).view(3, 1, 1, 1)
         inside = ((at >= 0) & (at <= bounds)).all(dim=0, keepdim=True).float()
         kernel = _kernel(view)
-        image = resample(picture, at, low, kernel)
+        image = resample(image, at, low, kernel)
         found = resample(mask, at, low * 1.0, kernel, factors)
         return Sample3d(image * inside, binarize(found) * inside, inside)
 

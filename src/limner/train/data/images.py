@@ -1,6 +1,6 @@
 """2D training images of any data set: images as they are, slices of volumes in three directions.
 
-Only cases of the splits train and val are opened, so that a test case is never asked for.
+Only cases of the splits train and val are opened, so that a test case is never read.
 """
 
 from __future__ import annotations

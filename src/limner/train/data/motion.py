@@ -1,5 +1,5 @@
-"""Still pictures as sequences: what is seen moves, turns, grows and bends from frame to frame, the
-object sometimes by itself in front of another picture; and what cameras change between frames.
+"""Still images as sequences: what is seen moves, turns, grows and bends from frame to frame, the
+object sometimes by itself in front of another image; and what cameras change between frames.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from limner.train.data.rng import BatchRandom
 
 _STILL = 0.2  # share of sequences in which nothing moves
 _BENDS = 3  # bumps of a bending along each axis
-_BEATING = 0.5  # share of moved pictures whose object shrinks or swells
-_FASTEST = 0.09  # of the picture's side, per frame
+_BEATING = 0.5  # share of moved images whose object shrinks or swells
+_FASTEST = 0.09  # of the image's side, per frame
 
 
 def animate(
     image: Tensor, target: Tensor, inside: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Frames of pictures that move; the first is as it was.
+    """Frames of images that move; the first is as it was.
 
     Args:
         image: (B, 3, S, S), 0…1.
         target: (B, 1, S, S), 0 or 1.
-        inside: (B, 1, S, S), 1 on the picture.
+        inside: (B, 1, S, S), 1 on the image.
         frames: T.
         batch_rng: of the batch.
 
@@ -42,7 +42,7 @@ def animate(
 def animate_object(
     image: Tensor, target: Tensor, frames: int, batch_rng: BatchRandom
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `animate`, but each object moves in front of the picture of another sample, which has a
+    """As `animate`, but each object moves in front of the image of another sample, which has a
     motion of its own.
     """
     size = image.shape[-1]

@@ -1,9 +1,9 @@
-"""All planes that may be trained on: one compact folder that travels, and flat arrays in memory.
+"""All images that may be trained on: one compact folder that travels, and flat arrays in memory.
 
-On disk: ``pack.json`` (facts, one entry per set) and one ``.xz`` a set: pictures as differences
+On disk: ``pack.json`` (facts, one entry per set) and one ``.xz`` a set: images as differences
 between neighbours, colours as luminance and chrominance at half resolution, in steps too small to
 see; label maps as they are. No codec but Python's own is needed to open it, so that a machine with
-nothing but NumPy and PyTorch can train. In memory: pixels of all planes end to end, so that a whole
+nothing but NumPy and PyTorch can train. In memory: pixels of all images end to end, so that a whole
 batch is one gather.
 """
 
@@ -34,7 +34,7 @@ LABELS, OBJECTS, FINE, COARSE = range(4)  # layers: what a target's id is an id 
 UNITS = ("label", "instance", "component")
 _STEP_2D, _STEP_3D = 4, 1  # grey values, of images and slices; JPEG's own errors are larger
 _IDS = ("labels", "objects", "fine", "coarse")  # arrays that are uint16 in memory
-_MOST_ENTRIES = 40  # invented regions kept per plane and layer
+_MOST_ENTRIES = 40  # unlabelled regions kept per image and layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,12 @@ class PackedImages:
     Attributes:
         names: of the sets.
         digest: SHA-256 of the packed files.
-        pixels: uint8, all pictures end to end, each (channel, row, column).
-        layers: four uint16 arrays, the maps of all planes end to end: labels, objects, superpixels,
+        pixels: uint8, all images end to end, each (channel, row, column).
+        layers: four uint16 arrays, the maps of all images end to end: labels, objects, superpixels,
             groups of superpixels.
         images: int64 (image, 8): set, split (0 train, 1 val), unit, rows, columns, channels (0
             where there is a label map only, 1 or 3), first pixel, first map pixel.
-        entries: int32 (entry, 8): plane, layer, then as `regions.table`; sorted by both.
+        entries: int32 (entry, 8): image, layer, then as `regions.table`; sorted by both.
         num_stems: int64 (set,): files of each set.
     """
 
@@ -233,7 +233,7 @@ def _halve(values: Array) -> Array:
 
 
 def _differences(values: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Levels as differences along rows and columns, modulo 256: noise where there was a picture."""
+    """Levels as differences along rows and columns, modulo 256: noise where there was an image."""
     levels = ((values.astype(np.uint16) + step // 2) // step).astype(np.uint8)
     return levels if levels.ndim < 2 else encode_differences(levels, 2)
 

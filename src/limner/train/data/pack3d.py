@@ -1,4 +1,4 @@
-"""All volumes that may be trained on: beside the planes in the folder of a pack, and in memory.
+"""All volumes that may be trained on: beside the images in the folder of a pack, and in memory.
 
 ``volumes.json`` holds the facts, ``vNN.xz`` the volumes of a set: differences between neighbours
 within slices, in steps too small to see; label maps as they are.
@@ -29,11 +29,11 @@ Array = NDArray[Any]
 
 LABELS, FINE, COARSE, FIRST_BAND = 0, 1, 2, 3  # maps: what a target's id is an id of
 _LEAST_LABEL = 40  # voxels of a label that is a target
-_LEAST_CLARITY = 2.0  # grey values: an invented target whose border nobody sees teaches nothing
+_LEAST_CLARITY = 2.0  # grey values: an unlabelled target whose border nobody sees teaches nothing
 _LEAST_FILL = 0.08  # of its box
 _LEAST_CELLS = 60  # voxels of the coarser grid that a supervoxel has to be a target
 _STEP = 2  # grey values
-_MOST_ENTRIES = 80  # invented regions kept per volume and map
+_MOST_ENTRIES = 80  # unlabelled regions kept per volume and map
 SUMMARY = "volumes.json"
 
 

@@ -1,5 +1,5 @@
-"""Pictures of the plane with their masks, piled up into volumes: so a network that sees volumes
-learns all the kinds of image of which there are pictures only.
+"""Pseudo-volumes: 2D images with their masks, piled up, so that a 3D network learns the kinds of
+image of which there are no volumes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LARGE = 0.3  # of the view: what is larger leaves too little around it that cou
 
 
 class PseudoVolumes:
-    """Pictures of the plane with their masks, piled up into volumes.
+    """2D images with their masks, piled up into volumes.
 
-    At the middle slice the picture is as it is. Further away the target, and some places besides
+    At the middle slice the image is as it is. Further away the target, and some places besides
     it, are drawn together until they vanish, which gives bodies like ellipsoids whose outline is
     the target's; all else drifts and bends a little.
 
     Args:
-        pack: pictures of the plane.
+        pack: 2D images.
         device: that trains.
     """
 
@@ -79,7 +79,7 @@ class PseudoVolumes:
         rng: np.random.Generator,
         batch_rng: BatchRandom,
     ) -> Tensor:
-        """(2, D, H, W): where on the plane each voxel lies."""
+        """(2, D, H, W): where on the image each voxel lies."""
         depth, rows, columns = shape
         device = self.device
         axes = [torch.arange(n, device=device, dtype=torch.float32) + 0.5 - n / 2 for n in shape]
@@ -109,7 +109,7 @@ class PseudoVolumes:
 
 
 def _sampled(values: Tensor, at: Tensor, kernel: list[int]) -> Tensor:
-    """(C, D, H, W): a picture (C, rows, columns) at places (2, D, H, W), interpolated after means
+    """(C, D, H, W): an image (C, rows, columns) at places (2, D, H, W), interpolated after means
     over `kernel` pixels; only the part that is needed.
     """
     window, low = [], []

@@ -16,7 +16,7 @@ Ids = NDArray[np.uint16]
 
 
 def compute_superpixels(image: NDArray[np.uint8], rng: np.random.Generator) -> Ids:
-    """A partition of a picture, ids from 1.
+    """A partition of an image, ids from 1.
 
     Args:
         image: (row, column) or (row, column, 3).
@@ -40,7 +40,7 @@ def group_superpixels(regions: Ids, image: NDArray[np.uint8], rng: np.random.Gen
 
     Args:
         regions: of `compute_superpixels`.
-        image: the same picture.
+        image: the same image.
         rng: draws how alike is alike.
 
     Returns:

@@ -16,7 +16,7 @@ class BatchRandom:
     Args:
         number: samples.
         generator: on the device of everything drawn.
-        axes: of the pictures, 2 or 3.
+        axes: of the images, 2 or 3.
     """
 
     def __init__(self, number: int, generator: torch.Generator, axes: int = 2) -> None:
@@ -80,8 +80,8 @@ class BatchRandom:
 
 
 def box_mean(values: Tensor, radius: int) -> Tensor:
-    """Means over squares of ``2 radius + 1`` pixels in the plane, zeros outside; by running sums,
-    so that the cost does not depend on the radius.
+    """Means over squares of ``2 radius + 1`` pixels, zeros outside; by running sums, so that the
+    cost does not depend on the radius.
 
     Args:
         values: (B, C, H, W) float32.

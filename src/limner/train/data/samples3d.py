@@ -1,4 +1,4 @@
-"""A batch for a network that sees volumes: real volumes, painted ones, and pictures piled up."""
+"""A batch for a network that sees volumes: real volumes, painted ones, and images piled up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from limner.train.data.views import SampleBatch, draw_views
 from limner.train.data.views3d import Shape, draw_view
 
 _MADE_UP = 0.55  # share of painted volumes that are shapes, not label maps
-_LUMPS = 0.08  # share of the other samples that get a lump put into them
+_LESIONS = 0.08  # share of the other samples that get a lesion put into them
 _LEAST = 12  # voxels of a target; another sample is drawn instead
 _TRIES = 4
 
@@ -28,27 +28,27 @@ class VolumeSampler:
 
     Args:
         volumes: to train on.
-        pictures: of the plane, to pile up.
+        images: in 2D, to pile up.
         device: that trains.
         synthetic: share of samples that are painted.
         pseudo_volume_fraction: share of samples that are images stacked into pseudo volumes.
-        invented: share of targets that no label names.
+        unlabelled_fraction: share of targets that no label names.
     """
 
     def __init__(
         self,
         volumes: PackedVolumes,
-        pictures: PackedImages,
+        images: PackedImages,
         device: torch.device,
         *,
         synthetic: float,
         pseudo_volume_fraction: float,
-        invented: float,
+        unlabelled_fraction: float,
     ) -> None:
         self.device_data = DeviceVolumes(volumes, device)
-        self.table = TargetTable3d(volumes, split=0, invented=invented)
-        self.pseudo_volumes = PseudoVolumes(pictures, device)
-        self.pictures = TargetTable(pictures, split=0, invented=invented)
+        self.table = TargetTable3d(volumes, split=0, unlabelled_fraction=unlabelled_fraction)
+        self.pseudo_volumes = PseudoVolumes(images, device)
+        self.images = TargetTable(images, split=0, unlabelled_fraction=unlabelled_fraction)
         self._synthetic = synthetic
         self._pseudo_volume_fraction = pseudo_volume_fraction
 
@@ -83,7 +83,7 @@ class VolumeSampler:
         kind = rng.random()
         sample: Sample3d | None = None
         if kind < self._pseudo_volume_fraction:
-            targets = self.pictures.draw(1, rng)
+            targets = self.images.draw(1, rng)
             views = draw_views(self.pseudo_volumes.pack, targets, max(shape[1:]), rng)
             sample = self.pseudo_volumes.cut_view(targets, views, shape, rng, batch_rng)
         elif kind < self._pseudo_volume_fraction + self._synthetic:
@@ -96,7 +96,7 @@ class VolumeSampler:
             sample = self._of_volume(shape, rng, batch_rng, pictured=True)
         if sample is None:
             return draw_synthetic(shape, rng, batch_rng)
-        if rng.random() < _LUMPS:
+        if rng.random() < _LESIONS:
             image, target = add_lesion(sample.image, batch_rng)
             return Sample3d(image * sample.inside, target * sample.inside, sample.inside)
         return sample

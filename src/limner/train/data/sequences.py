@@ -1,5 +1,5 @@
 """Short sequences to learn following from: slices of volumes, painted and made-up volumes, and
-still pictures that are moved.
+still images that are moved.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from limner.train.data.views3d import View3d, draw_slices
 _LEAST = 12  # pixels of the object on the first frame
 _TRIES = 5
 _MADE_UP = 0.4  # share of painted volumes that are shapes, not label maps
-_LUMPS = 0.1  # share of the other volumes that get a lump put into them
-_PASTED = 0.3  # share of moved pictures whose object moves by itself
+_LESIONS = 0.1  # share of the other volumes that get a lesion put into them
+_PASTED = 0.3  # share of moved images whose object moves by itself
 _RESTLESS = 0.3  # share of volumes whose slices are moved as well
 
 
@@ -40,7 +40,7 @@ class ImageSequences:
     Attributes:
         image: float32 (B, T, 3, S, S), 0…1.
         target: float32 (B, T, 1, S, S), 0 or 1; something on the first frame.
-        inside: float32 (B, T, 1, S, S), 1 on the picture.
+        inside: float32 (B, T, 1, S, S), 1 on the image.
     """
 
     image: Tensor
@@ -54,7 +54,7 @@ class SequenceSampler:
     Args:
         config: shares of kinds.
         volumes: to train on.
-        pictures: of the plane, to move.
+        images: in 2D, to move.
         device: that trains.
     """
 
@@ -62,13 +62,17 @@ class SequenceSampler:
         self,
         config: SequenceConfig,
         volumes: PackedVolumes,
-        pictures: PackedImages,
+        images: PackedImages,
         device: torch.device,
     ) -> None:
         self.device_data = DeviceVolumes(volumes, device)
-        self._table = TargetTable3d(volumes, split=0, invented=config.unlabelled_target_fraction)
-        self._pictures = DeviceImages(pictures, device)
-        self._targets = TargetTable(pictures, split=0, invented=config.unlabelled_target_fraction)
+        self._table = TargetTable3d(
+            volumes, split=0, unlabelled_fraction=config.unlabelled_target_fraction
+        )
+        self._images = DeviceImages(images, device)
+        self._targets = TargetTable(
+            images, split=0, unlabelled_fraction=config.unlabelled_target_fraction
+        )
         self._config = config
 
     @torch.no_grad()
@@ -86,19 +90,19 @@ class SequenceSampler:
         still = int(rng.binomial(number, self._config.moved_image_fraction))
         parts = []
         if still:
-            parts.append(self._of_pictures(still, size, rng, batch_rng.of(still)))
+            parts.append(self._of_images(still, size, rng, batch_rng.of(still)))
         if number - still:
             parts.append(self._of_volumes(number - still, size, rng, batch_rng.of(number - still)))
         image, target, inside = (torch.cat(some) for some in zip(*parts, strict=True))
         image = motion.flicker(image, batch_rng) * inside
         return ImageSequences(image, target * inside, inside)
 
-    def _of_pictures(
+    def _of_images(
         self, number: int, size: int, rng: np.random.Generator, batch_rng: BatchRandom
     ) -> tuple[Tensor, Tensor, Tensor]:
         targets = self._targets.draw(number, rng)
-        views = draw_views(self._pictures.pack, targets, size, rng)
-        samples = self._pictures.cut_view(targets, views, size, batch_rng.generator)
+        views = draw_views(self._images.pack, targets, size, rng)
+        samples = self._images.cut_view(targets, views, size, batch_rng.generator)
         image = augment_images(samples.image, batch_rng) * samples.inside
         target = samples.target * samples.inside
         if number > 1 and rng.random() < _PASTED:
@@ -145,7 +149,7 @@ class SequenceSampler:
         if target is None:
             return draw_synthetic(shape, rng, batch_rng)
         sample = self._shown(target, shape, rng, batch_rng)
-        if not painted and rng.random() < _LUMPS:
+        if not painted and rng.random() < _LESIONS:
             image, lesion = add_lesion(sample.image, batch_rng)
             return Sample3d(image * sample.inside, lesion * sample.inside, sample.inside)
         return sample

@@ -1,5 +1,5 @@
-"""Volumes painted from shapes that are made up, as `synthetic` does in the plane: blobs, vessels,
-sheets, ellipsoids, shells, cells that touch, nuclei; and lumps put into real volumes.
+"""Volumes painted from shapes that are made up, as `synthetic` does in 2D: blobs, vessels, sheets,
+ellipsoids, shells, cells that touch, nuclei; and lesions put into real volumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def draw_shapes(shape: Shape, batch_rng: BatchRandom, *, thickness: float) -> tu
     Args:
         shape: slices, rows, columns.
         batch_rng: of one sample.
-        thickness: of a slice, in steps of the plane.
+        thickness: of a slice, in steps within the slice.
 
     Returns:
         Image (1, D, H, W), 0…1, and target, float32 (1, D, H, W).
@@ -66,7 +66,7 @@ def add_lesion(image: Tensor, batch_rng: BatchRandom) -> tuple[Tensor, Tensor]:
 
 
 def _grid(shape: Shape, device: torch.device, thickness: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Slices, rows and columns in steps of the plane from the middle, to be broadcast."""
+    """Slices, rows and columns in steps within the slice from the middle, to be broadcast."""
     along = [torch.arange(n, device=device, dtype=torch.float32) + 0.5 - n / 2 for n in shape]
     down = along[0] * thickness
     return down.view(-1, 1, 1), along[1].view(1, -1, 1), along[2].view(1, 1, -1)

@@ -62,7 +62,7 @@ def segment(
         rule: ``"adaptive"`` is that of the publication; ``"threshold"`` joins all neighbours whose
             cost is at most the `PERCENTILE` of the costs above 0, as the authors of SegVol do.
         scale: larger makes larger regions; not used by ``"threshold"``.
-        sigma: of the Gaussian within planes before, in voxels; planes are not mixed, since they may
+        sigma: of the Gaussian within slices before, in voxels; slices are not mixed, since they may
             lie far apart.
         min_size: smaller regions are joined with their nearest neighbours, in voxels.
 
@@ -86,7 +86,7 @@ def segment(
 
 
 def find_edges(volume: NDArray[np.float32]) -> Edges:
-    """Each voxel's neighbours to the right, below, on both diagonals below, and in the next plane;
+    """Each voxel's neighbours to the right, below, on both diagonals below, and in the next slice;
     sorted by their difference, stably.
     """
     nodes = np.arange(volume.size, dtype=np.int32).reshape(volume.shape)

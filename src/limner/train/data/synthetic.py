@@ -1,4 +1,4 @@
-"""Pictures painted from label maps (after SynthSeg, https://arxiv.org/abs/2107.09559) and from
+"""Images painted from label maps (after SynthSeg, https://arxiv.org/abs/2107.09559) and from
 shapes that are made up (after SynthMorph, https://arxiv.org/abs/2004.10282): targets of kinds that
 no data set has.
 """
@@ -14,7 +14,7 @@ _COLOURS = 4096  # entries of a sample's table of brightness; ids beyond it wrap
 
 
 def paint(regions: Tensor, batch_rng: BatchRandom) -> Tensor:
-    """A picture in which each region has a brightness and a texture of its own.
+    """An image in which each region has a brightness and a texture of its own.
 
     Args:
         regions: int64 (B, S, S), ids.

@@ -1,4 +1,4 @@
-"""Which target on which plane: drawn on the host, a batch at a time.
+"""Which target on which image: drawn on the host, a batch at a time.
 
 A target is a union of regions of one layer of the pack: a label, several labels, a component or
 instance, several of them, a superpixel or a group of superpixels.
@@ -17,7 +17,7 @@ from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, PackedImages
 Array = NDArray[Any]
 
 MOST_IDS = 6  # regions that one target unites
-_SET_POWER = 0.4  # a set with 16 times the pictures is drawn 3 times as often
+_SET_POWER = 0.4  # a set with 16 times the images is drawn 3 times as often
 _UNITED = 0.1  # share of targets that are unions
 
 # Shares of layers by what one object of a set is.
@@ -32,7 +32,7 @@ class Targets:
         images: index in the pack, int64 (B,).
         layers: int64 (B,).
         ids: int64 (B, MOST_IDS); the first is repeated where there are fewer.
-        boxes: float64 (B, 4): first row, first column, last row + 1, last column + 1 on the plane.
+        boxes: float64 (B, 4): first row, first column, last row + 1, last column + 1 on the image.
     """
 
     images: NDArray[np.int64]
@@ -42,20 +42,20 @@ class Targets:
 
 
 class TargetTable:
-    """Draws targets from the planes of one split.
+    """Draws targets from the images of one split.
 
     Args:
-        pack: the pictures.
+        pack: the images.
         split: 0 to train, 1 to validate.
-        invented: share of targets that no label names.
+        unlabelled_fraction: share of targets that no label names.
 
     Raises:
         ValueError: the split has no target.
     """
 
-    def __init__(self, pack: PackedImages, *, split: int, invented: float) -> None:
+    def __init__(self, pack: PackedImages, *, split: int, unlabelled_fraction: float) -> None:
         self._pack = pack
-        self._invented = invented
+        self._unlabelled_fraction = unlabelled_fraction
         keys = pack.entries[:, 0].astype(np.int64) * 4 + pack.entries[:, 1]
         marks = np.arange(len(pack.images) * 4 + 1)
         self._starts = np.searchsorted(keys, marks)
@@ -65,10 +65,10 @@ class TargetTable:
             raise ValueError(f"The pack has no target to {'validate with' if split else 'learn'}.")
         sets, counts = np.unique(pack.images[eligible, 0], return_counts=True)
         share = pack.num_stems[sets].astype(np.float64) ** _SET_POWER
-        per_plane = np.zeros(len(pack.names))
-        per_plane[sets] = share / share.sum() / counts
+        per_image = np.zeros(len(pack.names))
+        per_image[sets] = share / share.sum() / counts
         self.images = eligible
-        self._shares = per_plane[pack.images[eligible, 0]]
+        self._shares = per_image[pack.images[eligible, 0]]
         self._shares /= self._shares.sum()
 
     def draw(self, number: int, rng: np.random.Generator) -> Targets:
@@ -95,7 +95,7 @@ class TargetTable:
 
     def _draw_on(self, image: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Rows of `entries` that make up one target."""
-        if rng.random() < self._invented:
+        if rng.random() < self._unlabelled_fraction:
             order = [FINE, COARSE] if rng.random() < 0.5 else [COARSE, FINE]
         else:
             share = _LAYER_SHARES[min(1, int(self._pack.images[image, 2]))]

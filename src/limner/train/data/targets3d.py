@@ -13,9 +13,9 @@ _SET_POWER = 0.4  # a set with 16 times the voxels is drawn 3 times as often
 _UNITED = 0.15  # share of targets that unite several regions of one map
 _MOST_IDS = 6
 # Where a volume has one or two labels, what it shows besides is most of what there is to learn.
-_INVENTED_OF_FEW = 0.55
+_UNLABELLED_OF_FEW = 0.55
 _FEW = 3  # labels
-_BANDS = 0.6  # share of invented targets that are parts of like brightness
+_BANDS = 0.6  # share of unlabelled targets that are parts of like brightness
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +41,15 @@ class TargetTable3d:
     Args:
         pack: the volumes.
         split: 0 to train, 1 to validate.
-        invented: share of targets that no label names, in volumes with many labels.
+        unlabelled_fraction: share of targets that no label names, in volumes with many labels.
 
     Raises:
         ValueError: the split has no target.
     """
 
-    def __init__(self, pack: PackedVolumes, *, split: int, invented: float) -> None:
+    def __init__(self, pack: PackedVolumes, *, split: int, unlabelled_fraction: float) -> None:
         self._pack = pack
-        self._invented = invented
+        self._unlabelled_fraction = unlabelled_fraction
         named = [LABELS in s.entries[:, 0] for s in pack.volumes]
         kept = [k for k, s in enumerate(pack.volumes) if s.split == split and named[k]]
         if not kept:
@@ -63,7 +63,7 @@ class TargetTable3d:
         self._shares = total[self._sets] ** _SET_POWER / files[self._sets]
 
     def draw(self, rng: np.random.Generator, *, pictured: bool) -> Target3d | None:
-        """A target in a volume with or without a picture; None if there is none such."""
+        """A target in a volume with or without an image; None if there is none such."""
         fit = np.flatnonzero(self._pictured == pictured)
         if not fit.size:
             return None
@@ -100,7 +100,9 @@ class TargetTable3d:
 
     def _map(self, volume: PackedVolume, rng: np.random.Generator) -> int:
         few = len(_rows(volume, LABELS)) <= _FEW
-        share = max(self._invented, _INVENTED_OF_FEW) if few else self._invented
+        share = (
+            max(self._unlabelled_fraction, _UNLABELLED_OF_FEW) if few else self._unlabelled_fraction
+        )
         if not len(volume.images) or rng.random() >= share:
             return LABELS
         if rng.random() < _BANDS:

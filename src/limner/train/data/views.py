@@ -1,8 +1,8 @@
-"""What of a plane is seen: views like those of a session, cut out of the pack on the device.
+"""What of an image is seen: views like those of a session, cut out of the pack on the device.
 
 A session shows a model the whole image, shrunk until it fits, or a window around the object, at
 native resolution if that fits (`limner.sessions.answers.zoom`). Training sees both, with windows
-of many widths, turned, mirrored and bent. Outside the plane a view is black, as padding is.
+of many widths, turned, mirrored and bent. Outside the image a view is black, as padding is.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from limner.train.data.targets import Targets
 
 Array = NDArray[Any]
 
-_WHOLE = 0.3  # share of views that show the whole plane
-_KEPT_ON_PLANE = 0.85  # share of windows that do not reach beyond it
+_WHOLE = 0.3  # share of views that show the whole image
+_KEPT_INSIDE = 0.85  # share of windows that do not reach beyond it
 _NEAR = 0.65  # share of windows about as wide as those of a session: `_WINDOW` times the target
 _NEAR_WIDEST, _FAR_WIDEST = 2.2, 5.0  # of the target's size
 _CUT = 0.12  # share of windows smaller than the target, as around a click on something large
-_LEAST_SHOWN = 8.0  # pixels of the view that the larger side of a target has on a whole plane
-_MOST_ENLARGED = 4.0  # pixels of the view per pixel of the plane
+_LEAST_SHOWN = 8.0  # pixels of the view that the larger side of a target has on a whole image
+_MOST_ENLARGED = 4.0  # pixels of the view per pixel of the image
 _WINDOW = 1.6  # of the target's size: a session's first window, `_zoom.MARGIN` on both sides
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Where each view of a batch lies on its plane, in pixels of the plane.
+    """Where each view of a batch lies on its image, in pixels of the image.
 
     Attributes:
         centres: (B, 2) row, column of the middle.
-        steps: (B, 2, 2): plane pixels (row, column) per pixel of the view down and to the right.
+        steps: (B, 2, 2): image pixels (row, column) per pixel of the view down and to the right.
         bend: (B,) strength of the elastic bending, in pixels of the view.
     """
 
@@ -55,9 +55,9 @@ class SampleBatch:
     Attributes:
         image: float32 (B, 3, S, S), 0…1.
         target: float32 (B, 1, S, S), 0 or 1.
-        inside: float32 (B, 1, S, S), 1 on the plane.
-        regions: int64 (B, 2S, 2S): a map of regions to paint a synthetic picture from.
-        painted: bool (B,): there is no picture, only regions.
+        inside: float32 (B, 1, S, S), 1 on the image.
+        regions: int64 (B, 2S, 2S): a map of regions to paint a synthetic image from.
+        painted: bool (B,): there is no image, only regions.
     """
 
     image: Tensor
@@ -88,9 +88,9 @@ def draw_views(pack: PackedImages, targets: Targets, size: int, rng: np.random.G
     width = np.where(whole, longest * rng.uniform(0.95, 1.2, number), width)
     middle = sides / 2 + rng.uniform(-0.05, 0.05, (number, 2)) * longest[:, None]
     centres = np.where(whole[:, None], middle, centres)
-    half = np.minimum(width[:, None], sides) / 2  # sessions keep windows on the picture
+    half = np.minimum(width[:, None], sides) / 2  # sessions keep windows on the image
     kept = np.clip(centres, half, sides - half)
-    centres = np.where(rng.random((number, 1)) < _KEPT_ON_PLANE, kept, centres)
+    centres = np.where(rng.random((number, 1)) < _KEPT_INSIDE, kept, centres)
     turned = rng.random(number) < 0.3
     angle = np.where(turned, rng.uniform(-math.pi, math.pi, number), rng.normal(0, 0.15, number))
     stretch = np.exp(rng.normal(0, 0.1, number).clip(-0.3, 0.3))
@@ -164,7 +164,7 @@ class DeviceImages:
         return SampleBatch(image, (share >= 0.5).float() * kept, kept, regions, painted)
 
     def _places(self, views: Views, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows and columns on the plane, (B, 2S, 2S) each, 0 at the first pixel's centre."""
+        """Rows and columns on the image, (B, 2S, 2S) each, 0 at the first pixel's centre."""
         device = self.device
         along = (torch.arange(2 * size, device=device, dtype=torch.float32) + 0.5) / 2 - size / 2
         down, right = torch.meshgrid(along, along, indexing="ij")
@@ -212,10 +212,10 @@ class DeviceImages:
         channel = torch.arange(3, device=self.device).view(1, 3, 1, 1)
         jump = torch.where(images[:, 5] == 3, images[:, 3] * images[:, 4], 0).view(-1, 1, 1, 1)
         base = images[:, 6].view(-1, 1, 1, 1) + channel * jump
-        picture = (images[:, 5] > 0).view(-1, 1, 1, 1)
+        has_image = (images[:, 5] > 0).view(-1, 1, 1, 1)
 
         def pixels(r: Tensor, c: Tensor) -> Tensor:
-            index = torch.where(picture, base + (r * columns + c)[:, None], 0)
+            index = torch.where(has_image, base + (r * columns + c)[:, None], 0)
             return self._pixels[index].float()
 
         upper = torch.lerp(pixels(top, left), pixels(top, far), right)

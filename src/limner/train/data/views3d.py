@@ -1,5 +1,5 @@
-"""What of a volume is seen: views like those of a session, along any axis, with slices as thick as
-chance wants them.
+"""What of a volume is seen: views like those of a session, along any axis, with slices of random
+thickness.
 
 A session shows a window at the volume's own voxels if they are few enough, else with equal steps in
 millimetres (`limner.sessions.answers.zoom`). Training sees both, and everything between.
@@ -26,7 +26,7 @@ _NATIVE = 0.15  # share of views with the volume's own voxels
 _MOST_ENLARGED = 4.0  # voxels of the view per voxel of the volume along an axis
 _LEAST_SHOWN = 8.0  # voxels of the view along the longest side of a target in a whole volume
 _EVEN = 1.5  # a volume is as good as isotropic up to this ratio of its steps
-_THICKEST = 6.0  # slices, in steps of the plane
+_THICKEST = 6.0  # slices, in steps within the slice
 _GAPS = 0.4  # share of thick slices that are no means over their thickness
 _WINDOW = 1.6  # of the target's size: a session's first window
 _SLICES = (math.log(4), math.log(40))  # through a target, as they are followed
@@ -97,7 +97,7 @@ def draw_slices(
     box: Vector, size: Vector, spacing: Vector, shape: Shape, rng: np.random.Generator
 ) -> View3d:
     """Some slices through a target, one after the other in either direction, as they are followed:
-    the first goes through the target, later ones may have left it. In the plane the window is as
+    the first goes through the target, later ones may have left it. In the image the window is as
     wide as in `draw_view`.
 
     Args:
@@ -137,7 +137,7 @@ def draw_slices(
 
 
 def _width(extent: Vector, length: Vector, own: Vector, rng: np.random.Generator) -> float:
-    """Millimetres along the sides of a square window around a target in the plane."""
+    """Millimetres along the sides of a square window around a target within the slice."""
     if rng.random() < _WHOLE:
         return float(length.max()) * rng.uniform(0.9, 1.2)
     widest = _NEAR_WIDEST if rng.random() < _NEAR else _FAR_WIDEST
@@ -200,7 +200,7 @@ def _steps(
 
 
 def _turn(rng: np.random.Generator, *, free: bool) -> Vector:
-    """A rotation: in the plane as in 2D, little out of it; sometimes any, where steps are equal."""
+    """A rotation: within slices as in 2D, little out of them; sometimes any, if steps are equal."""
     if free and rng.random() < 0.15:
         quaternion = rng.normal(size=4)
         return _rotation(quaternion / np.linalg.norm(quaternion))

@@ -57,9 +57,9 @@ class TrackerRollout:
         self._given = True
         self.remember(0, keep=True)
 
-    def step(self, t: int, told: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and quality on frame `t`; `told` (B, 1, 1, 1) is 1 where the mask of the frame
-        before is shown.
+    def step(self, t: int, mask_shown: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and quality on frame `t`; `mask_shown` (B, 1, 1, 1) is 1 where the mask of the
+        frame before is shown.
         """
         kept = self._kept
         readout = read(
@@ -72,9 +72,11 @@ class TrackerRollout:
         grid = self._key.shape[-2:]
         readout = readout.view(*readout.shape[:2], *grid)
         past, mask = self._moved(t)
-        before = told * (2 * mask - 1)
+        before = mask_shown * (2 * mask - 1)
         with self._cast():
-            logits, quality = self._network.decoder(self._image[:, t], before, told * past, readout)
+            logits, quality = self._network.decoder(
+                self._image[:, t], before, mask_shown * past, readout
+            )
         logits = logits.float() + TRUST * before
         self._mask = torch.sigmoid(logits.detach().float()) * self._clips.inside[:, t]
         self._given = False
@@ -83,10 +85,10 @@ class TrackerRollout:
     def _moved(self, t: int) -> tuple[Tensor, Tensor]:
         """The frame before and its mask, moved to where things are on frame `t`."""
         grey = self._clips.image[:, t - 1 : t + 1].mean(dim=2).cpu().numpy()
-        planes = torch.cat([self._image[:, t - 1], self._mask], dim=1).cpu().numpy()
+        frames = torch.cat([self._image[:, t - 1], self._mask], dim=1).cpu().numpy()
         parts = [
             motion.moved(own, motion.motion(before, after))
-            for own, (before, after) in zip(planes, grey, strict=True)
+            for own, (before, after) in zip(frames, grey, strict=True)
         ]
         found = torch.from_numpy(np.stack(parts)).to(self._mask.device)
         return found[:, :3], found[:, 3:]

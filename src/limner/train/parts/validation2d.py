@@ -1,4 +1,4 @@
-"""Dice on fixed views of the validation planes, by a user who is always the same."""
+"""Validation Dice on fixed crops of images with a deterministic simulated user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def validate(
     Args:
         network: to judge.
         device_data: the images.
-        table: of the validation planes.
+        table: of the validation images.
         size: of the views.
         most: targets per set.
         precision: ``"bf16"`` or ``"fp32"``.

@@ -1,4 +1,4 @@
-"""Dice on fixed views of the held-out volumes, by a user who is always the same."""
+"""Validation Dice on fixed crops of volumes with a deterministic simulated user."""
 
 from __future__ import annotations
 

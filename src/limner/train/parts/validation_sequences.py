@@ -36,7 +36,7 @@ class HeldOutSequences:
         self._config, self._device_data = config, device_data
         self._table: TargetTable3d | None = None
         if any(s.split for s in volumes.volumes):
-            self._table = TargetTable3d(volumes, split=1, invented=0.0)
+            self._table = TargetTable3d(volumes, split=1, unlabelled_fraction=0.0)
 
     @torch.no_grad()
     def validate(self, track: Callable[[ImageSequences], Tensor]) -> Scores | None:
@@ -76,9 +76,9 @@ class HeldOutSequences:
         size = np.array(solid.shape, dtype=np.float64)
         view = plain_slices(target.box, size, solid.spacing, (_FRAMES, side, side))
         generator = torch.Generator(device=self._device_data.device).manual_seed(seed)
-        scene = self._device_data.cut_view(target, view, BatchRandom(1, generator, axes=3))
+        sample = self._device_data.cut_view(target, view, BatchRandom(1, generator, axes=3))
         return ImageSequences(
-            scene.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
-            scene.target.transpose(0, 1)[None],
-            scene.inside.transpose(0, 1)[None],
+            sample.image.expand(3, -1, -1, -1).transpose(0, 1)[None],
+            sample.target.transpose(0, 1)[None],
+            sample.inside.transpose(0, 1)[None],
         )

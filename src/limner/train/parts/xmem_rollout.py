@@ -35,7 +35,7 @@ class SequenceBatch:
     Attributes:
         image: float32 (B, T, 3, S, S), 0…1.
         target: float32 (B, T, K, S, S), 0 or 1; objects do not overlap.
-        inside: float32 (B, T, 1, S, S), 1 on the picture.
+        inside: float32 (B, T, 1, S, S), 1 on the image.
         there: float32 (B, K), 1 for objects that the sequence has; the first one always.
     """
 
@@ -127,10 +127,10 @@ class XMemRollout:
             deep: the sensory memory takes in what is remembered, too.
         """
         others = masks.sum(dim=1, keepdim=True) - masks
-        planes = torch.stack([masks, others], dim=2).flatten(0, 1)
-        picture, features = self._each(self._image[:, t]), self._each(self._deep[:, t])
+        pairs = torch.stack([masks, others], dim=2).flatten(0, 1)
+        image, features = self._each(self._image[:, t]), self._each(self._deep[:, t])
         with self._cast():
-            value, after = self._remember(picture, features, planes, self._sensory)
+            value, after = self._remember(image, features, pairs, self._sensory)
         if deep:
             self._sensory = after
         self._values.append(value.reshape(len(masks), -1, value.shape[2] * value.shape[3]))

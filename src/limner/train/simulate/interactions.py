@@ -1,4 +1,4 @@
-"""The simulated user on a batch: first prompts of all kinds, then corrections where the answer is
+"""Simulated prompts on a batch: first prompts of all kinds, then corrections where the answer is
 wrong.
 """
 
@@ -25,7 +25,7 @@ _WORST_LEFT = 1e-4  # share of the view: smaller errors are not corrected
 
 @dataclass(eq=False)
 class SimulatedPrompts:
-    """What has been said about each sample so far, (B, 1, S, S) each; grows as rounds go by.
+    """Prompts about each sample so far, (B, 1, S, S) each; grows as rounds go by.
 
     Attributes:
         positive: 1 on positive marks.
@@ -47,7 +47,7 @@ def simulate_first_prompts(
 
     Args:
         target: float32 (B, 1, S, S), 0 or 1.
-        inside: 1 where there is a picture.
+        inside: 1 where there is an image.
         batch_rng: of the same batch.
         wrong: share of clumsy prompts.
     """
@@ -115,7 +115,7 @@ def simulate_correction(
         prompts: so far; not changed.
         logits: of the answer, (B, 1, S, S).
         target: what is meant.
-        inside: 1 where there is a picture.
+        inside: 1 where there is an image.
         batch_rng: of the same batch.
         wrong: share of clicks beside the place meant.
         strokes_too: False for clicks in the middle of the error only.
@@ -195,11 +195,11 @@ def _draw_rough_mask(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
     return (strokes.draw_rough_mask(mask, batch_rng) * 2 - 1) * MASK_LOGIT
 
 
-def _click_beside(scene: Tensor, batch_rng: BatchRandom) -> Tensor:
-    """A negative click or stroke: near the target as a rule, anywhere else sometimes; the scene is
+def _click_beside(sample: Tensor, batch_rng: BatchRandom) -> Tensor:
+    """A negative click or stroke: near the target as a rule, anywhere else sometimes; the sample is
     (B, 2, S, S), target and inside.
     """
-    target, inside = scene[:, :1], scene[:, 1:]
+    target, inside = sample[:, :1], sample[:, 1:]
     size = target.shape[-1]
     near = (box_mean(target, 11) > 0).float()
     around = (1 - target) * inside

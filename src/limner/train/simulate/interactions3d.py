@@ -1,7 +1,7 @@
-"""The simulated user on a batch of volumes, as `interactions` on pictures.
+"""Simulated prompts on a batch of volumes, as `interactions` on images.
 
-A box in space is shown as a region and as the guess that its ellipsoid is the object. What is said
-about one slice, a box, a lasso or a mask there, is a guess about that slice alone: elsewhere
+A box in space is shown as a region and as the guess that its ellipsoid is the object. What is
+marked about one slice, a box, a lasso or a mask there, is a guess about that slice alone: elsewhere
 nothing is known yet, and previous logits are 0.
 """
 
@@ -21,7 +21,7 @@ from limner.train.simulate.interactions import SimulatedPrompts
 # Shares of the kinds that a conversation begins with; mixtures come on top.
 _KINDS = {
     "box": 0.34,
-    "plane box": 0.08,
+    "slice box": 0.08,
     "click": 0.2,
     "clicks": 0.08,
     "scribble": 0.12,
@@ -43,7 +43,7 @@ def simulate_first_prompts(
 
     Args:
         target: float32 (B, 1, D, H, W), 0 or 1.
-        inside: 1 where there is a picture.
+        inside: 1 where there is an image.
         batch_rng: of the same batch.
         wrong: share of clumsy prompts.
     """
@@ -65,9 +65,9 @@ def simulate_first_prompts(
         more = _draw_click(target, batch_rng, wrong, None)
         chosen_too = chosen["clicks"] & batch_rng.bernoulli(0.6)
         positive = torch.where(chosen_too, positive.maximum(more), positive)
-    scene = torch.cat([target, inside], dim=1)
+    sample = torch.cat([target, inside], dim=1)
     negative = _draw_where(
-        batch_rng.bernoulli(_NEGATIVE_FIRST), prompts.negative, scene, batch_rng, _click_beside
+        batch_rng.bernoulli(_NEGATIVE_FIRST), prompts.negative, sample, batch_rng, _click_beside
     )
     return SimulatedPrompts(
         positive * there,
@@ -108,26 +108,26 @@ def _simulate_regions(
             prompts.positive[index] = drawn
             continue
         known = drawn
-        if name == "plane box":
+        if name == "slice box":
             known, drawn = (drawn > 1).float(), (drawn > 0).float()
         if name != "slice":
             prompts.region[index] = drawn
         prompts.previous[index] = _make_guess(known) * slices
 
 
-def _draw_slice_box(plane: Tensor, batch_rng: BatchRandom) -> Tensor:
+def _draw_slice_box(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
     """A box on each slice, 1 in it and 2 in its ellipse."""
-    box = strokes.draw_box(plane, batch_rng, loose=batch_rng.bernoulli(0.1))
+    box = strokes.draw_box(mask, batch_rng, loose=batch_rng.bernoulli(0.1))
     return box + strokes.paint_ellipse(box)
 
 
-def _draw_whole_slice(plane: Tensor, batch_rng: BatchRandom) -> Tensor:
+def _draw_whole_slice(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
     """The mask of each slice, exact or nearly so."""
-    return torch.where(batch_rng.bernoulli(0.6), plane, strokes.draw_rough_mask(plane, batch_rng))
+    return torch.where(batch_rng.bernoulli(0.6), mask, strokes.draw_rough_mask(mask, batch_rng))
 
 
 _DRAWN: dict[str, Callable[[Tensor, BatchRandom], Tensor]] = {
-    "plane box": _draw_slice_box,
+    "slice box": _draw_slice_box,
     "scribble": strokes3d.draw_stroke,
     "lasso": strokes.draw_outline,
     "slice": _draw_whole_slice,
@@ -226,11 +226,11 @@ def _draw_rough_mask(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
     return _make_guess(strokes3d.draw_rough_mask(mask, batch_rng))
 
 
-def _click_beside(scene: Tensor, batch_rng: BatchRandom) -> Tensor:
-    """A negative click or stroke: near the target as a rule, anywhere else sometimes; the scene is
+def _click_beside(sample: Tensor, batch_rng: BatchRandom) -> Tensor:
+    """A negative click or stroke: near the target as a rule, anywhere else sometimes; the sample is
     (B, 2, D, H, W), target and inside.
     """
-    target, inside = scene[:, :1], scene[:, 1:]
+    target, inside = sample[:, :1], sample[:, 1:]
     near = (block_mean(target, (3, 9, 9)) > 0).float()
     around = (1 - target) * inside
     place = torch.where(batch_rng.bernoulli(0.7), around * near, around)

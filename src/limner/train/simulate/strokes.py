@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from limner.train.data.rng import BatchRandom, box_mean
 
-_LEVELS = 5  # halvings of the picture over which depth is gathered
+_LEVELS = 5  # halvings of the image over which depth is gathered
 
 
 def compute_depth(mask: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Where a simulated user puts the mouse in a volume: on a batch of masks, as `strokes` does in the
-plane.
+"""Where a simulated user puts the mouse in a volume: on a batch of masks, as `strokes` does in
+2D.
 
 All masks are float32 (B, 1, D, H, W), 0 or 1. What a user draws by hand is drawn on one slice
-across any axis, with the strokes of the plane.
+across any axis, with the strokes of 2D.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from limner.train.data.rng import BatchRandom, block_mean, smooth3d
 from limner.train.simulate import strokes
 
 _LEVELS = 5  # halvings of the volume over which depth is gathered
-_AXES = (0.6, 0.8)  # chance to draw across the first axis, across the first or the second
+_AXES = (0.6, 0.8)  # to draw across the first axis, across the first or the second
 
 
 def compute_depth(mask: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def draw_voxel(
         middle = deep + 1e-3 * values
         values = middle if central is None else torch.where(central, middle, values)
     most, index = values.flatten(1).max(dim=1)
-    plane = shape[1] * shape[2]
-    place = torch.stack([index // plane, index % plane // shape[2], index % shape[2]], dim=1)
+    area = shape[1] * shape[2]
+    place = torch.stack([index // area, index % area // shape[2], index % shape[2]], dim=1)
     return torch.where((most > 0)[:, None], place, -1)
 
 
@@ -82,14 +82,14 @@ def draw_on_slice(
     batch_rng: BatchRandom,
     draw: Callable[[Tensor, BatchRandom], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Draw on one slice of each volume, across an axis that chance chooses.
+    """Draw on one slice of each volume, across a random axis.
 
     Args:
         mask: (B, C, D, H, W).
         at: (B, 3): a voxel of the slice; nothing is drawn where it is -1.
         batch_rng: of the same batch.
-        draw: gets the slices, padded with zeros to squares, (n, C, S, S), and a chance of the
-            plane; returns (n, 1, S, S).
+        draw: gets the slices, padded with zeros to squares, (n, C, S, S), and their `BatchRandom`;
+            returns (n, 1, S, S).
 
     Returns:
         What was drawn, (B, 1, D, H, W), and the slices drawn on: 1 there, else 0.
@@ -105,11 +105,11 @@ def draw_on_slice(
     kept = [k for k, spot in enumerate(spots) if spot[0] >= 0]
     if not kept:
         return drawn, slices
-    planes = mask.new_zeros((len(kept), mask.shape[1], side, side))
+    squares = mask.new_zeros((len(kept), mask.shape[1], side, side))
     for row, k in enumerate(kept):
-        plane = mask[k].select(1 + axes[k], spots[k][axes[k]])
-        planes[row, :, : plane.shape[1], : plane.shape[2]] = plane
-    lines = draw(planes, BatchRandom(len(kept), batch_rng.generator))
+        part = mask[k].select(1 + axes[k], spots[k][axes[k]])
+        squares[row, :, : part.shape[1], : part.shape[2]] = part
+    lines = draw(squares, BatchRandom(len(kept), batch_rng.generator))
     for row, k in enumerate(kept):
         place = drawn[k].select(1 + axes[k], spots[k][axes[k]])
         place.copy_(lines[row, :, : place.shape[1], : place.shape[2]])
@@ -117,10 +117,10 @@ def draw_on_slice(
     return drawn, slices
 
 
-def draw_stroke(plane: Tensor, batch_rng: BatchRandom) -> Tensor:
+def draw_stroke(masks: Tensor, batch_rng: BatchRandom) -> Tensor:
     """A scribble on each slice; nothing where there is nothing."""
-    drawn = strokes.draw_scribble(plane, strokes.compute_depth(plane), batch_rng)
-    return drawn * plane.amax((2, 3), keepdim=True)
+    drawn = strokes.draw_scribble(masks, strokes.compute_depth(masks), batch_rng)
+    return drawn * masks.amax((2, 3), keepdim=True)
 
 
 def draw_rough_mask(mask: Tensor, batch_rng: BatchRandom) -> Tensor:
@@ -175,9 +175,9 @@ def box_of_middle_slice(mask: Tensor) -> Tensor:
     found = find_corners(mask)
     middle = ((found[:, 0, 0] + found[:, 0, 1]) / 2).long().clamp(max=mask.shape[2] - 1)
     rows = torch.arange(len(mask), device=mask.device)
-    plane = find_corners(mask[rows, :, middle][:, :, None])
+    inner = find_corners(mask[rows, :, middle][:, :, None])
     shown = mask[rows, :, middle].amax(dim=(1, 2, 3)) > 0
-    wide = torch.cat([found[:, :1], plane[:, 1:]], dim=1)
+    wide = torch.cat([found[:, :1], inner[:, 1:]], dim=1)
     return torch.where(shown.view(-1, 1, 1), wide, found)
 
 

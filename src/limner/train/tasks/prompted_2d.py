@@ -34,7 +34,7 @@ from limner.train.task import (
     split_batch,
 )
 
-_INVENTED_SHAPES = 0.5  # of the painted images
+_MADE_UP_SHAPES = 0.5  # of the painted images
 
 
 class Config(PromptedConfig):
@@ -73,10 +73,12 @@ class Prompted2d(PromptedTask):
     def __init__(self, config: Config, pack: PackedImages, device: torch.device) -> None:
         super().__init__(config, pack.digest, device)
         self._device_data = DeviceImages(pack, device)
-        self._table = TargetTable(pack, split=0, invented=config.unlabelled_target_fraction)
+        self._table = TargetTable(
+            pack, split=0, unlabelled_fraction=config.unlabelled_target_fraction
+        )
         self._held_out: TargetTable | None = None
         if pack.images[:, 1].any():
-            self._held_out = TargetTable(pack, split=1, invented=0.0)
+            self._held_out = TargetTable(pack, split=1, unlabelled_fraction=0.0)
 
     def networks(self) -> Networks:
         """A new network, channels last."""
@@ -146,7 +148,7 @@ def _repaint(samples: SampleBatch, index: Tensor, generator: torch.Generator) ->
     batch_rng = BatchRandom(len(index), generator)
     size = samples.image.shape[-1]
     regions, target, inside = (t[index] for t in (samples.regions, samples.target, samples.inside))
-    made_up = batch_rng.bernoulli(_INVENTED_SHAPES).flatten().nonzero()[:, 0]
+    made_up = batch_rng.bernoulli(_MADE_UP_SHAPES).flatten().nonzero()[:, 0]
     if len(made_up):
         shapes, shape = draw_shapes(size, BatchRandom(len(made_up), generator))
         regions[made_up] = shapes.repeat_interleave(2, 1).repeat_interleave(2, 2)

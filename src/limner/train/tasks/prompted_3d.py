@@ -104,11 +104,11 @@ class Prompted3d(PromptedTask):
             device,
             synthetic=config.synthetic_fraction,
             pseudo_volume_fraction=config.pseudo_volume_fraction,
-            invented=config.unlabelled_target_fraction,
+            unlabelled_fraction=config.unlabelled_target_fraction,
         )
         self._held_out: TargetTable3d | None = None
         if any(s.split for s in volumes.volumes):
-            self._held_out = TargetTable3d(volumes, split=1, invented=0.0)
+            self._held_out = TargetTable3d(volumes, split=1, unlabelled_fraction=0.0)
 
     def networks(self) -> Networks:
         """A new network, channels last.
