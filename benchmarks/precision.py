@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import limner
 from limner import runtime
-from limner.datasets.folders import find_sets, open_image, pick_evenly
 from limner.datasets.objects import TargetObject, find_objects
+from limner.datasets.selection import find_sets, open_image, pick_evenly
 from limner.models import PromptableModel
 from limner.prompts import simulate
 from limner.runtime import Network
@@ -97,7 +97,7 @@ def tallies(
     for data_set in find_sets(options.data, "test", options.sets or (), dimensions=dimensions):
         tally = Tally()
         watched.gaps = tally.gaps
-        for stem in pick_evenly(sorted(data_set.images), options.images):
+        for stem in pick_evenly(sorted(data_set.cases), options.images):
             image = open_image(data_set, stem)
             for case in find_objects(data_set, stem, image, most=options.objects):
                 compare(models, image, case, options.clicks, tally)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import limner
 from limner import runtime
 from limner.adapters.shipped_tracker import EXACT, PARTS, TrackerParts
-from limner.datasets.folders import pick_evenly
+from limner.datasets.selection import pick_evenly
 from limner.datasets.sequences import Track, find_sequences, find_tracks, open_sequence
 from limner.io.image import Image
 from limner.models import PromptableModel
@@ -65,7 +65,7 @@ def main() -> None:
     same: dict[str, list[float]] = defaultdict(list)
     right: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for data_set in find_sequences(options.data, "test"):
-        for stem in pick_evenly(list(data_set.images), options.images):
+        for stem in pick_evenly(list(data_set.cases), options.images):
             image = open_sequence(data_set, stem)
             for track in find_tracks(data_set, stem, image, given=1, most=options.objects):
                 masks = [carried(m, image, track) for m in (exact, fast)]

@@ -190,19 +190,19 @@ def weights_of(system: System, parity: Path, folder: Path) -> Path:
 
 def tasks(data: Path, count: int, objects: int) -> list[dict[str, Any]]:
     """Test pictures, one each of as many sets, with boxes around objects."""
-    from limner.datasets.folders import find_sets, open_image, pick_evenly
     from limner.datasets.objects import find_objects
+    from limner.datasets.selection import find_sets, open_image, pick_evenly
 
     found = []
     for data_set in pick_evenly(find_sets(data, "test", ["2d/*"]), count):
-        stem = sorted(data_set.images)[0]
+        stem = sorted(data_set.cases)[0]
         image = open_image(data_set, stem)
         around = []
         for case in find_objects(data_set, stem, image, most=objects):
             rows, columns = (np.flatnonzero(case.target.any(axis=axis)) for axis in (1, 0))
             low, high = (int(rows[0]), int(columns[0])), (int(rows[-1]) + 1, int(columns[-1]) + 1)
             around.append((low, high))
-        found.append({"path": str(data_set.images[stem]), "boxes": around})
+        found.append({"path": str(data_set.cases[stem].images[0]), "boxes": around})
     return found
 
 
