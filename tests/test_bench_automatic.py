@@ -48,7 +48,7 @@ def test_an_image_is_labelled_once_and_every_label_scored(tmp_path: Path) -> Non
     for row in read_rows(tmp_path / "out"):
         assert row.task == "automatic"
         assert row.prompts == [[]]
-        assert len(row.dice) == len(row.nsd) == 1
+        assert {k: len(v) for k, v in row.scores.items()} == {"dice": 1, "nsd": 1}
         assert row.dice[0] > 0.8
         assert decode_answer(row.answer).sum() > 100
     run(config_of(data), tmp_path / "out", models=[model])
@@ -70,7 +70,7 @@ def test_volumes_are_scored_in_millimetres(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "out")
     assert rows
     assert {row.way for row in rows} == {"whole"}
-    assert all(row.task == "automatic, 3D" and len(row.hd95) == 1 for row in rows)
+    assert all(row.task == "automatic, 3D" and len(row.scores["hd95"]) == 1 for row in rows)
 
 
 def test_labels_of_instances_and_parts_are_whole_labels_here(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_run_shows_examples_and_notes_which(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / "out")
     assert (outcome.num_rows, outcome.num_failed, outcome.num_objects_left_out) == (4, 0, 0)
     for row, shown in zip(rows, model.shown, strict=True):
-        assert (row.dice, row.nsd) == ([1.0], [1.0])  # all pictures have the same masks
+        assert row.scores == {"dice": [1.0], "nsd": [1.0]}  # all pictures have the same masks
         assert (row.task, row.examples_asked) == ("3 examples", 3)
         assert row.examples == ["a", "b"]
         assert row.prompts == [[]]

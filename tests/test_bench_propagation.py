@@ -254,14 +254,14 @@ def test_a_model_that_fails_is_scored_for_what_it_did(tmp_path: Path) -> None:
     config = config_of(data, "tired")
     (fields,) = run_propagation(ModelPair(Tired(3)), image, [first], config, seeds=[0])
     assert fields["error"] == "RuntimeError: enough"
-    assert 0 < fields["dice"][0] < 1
+    assert 0 < fields["scores"]["dice"][0] < 1
     answered = [
         k for k, n in zip(*(fields["followed"][x] for x in ("frame", "answer")), strict=True) if n
     ]
     (given,) = fields["followed"]["given"]
     assert answered == [given + 1, given + 2]  # forward first
     (fields,) = run_propagation(ModelPair(Tired(0)), image, [first], config, seeds=[0])
-    assert fields["dice"] == [0]
+    assert fields["scores"]["dice"] == [0]
     assert fields["seconds"] == []
 
 
@@ -358,7 +358,7 @@ def row_of(
     dice: list[float | None] = [2 * sum(both) / total if total else 1.0]
     blank = Row(
         *(model, None, "0", "s1", "seen", "CT", "test", "a", "a", "1", "", None, 100),
-        *("propagation", "none", 0, dice, [None], [0.2], [], None, "", ""),
+        *("propagation", "none", 0, {"dice": dice, "nsd": [None]}, [0.2], [], None, "", ""),
         dimensions=3,
         marks="1 mask",
         followed=followed,

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from bench_makers import Fussy, make_root, make_set
+from limner import metrics
 from limner.bench import statistics as stats
 from limner.bench.config import BenchConfig
+from limner.bench.measures import MEASURES, Measure
 from limner.bench.report import build_report, flatten_rows, to_markdown, write_html, write_table
 from limner.bench.rows import Row, read_rows
 from limner.bench.run import run
@@ -26,7 +28,7 @@ from limner.errors import FormatError
 
 BLANK = Row(
     *("toy", None, "0", "s1", "seen", "CT", "test", "a", "a", "1", "", None, 100),
-    *("box", "none", 0, [0.5, 0.7], [0.1, 0.2], [0.2, 0.1], [], None, "", ""),
+    *("box", "none", 0, {"dice": [0.5, 0.7], "nsd": [0.1, 0.2]}, [0.2, 0.1], [], None, "", ""),
 )
 
 
@@ -37,8 +39,7 @@ def row(set_name: str, stem: str, *dice: float, object_id: str = "1", model: str
         set_name=set_name,
         stem=stem,
         group=stem,
-        dice=values,
-        nsd=values,
+        scores={"dice": values, "nsd": values},
         object_id=object_id,
         model=model,
     )
@@ -314,3 +315,20 @@ def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "out/rows.jsonl").unlink()
     with pytest.raises(FormatError, match="no rows yet"):
         build_report([tmp_path / "out"])
+
+
+def test_a_measure_is_one_entry_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    iou = Measure("IoU", lambda pair: metrics.iou(pair.mask, pair.target), means=("objects",))
+    monkeypatch.setitem(MEASURES, "iou", iou)
+    data = make_set(tmp_path / "data", ("a",))
+    config = BenchConfig(str(data), ("toy",), rounds=2)
+    run(config, tmp_path / "out")
+    (first, *_) = read_rows(tmp_path / "out")
+    dice = np.array(first.dice, dtype=float)
+    np.testing.assert_allclose(first.scores["iou"], dice / (2 - dice), atol=1e-5)
+    report = build_report([tmp_path / "out"], pictures=0)
+    assert any(table.title == "IoU, mean over objects" for table in report.tables)
+    assert "iou" in next(iter(flatten_rows(report.rows)))
+    monkeypatch.delitem(MEASURES, "iou")
+    with pytest.raises(FormatError, match="is not a row of limner bench"):
+        read_rows(tmp_path / "out")

@@ -51,7 +51,7 @@ def test_every_model_is_asked_about_every_object(tmp_path: Path) -> None:
         for object_id in "12"
     }
     row = next(r for r in rows if r.model == "baseline/box" and r.object_id == "1")
-    assert (row.dice, row.nsd) == ([1.0] * 3, [1.0] * 3)  # right at once: the user stopped
+    assert row.scores == {"dice": [1.0] * 3, "nsd": [1.0] * 3}  # right at once: the user stopped
     assert len(row.seconds) == len(row.prompts) == 1
     assert (row.target_name, row.num_pixels, row.standing) == ("left", 400, "seen")
     assert row.answer is not None
@@ -137,7 +137,7 @@ def test_disturbed_prompts_start_from_the_same_wish(tmp_path: Path) -> None:
 def test_shuffled_defines_the_last_value_only(tmp_path: Path) -> None:
     rows = held(make_set(tmp_path / "data"), tmp_path / "out", disturb="shuffled")
     assert all(row.dice[:-1] == [None, None] and row.dice[-1] is not None for row in rows)
-    assert all(row.nsd[:-1] == [None, None] for row in rows)
+    assert all(row.scores["nsd"][:-1] == [None, None] for row in rows)
 
 
 def test_a_disturbance_that_never_applies_is_an_error(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_interpolated_boxes_are_exact_where_the_object_moves_evenly(tmp_path: Pa
     write(tmp_path / "labels" / "a.nii.gz", labels)
     said = {"protocol": "slices", "by_slices": True, "rounds": 1, "models": ("baseline/box",)}
     (row,) = held(tmp_path, tmp_path / "out", **said)
-    assert (row.dice, row.nsd, row.hd95) == ([1.0], [1.0], [0.0])
+    assert row.scores == {"dice": [1.0], "nsd": [1.0], "hd95": [0.0]}
     assert (row.way, row.task) == ("slices", "boxes on 3 slices, interpolate, 3D")
     frames = [from_json(p).low[0] for p in row.prompts[0]]  # type: ignore[union-attr]
     assert frames == [2, 6, 10]
@@ -291,7 +291,7 @@ def test_every_model_is_asked_in_its_way(tmp_path: Path) -> None:
     assert toy.dice[-1] == pytest.approx(limner.metrics.dice(answer, target), abs=1e-6)
     spacing = (2.0, 1.0, 1.0)
     nsd = limner.metrics.nsd(answer, target, spacing, tolerance=2)
-    assert toy.nsd[-1] == pytest.approx(nsd, abs=1e-6)
+    assert toy.scores["nsd"][-1] == pytest.approx(nsd, abs=1e-6)
     assert toy.hd95[-1] == pytest.approx(limner.metrics.hd95(answer, target, spacing), abs=1e-3)
     assert toy.peak_mb is None or toy.peak_mb >= 0
     assert toy.dice[0] is not None
@@ -365,10 +365,10 @@ def test_scores_of_nothing_and_of_an_empty_answer() -> None:
     data = Labels(Geometry.from_spacing(SHAPE), array=labels)
     case = Objects(data, "label", {}).case("1")
     empty = score_answer(Exchange((), case.target & False, 0.0), case)
-    assert (empty.dice, empty.nsd, empty.hd95) == (0.0, 0.0, None)
+    assert empty == {"dice": 0.0, "nsd": 0.0, "hd95": None}
     right = score_answer(Exchange((), case.target, 0.0), case)
-    assert (right.dice, right.nsd, right.hd95) == (1.0, 1.0, 0.0)
-    assert score_answer(None, case).dice == 0.0
+    assert right == {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
+    assert score_answer(None, case) == {"dice": 0.0, "nsd": 0.0, "hd95": None}
 
 
 # -- areas and reports ------------------------------------------------------------------------
@@ -380,13 +380,13 @@ def test_areas_by_hand(tmp_path: Path) -> None:
     assert (gate_nsd(0.9, 0.2), gate_nsd(0.9, 0.21)) == (0.0, 0.9)
     row = held(make_set(tmp_path / "data", ("a",)), tmp_path / "out", objects=1, rounds=1)[0]
     dice, nsd = [0.9, 0.1, 0.2, 0.5, 0.5, 0.7, 1.0], [1.0, 0.5, 0.5, 0.5, 0.7, 0.9, 1.0]
-    box = replace(row, dice=dice, nsd=nsd)
+    box = replace(row, scores={"dice": dice, "nsd": nsd})
     assert click_rounds(box) == slice(1, 6)
     assert dsc_auc(box) == pytest.approx(0.15 + 0.35 + 0.5 + 0.6)
     assert nsd_auc(box) == pytest.approx(0 + 0.25 + 0.6 + 0.8)
     clicks = replace(box, protocol="clicks")
     assert dsc_auc(clicks) == pytest.approx(0.5 + 0.15 + 0.35 + 0.5)
-    assert np.isnan(dsc_auc(replace(row, dice=dice[:5], nsd=nsd[:5])))
+    assert np.isnan(dsc_auc(replace(row, scores={"dice": dice[:5], "nsd": nsd[:5]})))
 
 
 @pytest.mark.slow

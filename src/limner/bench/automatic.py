@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
-from limner.bench.conversation import AnswerScores, score_answer
+from limner.bench.conversation import score_answer
+from limner.bench.measures import by_measure, score_nothing
 from limner.bench.protocol import Exchange
 from limner.bench.rows import encode_answer
 from limner.datasets.objects import TargetObject
@@ -92,13 +93,12 @@ def label_objects(
         memory.end()
     for target in targets:
         label = find_label(model.card, target)
-        scores, answer = AnswerScores(0.0, 0.0), None
+        scores, answer = score_nothing(target.target.ndim), None
         if found is not None and label is not None:
             mask = found.labels.mask(label)
             scores, answer = score_answer(Exchange((), mask, seconds), target), encode_answer(mask)
         fields: dict[str, Any] = {
-            "dice": [scores.dice],
-            "nsd": [scores.nsd],
+            "scores": by_measure([scores]),
             "seconds": [round(seconds, 5)],
             "prompts": [[]],
             "answer": answer,
@@ -106,7 +106,7 @@ def label_objects(
         }
         if memory is not None:
             way = "whole" if 3 in model.card.ndim else "slices"
-            fields |= {"way": way, "hd95": [scores.hd95], "peak_mb": memory.megabytes}
+            fields |= {"way": way, "peak_mb": memory.megabytes}
         yield target, fields
 
 

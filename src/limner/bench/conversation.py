@@ -6,15 +6,14 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from limner import metrics
 from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
+from limner.bench.measures import Scores, by_measure, leave_open, score_mask, score_nothing
 from limner.bench.protocol import (
     Exchange,
     Prompts,
@@ -32,24 +31,7 @@ from limner.models import ModelCard, PromptableModel
 from limner.prompts.types import Example, Prompt, to_json
 from limner.sessions import open_session
 
-TOLERANCE = 2.0  # of NSD: in pixels, since pictures mostly state no size; of volumes in millimetres
-
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AnswerScores:
-    """Of one answer; None where a round has none.
-
-    Attributes:
-        dice: 0…1.
-        nsd: 0…1, see `TOLERANCE`.
-        hd95: millimetres, of volumes; None also where it is infinite.
-    """
-
-    dice: float | None
-    nsd: float | None
-    hd95: float | None = None
 
 
 def hold_conversation(
@@ -70,25 +52,23 @@ def hold_conversation(
     scores = held.scores
     if config.disturb == "shuffled":
         scores = [
-            *[AnswerScores(None, None)] * (config.rounds - 1),
+            *[leave_open(case.target.ndim)] * (config.rounds - 1),
             score_answer(held.repeated, case),
         ]
         final = held.repeated
     else:
-        last = AnswerScores(0.0, 0.0) if error or not scores else scores[-1]
+        last = score_nothing(case.target.ndim) if error or not scores else scores[-1]
         scores += [last] * (config.rounds - len(scores))
         final = held.last
     found = {
-        "dice": [s.dice for s in scores],
-        "nsd": [s.nsd for s in scores],
+        "scores": by_measure(scores),
         "seconds": held.seconds,
         "prompts": [[to_json(p) for p in said if not isinstance(p, Example)] for said in held.said],
         "answer": None if final is None else encode_answer(final.mask),
         "error": error,
     }
     if memory is not None:
-        way, hd95 = way_of(model.card, config), [s.hd95 for s in scores]
-        found |= {"way": way, "hd95": hd95, "peak_mb": memory.megabytes}
+        found |= {"way": way_of(model.card, config), "peak_mb": memory.megabytes}
     return found
 
 
@@ -99,7 +79,7 @@ class _Transcript:
         self.case = case
         self.said: list[Prompts] = []
         self.seconds: list[float] = []
-        self.scores: list[AnswerScores] = []
+        self.scores: list[Scores] = []
         self.last: Exchange | None = None
         self.repeated: Exchange | None = None  # the end of the shuffled conversation
 
@@ -138,18 +118,10 @@ def _talk(
         held.repeated = repeat_shuffled(opened, held.said, np.random.default_rng((seed, 2)))
 
 
-def score_answer(exchange: Exchange | None, case: TargetObject) -> AnswerScores:
-    """Of an answer; 0 where there is none."""
-    if exchange is None:
-        return AnswerScores(0.0, 0.0)
-    dice = metrics.dice(exchange.mask, case.target)
-    surfaces = metrics.surface_distances(exchange.mask, case.target, case.spacing)
-    hd95 = surfaces.hausdorff(95) if case.target.ndim == 3 else np.inf
-    return AnswerScores(
-        round(dice, 6),
-        round(surfaces.nsd(TOLERANCE), 6),
-        round(hd95, 3) if np.isfinite(hd95) else None,
-    )
+def score_answer(exchange: Exchange | None, case: TargetObject) -> Scores:
+    """Of an answer; those of no answer where there is none."""
+    mask = None if exchange is None else exchange.mask
+    return score_mask(mask, case.target, case.spacing)
 
 
 def way_of(card: ModelCard, config: BenchConfig) -> str | None:

@@ -128,8 +128,7 @@ class _ObjectAnswers:
         answer = encode_answer(self.answers) | {"first": self.low}
         prompts = [to_json(p.on_slice(k)) for k, p in self.said.items() if p.kind != "mask"]
         return {
-            "dice": [round(dice, 6)],
-            "nsd": [None],
+            "scores": {"dice": [round(dice, 6)], "nsd": [None]},
             "seconds": [] if clock.first is None else [round(clock.first, 5)],
             "prompts": [prompts],
             "answer": answer,

@@ -13,6 +13,7 @@ from limner.bench import propagation_tables, tables, volume_tables
 from limner.bench import statistics as stats
 from limner.bench._worst_cases import worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
+from limner.bench.measures import MEASURES
 from limner.bench.propagation import describe_start
 from limner.bench.report_data import Chart, Report
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
@@ -120,14 +121,14 @@ def flatten_rows(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
     """One flat record per round of every row, of the protocol ``propagation`` one per scored frame;
     `seconds` is None where no prompt was needed, and so is what a protocol does not have.
     """
-    left_out = {"dice", "nsd", "hd95", "seconds", "prompts", "answer", "examples", "followed"}
+    left_out = {"scores", "seconds", "prompts", "answer", "examples", "followed"}
     nothing = dict.fromkeys(propagation_tables.COLUMNS)
     for row in rows:
         facts = {name: value for name, value in vars(row).items() if name not in left_out}
-        for k, (dice, nsd) in enumerate(zip(row.dice, row.nsd, strict=True)):
-            seconds = row.seconds[k] if k < len(row.seconds) else None
-            hd95 = row.hd95[k] if k < len(row.hd95) else None
-            scores = {"round": k + 1, "dice": dice, "nsd": nsd, "hd95": hd95, "seconds": seconds}
+        for k in range(len(row.dice)):
+            scores = {"round": k + 1}
+            scores |= {key: _at(row.scores.get(key, ()), k) for key in MEASURES}
+            scores["seconds"] = _at(row.seconds, k)
             for frame in [nothing] if row.followed is None else propagation_tables.flatten_row(row):
                 yield {**facts, "num_examples": len(row.examples), **scores, **frame}
 
@@ -138,9 +139,12 @@ def _tables(plain: Grouped) -> list[Table]:
         return []
     solid = {t: by_model for t, by_model in plain.items() if volume_tables.is_volumetric(by_model)}
     return [
-        tables.overall(plain, "dice", over="sets"),
-        tables.overall(plain, "nsd", over="sets"),
-        tables.overall(plain, "dice", over="objects"),
+        *(
+            tables.overall(plain, key, over=over)
+            for over in ("sets", "objects")
+            for key, measure in MEASURES.items()
+            if over in measure.means and all(key in row.scores for row in _rows_of(plain))
+        ),
         tables.curves(plain),
         tables.effort(plain),
         tables.speed(plain),
@@ -354,6 +358,15 @@ def _left_out(folders: Sequence[Path]) -> list[str]:
     if len(told) > _MOST_LEFT_OUT:
         facts.append(f"Left out: {len(told) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
     return facts
+
+
+def _rows_of(plain: Grouped) -> Iterable[Row]:
+    return (row for by_model in plain.values() for rows in by_model.values() for row in rows)
+
+
+def _at(values: Sequence[float | None], place: int) -> float | None:
+    """A value of a list, None beyond its end."""
+    return values[place] if place < len(values) else None
 
 
 def _line(cells: Sequence[str]) -> str:

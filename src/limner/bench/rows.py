@@ -17,6 +17,7 @@ from limner import rle
 from limner._version import __version__
 from limner.atomic import atomic_bytes
 from limner.bench.config import BenchConfig, config_from_json
+from limner.bench.measures import MEASURES
 from limner.datasets.files import read_json
 from limner.errors import FormatError
 
@@ -46,9 +47,9 @@ class Row:
         protocol: key of `config.PROTOCOLS`.
         disturbance: key of `config.DISTURBANCES`.
         seed: of the run.
-        dice: one value 0…1 a round, as long as the run has rounds; None where it is not defined
-            (all but the last of ``"shuffled"``); 0 from the round on in which the model failed.
-        nsd: likewise, see `conversation.TOLERANCE`.
+        scores: by key of `measures.MEASURES` one value a round, as long as the run has rounds; None
+            where it is not defined (all but the last of ``"shuffled"``, infinite distances); those
+            of no answer from the round on in which the model failed. In files each is a field.
         seconds: wall clock of the rounds that were held.
         prompts: of each round that was held, as JSON values; examples are named by `examples`.
         answer: the last mask by `encode_answer`, None if there is none.
@@ -62,10 +63,8 @@ class Row:
         way: of a volume, ``"whole"`` or ``"slices"``: how the model was asked.
         marks: what was said first by the protocols ``"slices"`` and ``"propagation"``, such as
             ``"3 boxes, interpolate"`` and ``"1 mask"``.
-        hd95: of a volume, 95th percentile of the Hausdorff distance in millimetres per round; None
-            where it is not defined or infinite.
         peak_mb: of a volume, memory above that at the conversation's start; None if not known.
-        followed: of the protocol ``"propagation"``, what `propagation.Followed` holds; `dice` is
+        followed: of the protocol ``"propagation"``, what `propagation.Followed` holds; its Dice is
             then that of all scored frames together, and `seconds` those to the first carried frame.
     """
 
@@ -85,8 +84,7 @@ class Row:
     protocol: str
     disturbance: str
     seed: int
-    dice: list[float | None]
-    nsd: list[float | None]
+    scores: dict[str, list[float | None]]
     seconds: list[float]
     prompts: list[list[dict[str, Any]]] = field(repr=False)
     answer: dict[str, Any] | None = field(repr=False)
@@ -99,9 +97,13 @@ class Row:
     dimensions: int = 2
     way: str | None = None
     marks: str | None = None
-    hd95: list[float | None] = field(default_factory=list, repr=False)
     peak_mb: float | None = None
     followed: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def dice(self) -> list[float | None]:
+        """Dice 0…1 of each round."""
+        return self.scores["dice"]
 
     @property
     def key(self) -> Key:
@@ -184,7 +186,7 @@ class RowStore:
 
     def append(self, row: Row) -> None:
         """Write a row and wait until it is on the disk."""
-        _append(self._folder / ROWS, dataclasses.asdict(row))
+        _append(self._folder / ROWS, _to_json(row))
         self.done.add(row.key)
 
     def leave_out(
@@ -204,14 +206,16 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         FormatError: a line is damaged; the message names it.
     """
-    fields = dataclasses.fields(Row)
-    names = {f.name for f in fields}
-    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    fields = [f for f in dataclasses.fields(Row) if f.name != "scores"]
+    names = {f.name for f in fields} | set(MEASURES)
+    needed = {"dice"} | {
+        f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING
+    }
     rows: dict[Key, Row] = {}
     for number, value in _lines(folder / ROWS):
         if not isinstance(value, dict) or not needed <= set(value) <= names:
             raise FormatError(f"{folder / ROWS}, line {number} is not a row of limner bench.")
-        row = Row(**value)
+        row = _from_json(value)
         rows.setdefault(row.key, row)
     return list(rows.values())
 
@@ -232,6 +236,20 @@ def read_run_config(folder: Path) -> BenchConfig:
     if not (folder / CONFIG).is_file():
         raise FormatError(f"{folder} has no {CONFIG}; name a folder that limner bench run wrote.")
     return config_from_json(read_json(folder / CONFIG).get("config"), folder / CONFIG)
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    """A row with its scores as fields; a measure that it has not is an empty list."""
+    values = dataclasses.asdict(row)
+    scores = values.pop("scores")
+    return values | {key: scores.get(key, []) for key in MEASURES}
+
+
+def _from_json(values: dict[str, Any]) -> Row:
+    """Inverse of `_to_json`; measures that are newer than the row are missing."""
+    scores = {key: values[key] for key in MEASURES if values.get(key)}
+    facts = {name: value for name, value in values.items() if name not in MEASURES}
+    return Row(scores=scores, **facts)
 
 
 def _check_same(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:

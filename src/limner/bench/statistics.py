@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limner.bench.rows import Row
 
-Measure: TypeAlias = Literal["dice", "nsd"]
 Floats: TypeAlias = NDArray[np.float64]
 
 NUM_RESAMPLES = 1000
@@ -97,15 +96,14 @@ def select_standing(rows: Iterable[Row], group: str) -> list[Row]:
     return [row for row in rows if group in ("all", row.standing)]
 
 
-def score(row: Row, measure: Measure, number: int) -> float:
+def score(row: Row, measure: str, number: int) -> float:
     """A row's score after a round, counted from 0; -1 is the last. Must be defined there."""
-    values = row.dice if measure == "dice" else row.nsd
-    value = values[number]
+    value = row.scores[measure][number]
     assert value is not None
     return value
 
 
-def curve(rows: Sequence[Row], measure: Measure) -> Floats:
+def curve(rows: Sequence[Row], measure: str) -> Floats:
     """Mean over sets after each round; NaN-free for rows of undisturbed conversations.
 
     Rows of fewer rounds than the longest keep their last value.

@@ -10,8 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from limner.bench import statistics as stats
+from limner.bench.measures import MEASURES
 from limner.bench.rows import Row
-from limner.bench.statistics import GROUPS, Mean, Measure
+from limner.bench.statistics import GROUPS, Mean
 
 Rows: TypeAlias = Sequence[Row]
 ByProtocol: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # `Row.task`, then model
@@ -52,12 +53,12 @@ def milestones(protocol: str, num_rounds: int) -> dict[str, int]:
     return {f"{first} + {n}" if n else first: n for n in shown}
 
 
-def overall(plain: ByProtocol, measure: Measure, *, over: str) -> Table:
+def overall(plain: ByProtocol, measure: str, *, over: str) -> Table:
     """Means after a few numbers of prompts, for all sets and by standing.
 
     Args:
         plain: undisturbed rows.
-        measure: which score.
+        measure: which score, a key of `MEASURES`.
         over: ``"sets"`` or ``"objects"``: what counts the same.
     """
     columns = [
@@ -85,9 +86,8 @@ def overall(plain: ByProtocol, measure: Measure, *, over: str) -> Table:
         f"{protocol}: " + ", ".join(filter(None, (_counted(by_model, group) for group in groups)))
         for protocol, by_model in plain.items()
     )
-    names = {"dice": "Dice", "nsd": "NSD"}
     return Table(
-        f"{names[measure]}, mean over {over}",
+        f"{MEASURES[measure].title}, mean over {over}",
         ["sets", "model", *(name for _, name, _ in columns)],
         body,
         f"{counts}. In brackets: 95 % bootstrap interval over pictures or patients within sets.",
@@ -281,7 +281,7 @@ def _grouped(
     )
 
 
-def _after(measure: Measure, number: int) -> Callable[[Row], float]:
+def _after(measure: str, number: int) -> Callable[[Row], float]:
     """The score after a round; of a shorter conversation the last."""
     return lambda row: stats.score(row, measure, min(number, len(row.dice) - 1))
 

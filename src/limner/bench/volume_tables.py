@@ -72,7 +72,7 @@ def by_set(task: str, by_model: Mapping[str, list[Row]]) -> Table:
                 continue
             cells = [f"{np.mean([_at(row, k) for row in mine]):.3f}" for k in columns.values()]
             cells += [_mean(mine, value) for value in (dsc_auc, nsd_auc, _last(_nsd))]
-            distances = [row.hd95[-1] for row in mine if row.hd95 and row.hd95[-1] is not None]
+            distances = [x for row in mine if (x := row.scores.get("hd95", [None])[-1]) is not None]
             cells.append(f"{np.median(distances):.1f}" if distances else "")
             body.append([name, model, str(len(mine)), *cells])
     return Table(
@@ -109,7 +109,7 @@ def _dice(row: Row) -> list[float]:
 
 
 def _nsd(row: Row) -> list[float]:
-    scores = [stats.score(row, "nsd", k) for k in range(len(row.nsd))]
+    scores = [stats.score(row, "nsd", k) for k in range(len(row.dice))]
     return [gate_nsd(nsd, dice) for nsd, dice in zip(scores, _dice(row), strict=True)]
 
 
