@@ -60,7 +60,7 @@ def hold_conversation(
         last = score_nothing(case.target.ndim) if error or not scores else scores[-1]
         scores += [last] * (config.rounds - len(scores))
         final = held.last
-    found = {
+    found: dict[str, Any] = {
         "scores": by_measure(scores),
         "seconds": held.seconds,
         "prompts": [[to_json(p) for p in said if not isinstance(p, Example)] for said in held.said],

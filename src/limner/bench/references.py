@@ -71,7 +71,7 @@ class References:
         return tuple(found)
 
     def _others(self, tier: Collection[str], stem: str) -> list[str]:
-        cases = self._source.cases | self.data_set.cases
+        cases = {**self._source.cases, **self.data_set.cases}
         return [n for n in tier if n != stem and cases[n].group != cases[stem].group]
 
     def _reference(self, stem: str, label: str) -> Reference | None:

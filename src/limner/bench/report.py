@@ -126,7 +126,7 @@ def flatten_rows(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
     for row in rows:
         facts = {name: value for name, value in vars(row).items() if name not in left_out}
         for k in range(len(row.dice)):
-            scores = {"round": k + 1}
+            scores: dict[str, object] = {"round": k + 1}
             scores |= {key: _at(row.scores.get(key, ()), k) for key in MEASURES}
             scores["seconds"] = _at(row.seconds, k)
             for frame in [nothing] if row.followed is None else propagation_tables.flatten_row(row):
