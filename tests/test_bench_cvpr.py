@@ -15,7 +15,7 @@ import pytest
 
 from limner import metrics
 from limner.bench import challenge
-from limner.bench.challenge import CaseConversation, CaseScores, answer_all, answer_case, interact
+from limner.bench.challenge import CaseInteraction, CaseScores, answer_all, answer_case, interact
 from limner.checkpoints.plain_pickle import Refused, read_plain
 from limner.cli.__main__ import run as command
 from limner.datasets.cvpr_npz import read_case, write_answer
@@ -63,9 +63,9 @@ def test_a_file_that_numpy_wrote_is_read_back(tmp_path: Path) -> None:
     assert first.slices == (z.min(), z.max() + 1)
     assert first.frame == z[len(z) // 2]
     plane = np.argwhere(labels[first.frame] == 1)
-    assert first.plane == Box(tuple(plane.min(axis=0)), tuple(plane.max(axis=0) + 1))
-    assert first.solid.low == (z.min(), *first.plane.low)
-    assert first.on_slice.within == first.slices
+    assert first.slice_box == Box(tuple(plane.min(axis=0)), tuple(plane.max(axis=0) + 1))
+    assert first.volume_box.low == (z.min(), *first.slice_box.low)
+    assert first.slice_prompt.within == first.slices
     clicks = [click for round_ in case.clicks[0] for click in round_]
     assert clicks == [
         Click((6, 10, 10)),
@@ -223,17 +223,17 @@ def test_damaged_pickles_are_refused() -> None:
 def test_the_interaction_by_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = read_case(write_case(tmp_path / "a.npz"))
     said: list[tuple[int, tuple[Any, ...]]] = []
-    plain = CaseConversation.say
+    plain = CaseInteraction.say
 
-    def told(self: CaseConversation, number: int, prompts: Any) -> None:
+    def told(self: CaseInteraction, number: int, prompts: Any) -> None:
         said.append((number, tuple(prompts)))
         plain(self, number, prompts)
 
-    monkeypatch.setattr(CaseConversation, "say", told)
+    monkeypatch.setattr(CaseInteraction, "say", told)
     labels, scores = interact(create_model("toy"), case)
     assert [number for number, _ in said] == [0, 1] * 6
     assert case.boxes is not None
-    assert said[:2] == [(k, (case.boxes[k].solid,)) for k in range(2)]
+    assert said[:2] == [(k, (case.boxes[k].volume_box,)) for k in range(2)]
     assert all(isinstance(p, Click) for _, prompts in said[2:] for p in prompts)
     assert (len(scores.dsc), len(scores.nsd), scores.num_classes) == (6, 6, 2)
     truth = volume()[1]
@@ -358,7 +358,7 @@ def test_where_classes_overlap_the_smaller_one_counts(tmp_path: Path) -> None:
     assert set(np.unique(labels)) == {0, 1, 2}
     case = read_case(path)
     assert case.boxes is not None
-    inner = case.boxes[1].solid
+    inner = case.boxes[1].volume_box
     window = tuple(slice(int(a), int(b)) for a, b in zip(inner.low, inner.high, strict=True))
     assert (labels[window] == 2).all()
 

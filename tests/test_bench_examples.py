@@ -180,7 +180,7 @@ def test_instances_are_shown_by_their_label_or_all_at_once(tmp_path: Path, besid
     ask(folder, tmp_path / "out")
     found = [(r.object_id, r.num_pixels) for r in read_rows(tmp_path / "out") if r.stem == "a"]
     assert found == ([("1", 400), ("2", 432)] if beside else [("1", 200)])
-    assert build_report([tmp_path / "out"]).pictures
+    assert build_report([tmp_path / "out"]).worst_cases
 
 
 # -- whole runs -------------------------------------------------------------------------------
@@ -323,8 +323,8 @@ def test_a_report_says_how_many_examples(tmp_path: Path) -> None:
     titles = [table.title for table in report.tables]
     assert {"Every set: 1 example", "Every set: 5 examples"} <= set(titles)
     assert "1 example: all sets" in {chart.title for chart in report.charts}
-    assert report.pictures
-    assert all(", 2d/" in p.caption or ": 2d/" in p.caption for p in report.pictures)
+    assert report.worst_cases
+    assert all(", 2d/" in p.caption or ": 2d/" in p.caption for p in report.worst_cases)
     text = to_markdown(report)
     assert "Protocol examples: other pictures with all pixels of the same label" in text
     assert "5 examples: 6 of 6 conversations had fewer, 2 at least" in text

@@ -430,10 +430,10 @@ def test_a_report_has_tables_curves_and_pictures(runs: Path, tmp_path: Path) -> 
         "1 mask: 3d/scans",
         "1 mask: video/clips",
     ]
-    captions = [picture.caption for picture in report.pictures]
+    captions = [picture.caption for picture in report.worst_cases]
     assert any("frame" in c and "given frame 5" in c for c in captions)
     assert any("slice" in c and "3d/scans" in c for c in captions)
-    assert all(picture.png.startswith(b"\x89PNG") for picture in report.pictures)
+    assert all(picture.png.startswith(b"\x89PNG") for picture in report.worst_cases)
     reports.write_html(report, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert f"Dice by {tables.AXIS}" in page
@@ -445,7 +445,7 @@ def test_a_report_has_tables_curves_and_pictures(runs: Path, tmp_path: Path) -> 
 
 def test_the_table_has_a_line_per_frame(runs: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    report = reports.build_report([runs / "moving", runs / "still"], pictures=0)
+    report = reports.build_report([runs / "moving", runs / "still"], num_cases=0)
     reports.write_table(report, tmp_path / "frames.parquet")
     found = parquet.read_table(tmp_path / "frames.parquet").to_pylist()
     moving = [line for line in found if line["protocol"] == "propagation"]

@@ -161,8 +161,8 @@ def test_a_report_of_several_runs(runs: dict[str, Path]) -> None:
     assert float(filled.split()[0]) > 0.02
     assert not titles["Failures"].rows
     assert [chart.protocol for chart in report.charts] == ["box"] * 4 + ["clicks"] * 4
-    assert report.pictures
-    assert all("baseline" not in picture.caption for picture in report.pictures)
+    assert report.worst_cases
+    assert all("baseline" not in picture.caption for picture in report.worst_cases)
     text = to_markdown(report)
     widths = [line.count(" | ") for line in text.splitlines() if line.startswith("| set |")]
     assert widths
@@ -170,23 +170,23 @@ def test_a_report_of_several_runs(runs: dict[str, Path]) -> None:
 
 
 def test_failures_are_counted_and_shown(runs: dict[str, Path]) -> None:
-    report = build_report([runs["fussy"]], pictures=0)
+    report = build_report([runs["fussy"]], num_cases=0)
     (failures,) = [table for table in report.tables if table.title == "Failures"]
     (line,) = failures.rows
     assert line[:4] == ["fussy", "box", "none", "RuntimeError: no more prompts, please"]
     assert line[4].endswith(" of 6")
-    assert not report.pictures
+    assert not report.worst_cases
 
 
 def test_only_what_all_models_were_asked_is_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     data = runs["box"].parent / "data"
     run(BenchConfig(str(data), ("baseline/ellipse",), rounds=3, sets=("known",)), tmp_path / "few")
-    report = build_report([runs["box"], tmp_path / "few"], pictures=0)
+    report = build_report([runs["box"], tmp_path / "few"], num_cases=0)
     assert any("only the 2 cases that all models were asked about" in f for f in report.facts)
     assert "all 1 set, 2 objects" in report.tables[0].note
     other = make_set(tmp_path / "other")
     run(BenchConfig(str(other), ("baseline/ellipse",), rounds=3), tmp_path / "apart")
-    facts = build_report([runs["box"], tmp_path / "apart"], pictures=0).facts
+    facts = build_report([runs["box"], tmp_path / "apart"], num_cases=0).facts
     assert "box: the models share no object; do not compare them." in facts
 
 
@@ -196,7 +196,7 @@ def test_weights_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Pat
         model = Fussy("net", refused=99)
         model.card = replace(model.card, weights_sha256=sha)
         run(BenchConfig(data, ("net",), rounds=2), tmp_path / str(k), models=[model])
-    report = build_report([tmp_path / "0", tmp_path / "1"], pictures=0)
+    report = build_report([tmp_path / "0", tmp_path / "1"], num_cases=0)
     assert report.models == ["net (11111111)", "net (22222222)"]
     assert f"Weights of net: {'1' * 64}." in report.facts
 
@@ -222,13 +222,13 @@ class _Checker(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(runs: dict[str, Path], tmp_path: Path) -> None:
-    report = build_report([runs["box"], runs["fussy"]], pictures=2)
+    report = build_report([runs["box"], runs["fussy"]], num_cases=2)
     write_html(report, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     checker = _Checker()
     checker.feed(text)
     assert not checker.open
-    assert len(checker.fetched) == len(report.pictures) > 0
+    assert len(checker.fetched) == len(report.worst_cases) > 0
     assert all(place.startswith("data:image/png;base64,") for place in checker.fetched)
     assert "url(" not in text
     assert "@import" not in text
@@ -253,14 +253,14 @@ def test_pictures_are_left_out_where_the_data_are_gone(
 ) -> None:
     data = make_set(tmp_path / "data", ("a",))
     run(BenchConfig(str(data), ("toy",), rounds=2), tmp_path / "out")
-    assert build_report([tmp_path / "out"]).pictures
+    assert build_report([tmp_path / "out"]).worst_cases
     picture = np.asarray(Image.open(data / "images/a.png")).copy()
     picture[0, 0] ^= 1
     Image.fromarray(picture).save(data / "images/a.png")
-    assert not build_report([tmp_path / "out"]).pictures
+    assert not build_report([tmp_path / "out"]).worst_cases
     assert "has changed since" in caplog.text
     data.rename(tmp_path / "moved")
-    assert not build_report([tmp_path / "out"]).pictures
+    assert not build_report([tmp_path / "out"]).worst_cases
     assert "No pictures of the cases" in caplog.text
 
 
@@ -276,7 +276,7 @@ def test_flat_records_are_one_per_round(runs: dict[str, Path]) -> None:
 
 def test_parquet(runs: dict[str, Path], tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: limner[bench]")
-    report = build_report([runs["box"]], pictures=0)
+    report = build_report([runs["box"]], num_cases=0)
     write_table(report, tmp_path / "t.parquet")
     assert parquet.read_table(tmp_path / "t.parquet").num_rows == 3 * len(report.rows)
 
@@ -326,7 +326,7 @@ def test_a_measure_is_one_entry_of_a_table(tmp_path: Path, monkeypatch: pytest.M
     (first, *_) = read_rows(tmp_path / "out")
     dice = np.array(first.dice, dtype=float)
     np.testing.assert_allclose(first.scores["iou"], dice / (2 - dice), atol=1e-5)
-    report = build_report([tmp_path / "out"], pictures=0)
+    report = build_report([tmp_path / "out"], num_cases=0)
     assert any(table.title == "IoU, mean over objects" for table in report.tables)
     assert "iou" in next(iter(flatten_rows(report.rows)))
     monkeypatch.delitem(MEASURES, "iou")

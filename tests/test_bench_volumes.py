@@ -12,9 +12,9 @@ import pytest
 import limner
 from bench_makers import make_set as make_flat_set
 from limner.bench import report as reports
-from limner.bench._shared_embeddings import CarryingEncodedOnce, EncodedOnce, encoded_once
+from limner.bench._shared_embeddings import EncodedOnce, PropagatingEncodedOnce, encoded_once
 from limner.bench.config import BenchConfig, config_from_json
-from limner.bench.conversation import score_answer, way_of
+from limner.bench.interaction import score_answer, way_of
 from limner.bench.protocol import Exchange, SimulatedUser, check_dimensions, check_speakable
 from limner.bench.rows import Row, decode_answer, encode_answer, read_left_out, read_rows
 from limner.bench.run import run
@@ -305,7 +305,7 @@ def test_models_of_both_kinds_can_be_asked_slice_by_slice(tmp_path: Path) -> Non
     slices = held(data, tmp_path / "slices", objects=1, by_slices=True)
     assert (whole[0].way, slices[0].way) == ("whole", "slices")
     assert whole[0].dice != slices[0].dice
-    found = reports.build_report([tmp_path / "whole", tmp_path / "slices"], pictures=0)
+    found = reports.build_report([tmp_path / "whole", tmp_path / "slices"], num_cases=0)
     assert found.models == ["toy", "toy, by slices"]
     assert any("By slices:" in fact for fact in found.facts)
 
@@ -413,8 +413,8 @@ def test_a_report_of_volumes(tmp_path: Path) -> None:
     assert "Peak memory in MB" in titles
     assert any("volumes" in fact and "2 mm" in fact for fact in found.facts)
     assert not any("pixels" in fact for fact in found.facts)
-    assert len(found.pictures) == 3
-    assert all(p.png.startswith(b"\x89PNG") and "Slice" in p.caption for p in found.pictures)
+    assert len(found.worst_cases) == 3
+    assert all(p.png.startswith(b"\x89PNG") and "Slice" in p.caption for p in found.worst_cases)
     reports.write_html(found, tmp_path / "page.html")
     assert "data:image/png" in (tmp_path / "page.html").read_text()
     record = next(iter(reports.flatten_rows(found.rows)))
@@ -484,7 +484,7 @@ def test_slices_are_encoded_once_and_volumes_by_the_model_itself() -> None:
 
     assert isinstance(encoded_once(Batch(), dimensions=3), EncodedOnce)
     carrying = encoded_once(Carrying(), dimensions=3)
-    assert isinstance(carrying, CarryingEncodedOnce)
+    assert isinstance(carrying, PropagatingEncodedOnce)
     assert carrying.next_prompts(None, None, (1,)) == (1,)  # type: ignore[arg-type]
     assert type(encoded_once(Carrying())) is EncodedOnce
     solid = Batch()

@@ -69,8 +69,8 @@ def _line(
     points = [(_x(k, most), _y(value, *limits)) for k, value in known]
     path = " ".join(f"{x},{y}" for x, y in points)
     dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.6"/>' for x, y in points)
-    told = (f"{value:.3f}" if np.isfinite(value) else "–" for value in line)
-    tip = f"{model}: {', '.join(told)}"
+    values_text = (f"{value:.3f}" if np.isfinite(value) else "–" for value in line)
+    tip = f"{model}: {', '.join(values_text)}"
     return (
         f'<g class="{_classes(model, number)}"><title>{escape(tip)}</title>'
         f'<polyline points="{path}"/>{dots}</g>'

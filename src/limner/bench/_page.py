@@ -69,7 +69,7 @@ def page(report: Report) -> str:
             "</details>"
             for table in folded
         ),
-        _pictures(report.pictures),
+        _render_worst_cases(report.worst_cases),
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -132,13 +132,13 @@ def _word(column: int, table: Table) -> str:
     return ' class="word"' if column < table.num_words else ""
 
 
-def _pictures(pictures: Sequence[WorstCase]) -> str:
-    if not pictures:
+def _render_worst_cases(cases: Sequence[WorstCase]) -> str:
+    if not cases:
         return ""
     figures = "".join(
         f'<figure><img alt="" src="data:image/png;base64,{base64.b64encode(p.png).decode()}">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
-        for p in pictures
+        for p in cases
     )
     return (
         '<h2>Worst cases</h2><p class="note">The lowest last Dice of every model, one of a set. '

@@ -72,7 +72,7 @@ class EncodedOnce:
         return self._model.segment_batch(embedding, questions)
 
 
-class CarryingEncodedOnce(EncodedOnce):
+class PropagatingEncodedOnce(EncodedOnce):
     """Likewise, of a model that says itself how an answer is carried to the next slice."""
 
     def next_prompts(
@@ -100,7 +100,7 @@ def encoded_once(
         return EncodedOnce(model)
     if 3 in model.card.ndim and not by_slices:
         return model
-    kind = CarryingEncodedOnce if isinstance(model, MaskCarrier) else EncodedOnce
+    kind = PropagatingEncodedOnce if isinstance(model, MaskCarrier) else EncodedOnce
     return kind(model, kept=_KEPT_SLICES)
 
 

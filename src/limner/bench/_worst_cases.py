@@ -24,7 +24,7 @@ from limner.render import cases
 
 Grouped: TypeAlias = Mapping[str, Mapping[str, list[Row]]]  # `Row.task`, then model
 
-_MOST_PICTURES = 36  # of a page: 5 MB
+_MAX_CASES = 36  # of a page: 5 MB
 
 _log = logging.getLogger(__name__)
 
@@ -62,18 +62,18 @@ def worst_cases(folders: Sequence[Path], plain: Grouped, count: int) -> list[Wor
             sets |= {s.name: s for s in found}
         except LimnerError as error:
             _log.warning("No pictures of the cases in %s: %s", folder, error)
-    asked = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
-    looking = [entry for entry in asked if not entry[1].startswith(BLIND)] or asked
-    each = max(1, min(count, _MOST_PICTURES // len(looking))) if looking else 0
-    pictures = []
+    entries = [(p, m, rows) for p, by_model in plain.items() for m, rows in by_model.items()]
+    looking = [entry for entry in entries if not entry[1].startswith(BLIND)] or entries
+    each = max(1, min(count, _MAX_CASES // len(looking))) if looking else 0
+    shown: list[WorstCase] = []
     for protocol, model, rows in looking:
         for row in stats.worst_rows(rows, each):
-            picture = _picture(row, f"{model}, {protocol}", sets)
-            pictures += [picture] if picture else []
-    return pictures
+            drawn = _draw_case(row, f"{model}, {protocol}", sets)
+            shown += [drawn] if drawn else []
+    return shown
 
 
-def _picture(row: Row, title: str, sets: dict[str, Dataset]) -> WorstCase | None:
+def _draw_case(row: Row, title: str, sets: dict[str, Dataset]) -> WorstCase | None:
     """The end of a conversation; None where the data are gone or have changed."""
     if row.set_name not in sets or row.answer is None:
         return None
@@ -84,12 +84,12 @@ def _picture(row: Row, title: str, sets: dict[str, Dataset]) -> WorstCase | None
         image = open_image(data_set, row.stem)
         if image.pixel_hash() != row.image_sha256:
             raise FormatError("the picture has changed since")
-        asked = merge_by_label(data_set) if row.protocol == "examples" else data_set
-        target = read_objects(asked, row.stem, image).mask(row.object_id)
+        entries = merge_by_label(data_set) if row.protocol == "examples" else data_set
+        target = read_objects(entries, row.stem, image).mask(row.object_id)
     except (LimnerError, OSError, KeyError) as error:
         _log.warning("No picture of %s %s: %s", row.set_name, row.stem, error)
         return None
-    said = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
+    prompts = [[from_json(prompt) for prompt in prompts] for prompts in row.prompts]
     name = row.target_name or f"object {row.object_id}"
     person = f", {row.annotator}" if row.annotator else ""
     scores = " → ".join(f"{stats.score(row, 'dice', k):.2f}" for k in range(len(row.dice)))
@@ -98,8 +98,8 @@ def _picture(row: Row, title: str, sets: dict[str, Dataset]) -> WorstCase | None
     answer = decode_answer(row.answer)
     if target.ndim == 3:
         caption += f". Slice {largest_slice(target)}"
-        return WorstCase(caption, cases.draw_slice(image, target, answer, said))
-    return WorstCase(caption, cases.draw_case(image, target, answer, said))
+        return WorstCase(caption, cases.draw_slice(image, target, answer, prompts))
+    return WorstCase(caption, cases.draw_case(image, target, answer, prompts))
 
 
 def _followed(row: Row, title: str, data_set: Dataset) -> WorstCase | None:
@@ -115,7 +115,8 @@ def _followed(row: Row, title: str, data_set: Dataset) -> WorstCase | None:
         return None
     frame = propagation_tables.worst_frame(row)
     answer = decode_answer(row.answer)[frame - row.answer["first"]]
-    plane = Image(image.slice_at(frame), image.geometry.slice_at(frame), modality=image.modality)
+    geometry = image.geometry.slice_at(frame)
+    frame_image = Image(image.slice_at(frame), geometry, modality=image.modality)
     name = row.target_name or f"object {row.object_id}"
     what = "slice" if image.kind == "volume" else "frame"
     caption = (
@@ -123,7 +124,7 @@ def _followed(row: Row, title: str, data_set: Dataset) -> WorstCase | None:
         f"{what} {frame}, given {_given(row, what)}"
     )
     caption += f". Failed: {row.error}" if row.error else ""
-    return WorstCase(caption, cases.draw_case(plane, track.on(frame), answer, []))
+    return WorstCase(caption, cases.draw_case(frame_image, track.on(frame), answer, []))
 
 
 def _given(row: Row, what: str) -> str:

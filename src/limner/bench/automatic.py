@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
-from limner.bench.conversation import score_answer
+from limner.bench.interaction import score_answer
 from limner.bench.measures import by_measure, score_nothing
 from limner.bench.protocol import Exchange
 from limner.bench.rows import encode_answer

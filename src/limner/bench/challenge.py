@@ -76,7 +76,7 @@ class CaseScores:
         return self.seconds > SECONDS_PER_CLASS * self.num_classes
 
 
-class CaseConversation:
+class CaseInteraction:
     """All classes of a case in one session."""
 
     def __init__(self, model: PromptableModel, case: ChallengeCase) -> None:
@@ -136,7 +136,7 @@ class CaseConversation:
 
             def place(prompt: Prompt) -> SlicePrompt:
                 if isinstance(prompt, Box) and boxes is not None:
-                    return boxes[number].on_slice
+                    return boxes[number].slice_prompt
                 return to_slice_prompt(prompt)
 
             self._hands[number] = SliceBySlice(self._session, place, object_id=number + 1)
@@ -154,16 +154,16 @@ def answer_case(model: PromptableModel, case: ChallengeCase) -> Array:
     Raises:
         Exception: whatever the model raises.
     """
-    talk = CaseConversation(model, case)
+    interaction = CaseInteraction(model, case)
     try:
         for number in range(len(case.classes)):
-            _repeat(talk, case, number)
-        labels = talk.label_map()
+            _repeat(interaction, case, number)
+        labels = interaction.label_map()
     finally:
-        talk.close()
+        interaction.close()
     if case.previous is not None:
         for number, label in enumerate(case.classes):
-            if not _said(case, number):
+            if not _given_prompts(case, number):
                 labels[(case.previous == label) & (labels == 0)] = label
     return labels
 
@@ -178,7 +178,7 @@ def interact(model: PromptableModel, case: ChallengeCase) -> tuple[Array, CaseSc
     """
     assert case.truth is not None
     began = time.perf_counter()
-    talk = CaseConversation(model, case)
+    interaction = CaseInteraction(model, case)
     seconds = time.perf_counter() - began
     labels: Array = np.zeros(case.truth.shape, dtype=np.uint8)
     scores: list[tuple[float, float]] = []
@@ -188,12 +188,14 @@ def interact(model: PromptableModel, case: ChallengeCase) -> tuple[Array, CaseSc
             if number == 0 and case.boxes is None:
                 scores.append((0.0, 0.0))
                 continue
-            said = [_next(case, k, labels, first=number == 0) for k in range(len(case.classes))]
+            round_prompts = [
+                _next(case, k, labels, first=number == 0) for k in range(len(case.classes))
+            ]
             began = time.perf_counter()
             try:
-                for k, prompts in enumerate(said):
-                    talk.say(k, prompts)
-                labels = talk.label_map()
+                for k, prompts in enumerate(round_prompts):
+                    interaction.say(k, prompts)
+                labels = interaction.label_map()
             except Exception as problem:  # a model may raise anything
                 failures.append(f"round {number}: {type(problem).__name__}: {problem}")
                 _log.debug("a model failed", exc_info=True)
@@ -201,7 +203,7 @@ def interact(model: PromptableModel, case: ChallengeCase) -> tuple[Array, CaseSc
             seconds += time.perf_counter() - began
             scores.append(_scores(labels, case))
     finally:
-        talk.close()
+        interaction.close()
     dsc, nsd = zip(*scores, strict=True)
     name, count = case.path.name, len(case.classes)
     return labels, CaseScores(name, count, dsc, nsd, seconds, tuple(failures))
@@ -256,32 +258,32 @@ def answer_all(
         raise FormatError(f"None of the {len(files)} files in {cases} can be read.")
 
 
-def _said(case: ChallengeCase, number: int) -> list[tuple[Prompt, ...]]:
+def _given_prompts(case: ChallengeCase, number: int) -> list[tuple[Prompt, ...]]:
     """What a file says of a class, round by round."""
     rounds: list[tuple[Prompt, ...]] = []
     if case.boxes is not None:
-        rounds.append((case.boxes[number].solid,))
+        rounds.append((case.boxes[number].volume_box,))
     return rounds + list(case.clicks[number] if case.clicks else ())
 
 
-def _repeat(talk: CaseConversation, case: ChallengeCase, number: int) -> None:
-    *earlier, last = _said(case, number) or [()]
+def _repeat(interaction: CaseInteraction, case: ChallengeCase, number: int) -> None:
+    *earlier, last = _given_prompts(case, number) or [()]
     for prompts in earlier:
-        talk.say(number, prompts)
+        interaction.say(number, prompts)
     if case.previous is not None and last:
         before = case.previous == case.classes[number]
         free = before | (case.previous == 0)  # elsewhere another class may cover this one
-        differs = bool(((talk.mask(number) != before) & free).any())
+        differs = bool(((interaction.mask(number) != before) & free).any())
         if differs and before.any():
-            talk.begin_from(number, before)
-    talk.say(number, last)
+            interaction.begin_from(number, before)
+    interaction.say(number, last)
 
 
 def _next(case: ChallengeCase, number: int, labels: Array, *, first: bool) -> tuple[Prompt, ...]:
     """What the user says of a class next."""
     if first:
         assert case.boxes is not None
-        return (case.boxes[number].solid,)
+        return (case.boxes[number].volume_box,)
     label = case.classes[number]
     wanted, given = np.asarray(case.truth == label), np.asarray(labels == label)
     click = challenge_click(wanted, given, _choose)

@@ -95,7 +95,7 @@ class _ObjectAnswers:
         self.high = max(*self.scored, *self.given) + 1
         self.answers = np.zeros((self.high - self.low, *shape[1:]), dtype=bool)
         rng = np.random.default_rng((seed, 0))
-        self.said = {k: _prompt(track.on(k), config.start, rng) for k in self.given}
+        self.prompts = {k: _prompt(track.on(k), config.start, rng) for k in self.given}
 
     def take(self, frame: int, mask: Mask) -> None:
         """An answer; those beyond the object's surroundings are not kept."""
@@ -116,7 +116,7 @@ class _ObjectAnswers:
             both=[int(np.count_nonzero(truth & answer)) for truth, answer in pairs],
             f=[round(metrics.boundary_f(answer, truth), 6) for truth, answer in pairs],
             num_written=clock.num_frames,
-            carry_seconds=round(clock.carry, 5),
+            carry_seconds=round(clock.propagation_seconds, 5),
             grown_mb=clock.grown_mb,
         )
 
@@ -126,7 +126,7 @@ class _ObjectAnswers:
         total = sum(followed.truth) + sum(followed.answer)
         dice = 2 * sum(followed.both) / total if total else 1.0
         answer = encode_answer(self.answers) | {"first": self.low}
-        prompts = [to_json(p.on_slice(k)) for k, p in self.said.items() if p.kind != "mask"]
+        prompts = [to_json(p.on_slice(k)) for k, p in self.prompts.items() if p.kind != "mask"]
         return {
             "scores": {"dice": [round(dice, 6)], "nsd": [None]},
             "seconds": [] if clock.first is None else [round(clock.first, 5)],
@@ -144,7 +144,7 @@ class _Clock:
     """Times of one propagation, in seconds of wall clock."""
 
     first: float | None = None  # from the first prompt to the first carried frame
-    carry: float = 0.0
+    propagation_seconds: float = 0.0
     num_frames: int = 0
     grown_mb: float | None = None
 
@@ -177,7 +177,7 @@ def run_propagation(
     memory.begin()
     try:
         with open_session(image, pair.model, propagator=pair.propagator) as session:
-            _carry(session, seen, clock)
+            _propagate(session, seen, clock)
     except Exception as problem:  # a model may raise anything, and the others go on
         error = f"{type(problem).__name__}: {problem}"
         _log.debug("a model failed", exc_info=True)
@@ -185,19 +185,19 @@ def run_propagation(
     return [one.fields(clock, memory.megabytes, error) for one in seen.values()]
 
 
-def _carry(session: Session, seen: Mapping[int, _ObjectAnswers], clock: _Clock) -> None:
+def _propagate(session: Session, seen: Mapping[int, _ObjectAnswers], clock: _Clock) -> None:
     """Say what is given and take what comes."""
     began = time.perf_counter()
     for number, one in seen.items():
-        for frame, prompt in one.said.items():
+        for frame, prompt in one.prompts.items():
             session.add(prompt, object_id=number, frame=frame)
             one.take(frame, session.predict(object_id=number, frame=frame).mask)
     low, high = min(one.low for one in seen.values()), max(one.high for one in seen.values())
-    carried = time.perf_counter()
+    propagation_began = time.perf_counter()
     frames: set[int] = set()
     held = None
     for found in session.propagate(start=low, stop=high, direction="both"):
-        clock.carry = time.perf_counter() - carried
+        clock.propagation_seconds = time.perf_counter() - propagation_began
         if clock.first is None:
             clock.first, held = time.perf_counter() - began, resident_mb()
         assert found.frame is not None
@@ -244,8 +244,8 @@ def check_propagates(pair: ModelPair, config: BenchConfig) -> None:
                 f"{one.name} works in 3D only; masks are carried from slice to slice here. Leave "
                 "the model out."
             )
-    carries = isinstance(carrier, TrackerModel | MemoryModel)
-    if not carries and not carrier.card.prompts & {"mask", "box"}:
+    can_propagate = isinstance(carrier, TrackerModel | MemoryModel)
+    if not can_propagate and not carrier.card.prompts & {"mask", "box"}:
         raise ValueError(
             f"{carrier.card.name} takes neither masks nor boxes to carry on. Leave the model out."
         )

@@ -43,7 +43,7 @@ class Exchange:
         seconds: of wall clock from the first `add` to the answer.
     """
 
-    said: Prompts
+    prompts: Prompts
     mask: Mask
     seconds: float
 
@@ -85,14 +85,14 @@ class SimulatedUser:
         self._mark = mark
         self._understood = frozenset(understood)
         self._rng = np.random.default_rng((seed, 0))
-        self._chance = np.random.default_rng((seed, 1))
+        self._disturb_rng = np.random.default_rng((seed, 1))
         self._disturbance = disturbance
 
     def before(self) -> Prompts:
         """What is said, and answered, ahead of the first round; nothing unless disturbed."""
         if self._disturbance != "negative_first":
             return ()
-        click = click_beside(self.case.target, self._chance)
+        click = click_beside(self.case.target, self._disturb_rng)
         return () if click is None else (click,)
 
     def first(self) -> Prompts:
@@ -137,10 +137,10 @@ class SimulatedUser:
         draw = simulate.box if self._mark == "box" else simulate.click
         marks: list[Prompt] = []
         for frame in spread_slices(target, self._slices):
-            plane = target[frame]
-            meant = draw(plane, self._rng)
-            said = disturb_prompt(meant, self._disturbance, self._chance, plane.shape)
-            marks.append(said.on_slice(frame))
+            target_slice = target[frame]
+            drawn = draw(target_slice, self._rng)
+            shape, rng = target_slice.shape, self._disturb_rng
+            marks.append(disturb_prompt(drawn, self._disturbance, rng, shape).on_slice(frame))
         return tuple(marks)
 
     def _drawn(self, kinds: Sequence[Any]) -> Any:
@@ -152,7 +152,7 @@ class SimulatedUser:
 
     def _disturbed(self, prompt: Prompt) -> Prompts:
         shape = self.case.target.shape
-        return (disturb_prompt(prompt, self._disturbance, self._chance, shape),)
+        return (disturb_prompt(prompt, self._disturbance, self._disturb_rng, shape),)
 
 
 def converse(listener: Responder, user: SimulatedUser, num_rounds: int) -> Iterator[Exchange]:
@@ -169,13 +169,13 @@ def converse(listener: Responder, user: SimulatedUser, num_rounds: int) -> Itera
     opening = user.before()
     if opening:
         listener(opening)
-    said = user.first()
+    prompts = user.first()
     for _ in range(num_rounds):
-        if not said:
+        if not prompts:
             return
-        exchange = listener(said)
+        exchange = listener(prompts)
         yield exchange
-        said = user.correct(exchange.mask)
+        prompts = user.correct(exchange.mask)
 
 
 def repeat_shuffled(

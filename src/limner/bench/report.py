@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from limner import errors
 from limner.atomic import atomic_bytes, atomic_path
@@ -15,26 +14,17 @@ from limner.bench._worst_cases import worst_cases
 from limner.bench.config import DISTURBANCES, PROTOCOLS
 from limner.bench.measures import MEASURES
 from limner.bench.propagation import describe_start
-from limner.bench.report_data import Chart, Report
+from limner.bench.report_data import BY_SLICES, NUM_WORST_CASES, Chart, Grouped, Labels, Report
 from limner.bench.rows import Row, read_left_out, read_rows, read_run_config
 from limner.bench.tables import Table
 from limner.errors import FormatError
 
-Grouped: TypeAlias = dict[str, dict[str, list[Row]]]  # `Row.task`, then model
-Labels: TypeAlias = dict[tuple[str, str | None, str | None], str]
-
-NUM_PICTURES = 6  # worst cases per model and protocol
-BY_SLICES = (
-    "By slices: models that work in 2D are told the box on the slice where the object is largest "
-    "and the range of its slices, and every click on its slice; each time all that was said is "
-    "carried to the other slices."
-)
 _MOST_LEFT_OUT = 12  # pictures that are named
 
 _log = logging.getLogger(__name__)
 
 
-def build_report(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Report:
+def build_report(folders: Sequence[Path], *, num_cases: int = NUM_WORST_CASES) -> Report:
     """Put runs together.
 
     Where models were asked about different objects by one protocol, only those that all were asked
@@ -42,7 +32,7 @@ def build_report(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Re
 
     Args:
         folders: of `limner bench run`; finished or not.
-        pictures: worst cases per model and protocol; 0 for none.
+        num_cases: worst cases per model and protocol; 0 for none.
 
     Raises:
         FormatError: a folder holds no run, or no run holds a row.
@@ -74,7 +64,7 @@ def build_report(folders: Sequence[Path], *, pictures: int = NUM_PICTURES) -> Re
             *(propagation_tables.by_set(*task) for task in moving.items()),
         ],
         [*_charts(still), *_distance_charts(moving)],
-        worst_cases(folders, plain, pictures) if pictures else [],
+        worst_cases(folders, plain, num_cases) if num_cases else [],
         rows,
     )
 
@@ -286,13 +276,13 @@ def _compare_same(plain: Grouped) -> list[str]:
 
 def _facts(folders: Sequence[Path], rows: Sequence[Row]) -> list[str]:
     configs = [read_run_config(folder) for folder in folders]
-    sets, pictures = {r.set_name for r in rows}, {(r.set_name, r.stem) for r in rows}
+    sets, images = {r.set_name for r in rows}, {(r.set_name, r.stem) for r in rows}
     objects = {(r.set_name, r.stem, r.object_id) for r in rows}
     weights = {f"{r.model}: {r.weights_sha256}" for r in rows if r.weights_sha256}
     dimensions = {r.dimensions for r in rows}
     what = " and ".join({2: "pictures", 3: "volumes"}[n] for n in sorted(dimensions))
     facts = [
-        f"{len(rows)} conversations about {len(objects)} objects in {len(pictures)} {what} of "
+        f"{len(rows)} conversations about {len(objects)} objects in {len(images)} {what} of "
         f"{len(sets)} sets; split {', '.join(sorted({c.split for c in configs}))}; seed "
         f"{', '.join(sorted({str(c.seed) for c in configs}))}; limner "
         f"{', '.join(sorted({r.version for r in rows}))}.",
@@ -349,14 +339,14 @@ def _shown(rows: Sequence[Row]) -> list[str]:
 
 
 def _left_out(folders: Sequence[Path]) -> list[str]:
-    told: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for folder in folders:
         for fact in read_left_out(folder):
             one = f", object {fact['object']}" if "object" in fact else ""
-            told[f"Left out: {fact['set']} {fact['stem']}{one}: {fact['reason']}"] = None
-    facts = list(told)[:_MOST_LEFT_OUT]
-    if len(told) > _MOST_LEFT_OUT:
-        facts.append(f"Left out: {len(told) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
+            lines[f"Left out: {fact['set']} {fact['stem']}{one}: {fact['reason']}"] = None
+    facts = list(lines)[:_MOST_LEFT_OUT]
+    if len(lines) > _MOST_LEFT_OUT:
+        facts.append(f"Left out: {len(lines) - _MOST_LEFT_OUT} more, see left_out.jsonl.")
     return facts
 
 

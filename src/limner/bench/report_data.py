@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -19,9 +18,6 @@ BY_SLICES = (
     "and the range of its slices, and every click on its slice; each time all that was said is "
     "carried to the other slices."
 )
-_MOST_LEFT_OUT = 12  # pictures that are named
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Report:
         models: in the order in which they were asked.
         tables: in reading order.
         charts: likewise.
-        pictures: worst cases.
+        worst_cases: drawn.
         rows: all rows of the runs.
     """
 
@@ -60,5 +56,5 @@ class Report:
     models: list[str]
     tables: list[Table]
     charts: list[Chart]
-    pictures: list[WorstCase]
+    worst_cases: list[WorstCase]
     rows: list[Row] = field(repr=False)

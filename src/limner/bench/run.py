@@ -23,8 +23,8 @@ from limner.bench.automatic import (
     whole_labels,
 )
 from limner.bench.config import BenchConfig
-from limner.bench.conversation import hold_conversation
 from limner.bench.disturb import disturb_image
+from limner.bench.interaction import run_interaction
 from limner.bench.propagation import ModelPair, check_propagates, describe_start, run_propagation
 from limner.bench.protocol import check_dimensions, check_speakable
 from limner.bench.references import References
@@ -86,7 +86,7 @@ def run(config: BenchConfig, out: Path, *, models: Sequence[AnyModel] | None = N
         CheckpointError: weights are missing or do not fit.
         FormatError: there is nothing to score, or `out` holds another run.
     """
-    sets = asked_sets(config)
+    sets = find_run_sets(config)
     if config.protocol == "automatic":
         labellers = create_labellers(config) if models is None else check_labellers(models, config)
         hashes = {model.card.name: model.card.weights_sha256 for model in labellers}
@@ -98,15 +98,15 @@ def run(config: BenchConfig, out: Path, *, models: Sequence[AnyModel] | None = N
             check_propagates(pair, config)
         hashes = {pair.card.name: pair.card.weights_sha256 for pair in pairs}
         return _Sequences(config, pairs, RowStore(out, config, hashes)).over(sets)
-    asked = _create(config) if promptable is None else promptable
-    for model in asked:
+    requested = _create(config) if promptable is None else promptable
+    for model in requested:
         check_dimensions(model.card, config.dimensions, by_slices=config.by_slices)
         check_speakable(model.card, config.protocol, config.disturb, mark=config.mark)
-    store = RowStore(out, config, {m.card.name: m.card.weights_sha256 for m in asked})
-    return _Run(config, asked, store).over(sets)
+    store = RowStore(out, config, {m.card.name: m.card.weights_sha256 for m in requested})
+    return _Run(config, requested, store).over(sets)
 
 
-def asked_sets(config: BenchConfig) -> list[Dataset]:
+def find_run_sets(config: BenchConfig) -> list[Dataset]:
     """The sets of a run, objects being what its protocol asks about.
 
     Raises:
@@ -142,28 +142,28 @@ class _Loop(Generic[M]):
         self._store = store
         self._new = self._failed = self._left_out = self._objects_left_out = 0
         self._reason = ""
-        self._began = self._told = time.monotonic()
+        self._began = self._last_report = time.monotonic()
 
     def over(self, sets: Sequence[Dataset]) -> Outcome:
         """Every picture of every set."""
-        pictures = [
+        images = [
             (s, stem) for s in sets for stem in pick_evenly(list(s.cases), self._config.limit)
         ]
-        _log.info("%d images of %d sets, %d models", len(pictures), len(sets), len(self._models))
-        for number, (data_set, stem) in enumerate(pictures, 1):
+        _log.info("%d images of %d sets, %d models", len(images), len(sets), len(self._models))
+        for number, (data_set, stem) in enumerate(images, 1):
             try:
-                self._picture(data_set, stem)
+                self._ask_image(data_set, stem)
             except (LimnerError, OSError) as error:
                 self._leave_out(data_set.name, stem, str(error))
-            self._tell(number, len(pictures), data_set.name)
+            self._tell(number, len(images), data_set.name)
         if not self._store.done:
             reason = f": {self._reason}" if self._reason else f" with {self._config.disturb}."
-            raise FormatError(f"None of the {len(pictures)} pictures can be asked about{reason}")
+            raise FormatError(f"None of the {len(images)} pictures can be asked about{reason}")
         seconds = time.monotonic() - self._began
         left_out = self._left_out, self._objects_left_out
         return Outcome(len(self._store.done), self._new, self._failed, *left_out, seconds)
 
-    def _picture(self, data_set: Dataset, stem: str) -> None:
+    def _ask_image(self, data_set: Dataset, stem: str) -> None:
         """Every object of a picture."""
         raise NotImplementedError
 
@@ -190,9 +190,9 @@ class _Loop(Generic[M]):
 
     def _tell(self, number: int, total: int, name: str) -> None:
         now = time.monotonic()
-        if now - self._told < _REPORT_EVERY_S and number < total:
+        if now - self._last_report < _REPORT_EVERY_S and number < total:
             return
-        self._told = now
+        self._last_report = now
         left = (now - self._began) / number * (total - number)
         failed = f", {self._failed} failed" if self._failed else ""
         _log.info(
@@ -206,7 +206,7 @@ class _Run(_Loop[PromptableModel]):
 
     _references: References | None = None  # of the set at hand
 
-    def _picture(self, data_set: Dataset, stem: str) -> None:
+    def _ask_image(self, data_set: Dataset, stem: str) -> None:
         image = open_image(data_set, stem)
         shown = disturb_image(image, self._config.disturb)
         if shown is None:
@@ -239,7 +239,7 @@ class _Run(_Loop[PromptableModel]):
                 model=model.card.name,
                 weights_sha256=model.card.weights_sha256,
                 **facts,
-                **hold_conversation(model, shown, case, self._config, seed=seed),
+                **run_interaction(model, shown, case, self._config, seed=seed),
             )
             self._append(row)
 
@@ -260,7 +260,7 @@ class _Run(_Loop[PromptableModel]):
 class _Automatic(_Loop[Labeller]):
     """Images that are labelled as a whole."""
 
-    def _picture(self, data_set: Dataset, stem: str) -> None:
+    def _ask_image(self, data_set: Dataset, stem: str) -> None:
         image = open_image(data_set, stem)
         shown = disturb_image(image, self._config.disturb)
         if shown is None:
@@ -289,7 +289,7 @@ class _Automatic(_Loop[Labeller]):
 class _Sequences(_Loop[ModelPair]):
     """Objects followed through volumes and videos."""
 
-    def _picture(self, data_set: Dataset, stem: str) -> None:
+    def _ask_image(self, data_set: Dataset, stem: str) -> None:
         image, config = open_sequence(data_set, stem), self._config
         found = find_tracks(data_set, stem, image, given=config.annotated, most=config.objects)
         groups = [list(found)] if config.together else ([track] for track in found)

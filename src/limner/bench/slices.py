@@ -72,9 +72,9 @@ def slice_placement(target: Mask) -> Placement:
             if isinstance(prompt, MaskPrompt):
                 return SlicePrompt(MaskPrompt(prompt.mask[frame]), frame)
             rng = np.random.default_rng(0)  # draws nothing: no jitter
-            whole, plane = tight_box(target, rng), tight_box(target[frame], rng)
-            low = np.add(plane.low, np.subtract(prompt.low, whole.low)[1:])
-            high = np.add(plane.high, np.subtract(prompt.high, whole.high)[1:])
+            whole, slice_box = tight_box(target, rng), tight_box(target[frame], rng)
+            low = np.add(slice_box.low, np.subtract(prompt.low, whole.low)[1:])
+            high = np.add(slice_box.high, np.subtract(prompt.high, whole.high)[1:])
             size = np.asarray(target.shape[1:])
             box = Box(tuple(np.maximum(low, 0)), tuple(np.minimum(high, size)))
             return SlicePrompt(box, frame, _range(prompt))
@@ -129,11 +129,11 @@ class SliceBySlice:
         Returns:
             What was said, in 3D, and the mask of the volume, as the session would export it.
         """
-        said = [self._place(prompt) for prompt in prompts]
-        frames = sorted({one.frame for one in said})
+        placed = [self._place(prompt) for prompt in prompts]
+        frames = sorted({one.frame for one in placed})
         if self._kept is None and len(frames) > 1:  # marks on several slices at once are its ends
             self._within = frames[0], frames[-1] + 1
-        for one in said:
+        for one in placed:
             self._session.add(one.prompt, object_id=self._id, frame=one.frame)
             self._within = one.within or self._within
             self._marked.add(one.frame)
@@ -146,7 +146,7 @@ class SliceBySlice:
             assert answer.frame is not None
             mask[answer.frame] = answer.mask
         self._kept = CroppedMask.of(mask)
-        return tuple(one.lifted(shape) for one in said), mask
+        return tuple(one.lifted(shape) for one in placed), mask
 
 
 def _range(box: Box) -> tuple[int, int]:

@@ -174,8 +174,8 @@ def paired_drops(
 
 def common_cases(rows_by_model: dict[str, list[Row]]) -> set[tuple[Any, ...]]:
     """The cases that every model was asked about."""
-    asked = [{case_key(row) for row in rows} for rows in rows_by_model.values()]
-    return set.intersection(*asked) if asked else set()
+    cases_by_model = [{case_key(row) for row in rows} for rows in rows_by_model.values()]
+    return set.intersection(*cases_by_model) if cases_by_model else set()
 
 
 def worst_rows(rows: Sequence[Row], count: int) -> list[Row]:

@@ -220,7 +220,7 @@ def robustness(plain: ByProtocol, disturbed: Mapping[str, ByProtocol]) -> Table:
 
 def failures(every: Rows, label: Callable[[Row], str]) -> Table:
     """Conversations in which a model raised, by message."""
-    told = Counter((label(r), r.task, r.disturbance) for r in every)
+    totals = Counter((label(r), r.task, r.disturbance) for r in every)
     failed = Counter(
         (label(r), r.task, r.disturbance, r.error) for r in every if r.error is not None
     )
@@ -230,7 +230,7 @@ def failures(every: Rows, label: Callable[[Row], str]) -> Table:
             protocol,
             disturbance,
             str(error),
-            f"{count} of {told[model, protocol, disturbance]}",
+            f"{count} of {totals[model, protocol, disturbance]}",
         ]
         for (model, protocol, disturbance, error), count in failed.most_common(20)
     ]

@@ -134,7 +134,7 @@ def run(
     except KeyboardInterrupt:
         typer.echo(f"limner: {out} keeps what was held; the same command goes on.", err=True)
         raise
-    print(f"{out}: {_told(outcome)}")
+    print(f"{out}: {_describe_outcome(outcome)}")
 
 
 @app.command("report")
@@ -155,8 +155,8 @@ def report(
     from limner.atomic import atomic_bytes
     from limner.bench import report as reports
 
-    pictures = 0 if no_pictures or output is None else reports.NUM_PICTURES
-    found = reports.build_report(runs, pictures=pictures)
+    num_cases = 0 if no_pictures or output is None else reports.NUM_WORST_CASES
+    found = reports.build_report(runs, num_cases=num_cases)
     if output is not None:
         reports.write_html(found, output)
     if table is not None:
@@ -170,7 +170,7 @@ def report(
             print(f"Wrote {path}", file=sys.stderr)
 
 
-def _told(outcome: Outcome) -> str:
+def _describe_outcome(outcome: Outcome) -> str:
     lonely = outcome.num_objects_left_out
     return (
         f"{outcome.num_rows} conversations ({outcome.num_new} new in {outcome.seconds:.0f} s), "

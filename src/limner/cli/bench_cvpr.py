@@ -41,11 +41,11 @@ def cvpr(
     from limner.bench.protocol import check_dimensions
     from limner.models import create_promptable
 
-    asked = create_promptable(model, weights=weights, device=device)
-    check_dimensions(asked.card, 3)
+    created = create_promptable(model, weights=weights, device=device)
+    check_dimensions(created.card, 3)
     show_progress("limner.bench", "limner.datasets")
     found: list[CaseScores] = []
-    for result in answer_all(asked, cases, output, truth=truth):
+    for result in answer_all(created, cases, output, truth=truth):
         if isinstance(result, CaseScores):
             found.append(result)
             print(_line(result), file=sys.stderr)

@@ -50,18 +50,18 @@ class ClassBox:
 
     slices: tuple[int, int]
     frame: int
-    plane: Box
+    slice_box: Box
 
     @property
-    def solid(self) -> Box:
+    def volume_box(self) -> Box:
         """The box on all slices."""
         low, high = self.slices
-        return Box((low, *self.plane.low), (high, *self.plane.high))
+        return Box((low, *self.slice_box.low), (high, *self.slice_box.high))
 
     @property
-    def on_slice(self) -> SlicePrompt:
+    def slice_prompt(self) -> SlicePrompt:
         """The box on its slice, with the slices that the object is on."""
-        return SlicePrompt(self.plane, self.frame, self.slices)
+        return SlicePrompt(self.slice_box, self.frame, self.slices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +124,14 @@ def read_case(path: Path, *, truth: Path | None = None) -> ChallengeCase:
     shape = image.geometry.shape
     gts = _truth(path, truth, shape)
     boxes = _plain_array(path, "boxes")
-    said = _plain_array(path, "clicks")
+    clicks = _plain_array(path, "clicks")
     classes: Sequence[int] = [int(v) for v in _unique(gts)] if gts is not None else ()
-    count = len(boxes if boxes is not None else said if said is not None else classes)
+    count = len(boxes if boxes is not None else clicks if clicks is not None else classes)
     if gts is None:
         classes = range(1, count + 1)
     if not classes:
         raise FormatError(f"{path} says of nothing what to look for: no boxes, no clicks, no gts.")
-    if count != len(classes) or (said is not None and len(said) != count):
+    if count != len(classes) or (clicks is not None and len(clicks) != count):
         raise FormatError(
             f"{path} has prompts of {count} classes, and there are {len(classes)}; one each is "
             "needed."
@@ -147,7 +147,7 @@ def read_case(path: Path, *, truth: Path | None = None) -> ChallengeCase:
         (1.0, 1.0, 1.0) if stated is None else tuple(float(x) for x in np.ravel(stated)),
         tuple(classes),
         None if boxes is None else tuple(_box(path, k, b, shape) for k, b in enumerate(boxes)),
-        tuple(_rounds(path, k, said, order, shape) for k in range(len(said or ()))),
+        tuple(_rounds(path, k, clicks, order, shape) for k in range(len(clicks or ()))),
         previous,
         gts,
     )
@@ -181,8 +181,8 @@ def _truth(path: Path, truth: Path | None, shape: tuple[int, ...]) -> Array | No
 def _unique(labels: Array) -> Array:
     """The labels that occur, 0 left out, ascending; plane by plane, which is fast."""
     found: set[int] = set()
-    for plane in labels:
-        found.update(np.unique(plane).tolist())
+    for slice_box in labels:
+        found.update(np.unique(slice_box).tolist())
     return np.asarray(sorted(found - {0}), dtype=np.int64)
 
 
@@ -234,12 +234,12 @@ def _rounds(
         for key in ("fg", "bg")
     }
     words = order[number] if isinstance(order, list) and number < len(order) else None
-    told = [word for word in words if word is not None] if isinstance(words, list) else []
-    if sorted(map(str, told)) != ["bg"] * len(made["bg"]) + ["fg"] * len(made["fg"]):
+    order_given = [word for word in words if word is not None] if isinstance(words, list) else []
+    if sorted(map(str, order_given)) != ["bg"] * len(made["bg"]) + ["fg"] * len(made["fg"]):
         together = (*made["fg"], *made["bg"])
         return (together,) if together else ()
     queues = {key: iter(found) for key, found in made.items()}
-    return tuple((next(queues[word]),) for word in told)
+    return tuple((next(queues[word]),) for word in order_given)
 
 
 def _click(what: str, at: Any, positive: bool, shape: tuple[int, ...]) -> Click:

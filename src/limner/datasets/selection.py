@@ -78,8 +78,8 @@ def select_sets(
     wanted = [s for s in found if not patterns or _matches(s.name, patterns)]
     if not wanted:
         names = ", ".join(s.name for s in found)
-        asked = " or ".join(patterns)
-        raise FormatError(f"No set of the split {split} is called {asked}; there are {names}.")
+        requested = " or ".join(patterns)
+        raise FormatError(f"No set of the split {split} is called {requested}; there are {names}.")
     return wanted
 
 

@@ -179,14 +179,14 @@ def _read_clip(data_set: Dataset, stem: str, image: Image) -> Known:
             "has the name of its frame."
         )
     frames = tuple(sorted(numbers[name] for name in files))
-    planes: dict[int, NDArray[Any]] = {}
+    frame_labels: dict[int, NDArray[Any]] = {}
     for name, path in files.items():
-        plane = Image(image.slice_at(numbers[name]), image.geometry.slice_at(numbers[name]))
-        planes[numbers[name]] = np.asarray(read_labels(path, like=plane).to_array())
-    stack = np.stack([planes[k] for k in frames])
+        frame_image = Image(image.slice_at(numbers[name]), image.geometry.slice_at(numbers[name]))
+        frame_labels[numbers[name]] = np.asarray(read_labels(path, like=frame_image).to_array())
+    stack = np.stack([frame_labels[k] for k in frames])
     if data_set.unit == "whole":
         stack = stack != 0
     labels = Labels(Geometry.from_spacing(stack.shape), array=stack)
-    said = case.annotated_frames
-    known = {numbers[name]: labels for name, labels in said.items() if name in numbers}
+    annotated = case.annotated_frames
+    known = {numbers[name]: labels for name, labels in annotated.items() if name in numbers}
     return Objects(labels, data_set.unit, data_set.value_names), frames, known

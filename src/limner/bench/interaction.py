@@ -34,7 +34,7 @@ from limner.sessions import open_session
 _log = logging.getLogger(__name__)
 
 
-def hold_conversation(
+def run_interaction(
     model: PromptableModel, image: Image, case: TargetObject, config: BenchConfig, *, seed: int
 ) -> dict[str, Any]:
     """One conversation: the fields of its row that come from the answers.
@@ -45,7 +45,7 @@ def hold_conversation(
     memory = PeakMemory() if config.dimensions == 3 else None
     error = None
     try:
-        _talk(held, model, image, config, seed=seed, memory=memory)
+        _interact(held, model, image, config, seed=seed, memory=memory)
     except Exception as problem:  # a model may raise anything, and the others go on
         error = f"{type(problem).__name__}: {problem}"
         _log.debug("a model failed", exc_info=True)
@@ -63,7 +63,10 @@ def hold_conversation(
     found: dict[str, Any] = {
         "scores": by_measure(scores),
         "seconds": held.seconds,
-        "prompts": [[to_json(p) for p in said if not isinstance(p, Example)] for said in held.said],
+        "prompts": [
+            [to_json(prompt) for prompt in prompts if not isinstance(prompt, Example)]
+            for prompts in held.prompts
+        ],
         "answer": None if final is None else encode_answer(final.mask),
         "error": error,
     }
@@ -77,7 +80,7 @@ class _Transcript:
 
     def __init__(self, case: TargetObject) -> None:
         self.case = case
-        self.said: list[Prompts] = []
+        self.prompts: list[Prompts] = []
         self.seconds: list[float] = []
         self.scores: list[Scores] = []
         self.last: Exchange | None = None
@@ -85,13 +88,13 @@ class _Transcript:
 
     def take(self, exchange: Exchange) -> None:
         """One more round."""
-        self.said.append(exchange.said)
+        self.prompts.append(exchange.prompts)
         self.seconds.append(round(exchange.seconds, 5))
         self.scores.append(score_answer(exchange, self.case))
         self.last = exchange
 
 
-def _talk(
+def _interact(
     held: _Transcript,
     model: PromptableModel,
     image: Image,
@@ -115,7 +118,7 @@ def _talk(
             held.take(exchange)
     if config.disturb == "shuffled":
         opened = partial(open_session, image, model)
-        held.repeated = repeat_shuffled(opened, held.said, np.random.default_rng((seed, 2)))
+        held.repeated = repeat_shuffled(opened, held.prompts, np.random.default_rng((seed, 2)))
 
 
 def score_answer(exchange: Exchange | None, case: TargetObject) -> Scores:
@@ -153,13 +156,13 @@ def _listening(
 def _say_by_slices(hand: SliceBySlice, shape: Sequence[int], prompts: Sequence[Prompt]) -> Exchange:
     """Say the prompts of one round on their slices and carry what is answered."""
     began = time.perf_counter()
-    said, mask = hand.say(prompts, shape)
-    return Exchange(said, mask, time.perf_counter() - began)
+    prompts, mask = hand.say(prompts, shape)
+    return Exchange(prompts, mask, time.perf_counter() - began)
 
 
-def _watched(memory: PeakMemory, listener: Responder, said: Prompts) -> Exchange:
+def _watched(memory: PeakMemory, listener: Responder, prompts: Prompts) -> Exchange:
     memory.begin()
     try:
-        return listener(said)
+        return listener(prompts)
     finally:
         memory.end()
