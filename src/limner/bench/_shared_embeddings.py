@@ -1,4 +1,4 @@
-"""A model that encodes a picture once for all its objects, though each has a session of its own."""
+"""Embeddings shared between sessions: an image is encoded once for all its objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worst cases of a report, as pictures."""
+"""Worst cases of a report, drawn."""
 
 from __future__ import annotations
 

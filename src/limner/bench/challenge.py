@@ -1,6 +1,6 @@
 """The CVPR 2025 challenge on interactive segmentation of volumes: its interaction and its scores.
 
-A box is said of every class, then five clicks, one a round; after each round all classes are
+A box is given for every class, then five clicks, one a round; after each round all classes are
 answered and scored together. The area under a score's curve is the trapezoid over the five answers
 to clicks, one step apart, so at most 4; the answer to the box does not enter it. A case without
 boxes begins with the first click on an empty answer, and the round before counts 0.

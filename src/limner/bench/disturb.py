@@ -1,7 +1,7 @@
-"""What makes a conversation harder without changing what is wanted: clumsy hands, odd files.
+"""Disturbances of images and prompts: misplaced clicks, loose boxes, other pixel types.
 
-Disturbances act on the picture before a session sees it or on a prompt before it is said, never
-inside the session.
+They act on the image before a session gets it, or on a prompt before it is given, never inside the
+session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One conversation about one object, held and scored."""
+"""Interaction of one model with a simulated user about one object, and its scores."""
 
 from __future__ import annotations
 

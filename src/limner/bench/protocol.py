@@ -1,4 +1,4 @@
-"""One conversation: what the simulated user says, what a session answers, round by round."""
+"""Simulated user of the benchmark: prompts round by round, and how a session answers them."""
 
 from __future__ import annotations
 

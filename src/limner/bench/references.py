@@ -1,8 +1,8 @@
-"""Which other pictures of a set are shown as examples of what to find.
+"""Reference images of in-context models: which other images of a set show what to find.
 
 Those of its train part, and of its val part where the first are too few; a set without these parts
-gives the other pictures that are scored. Never the picture itself, nor one of the same patient,
-volume or animal where the set names them.
+gives the other images that are scored. Never the image itself, nor one of the same patient, volume
+or animal where the set names them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs of the benchmark put together: tables, charts and the worst cases as pictures."""
+"""Report of benchmark runs: tables, charts and the worst cases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Talking about a volume slice by slice: what a user does whose model works on pictures.
+"""Prompting a volume slice by slice, for models that work in 2D.
 
-A prompt is said on one slice and its answer is carried to the others; every correction is said on
-its own slice, and what was said is carried again.
+A prompt is given on one slice and its answer is propagated to the others; every correction is given
+on its own slice, and all prompts are propagated again.
 """
 
 from __future__ import annotations

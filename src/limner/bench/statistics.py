@@ -1,7 +1,7 @@
-"""What rows say together: means with intervals, curves, falls, drops under disturbance, times.
+"""Statistics of benchmark rows: means with intervals, curves, declines, drops under disturbance.
 
 Two means of every score: over sets, each counting the same however many objects it has, and over
-objects. Intervals are 95 % bootstrap percentiles: within every set its clusters (pictures, or
+objects. Intervals are 95 % bootstrap percentiles: within every set its clusters (images, or
 patients where the set names them) are drawn anew, all objects of a cluster together. The sets
 themselves stay, so an interval says how sure the number is for these sets, not for other ones.
 """

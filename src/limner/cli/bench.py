@@ -154,8 +154,9 @@ def report(
     """Put runs together; prints the tables if no file is asked for."""
     from limner.atomic import atomic_bytes
     from limner.bench import report as reports
+    from limner.bench.report_data import NUM_WORST_CASES
 
-    num_cases = 0 if no_pictures or output is None else reports.NUM_WORST_CASES
+    num_cases = 0 if no_pictures or output is None else NUM_WORST_CASES
     found = reports.build_report(runs, num_cases=num_cases)
     if output is not None:
         reports.write_html(found, output)

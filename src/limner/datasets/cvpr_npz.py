@@ -1,11 +1,11 @@
-"""The files of the CVPR 2025 challenge on interactive segmentation of volumes.
+"""Files of the CVPR 2025 challenge on interactive segmentation of volumes.
 
-A case is an npz file with ``imgs`` (slices, rows, columns), ``spacing``, perhaps ``gts``, and what
-a user said of every class: ``boxes`` (one dictionary each: the slices, closed, and a closed box on
-one of them), ``clicks`` (lists ``fg`` and ``bg`` of indices each), ``clicks_order`` and
-``prev_pred``, the answer before. Classes are the numbers from 1, or those of ``gts`` in ascending
-order. Lists of dictionaries are pickled in these files; they are read as data (`_plain`), never
-run.
+A case is an npz file with ``imgs`` (slices, rows, columns), ``spacing``, perhaps ``gts``, and the
+prompts of every class: ``boxes`` (one dictionary each: the slices, closed, and a closed box on one
+of them), ``clicks`` (lists ``fg`` and ``bg`` of indices each), ``clicks_order`` and ``prev_pred``,
+the answer before. Classes are the numbers from 1, or those of ``gts`` in ascending order. Lists of
+dictionaries are pickled in these files; they are read as data (`limner.checkpoints.plain_pickle`),
+never run.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def label_names(facts: Mapping[str, Any], source: Path) -> dict[str, tuple[int, 
 
 def value_names(facts: Mapping[str, Any]) -> dict[str, str]:
     """Names by value as text, from ``targets``, else from ``labels`` without the background."""
-    targets = texts(facts.get("targets"))
+    targets = {k: v for k, v in texts(facts.get("targets")).items() if k.isdigit()}
     listed = facts.get("labels")
     if targets or not isinstance(listed, dict):
         return targets

@@ -1,4 +1,4 @@
-"""The objects of a picture or a volume that the benchmark asks about."""
+"""Target objects of images and volumes: labels, instances or components, and people's strokes."""
 
 from __future__ import annotations
 

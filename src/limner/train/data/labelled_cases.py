@@ -74,9 +74,9 @@ def find_cases(data: Path, leave_out: Sequence[str] = ()) -> tuple[list[Case], d
         if cases:
             found.append((dataset, cases))
     if len(found) != 1:
-        names = ", ".join(dataset.name for dataset, _ in found) or "none"
+        listed = ", ".join(dataset.name for dataset, _ in found) or "none"
         raise FormatError(
-            f"Label maps are learnt from one data set with labels, and {data} holds {names}; name "
+            f"Label maps are learnt from one data set with labels, and {data} holds {listed}; name "
             "the folder of one."
         )
     ((dataset, cases),) = found
