@@ -168,6 +168,8 @@ def test_seeds_are_the_same_everywhere() -> None:
         ({"disturb": "noise"}, "disturb='noise' is unknown"),
         ({"rounds": 0}, "rounds=0"),
         ({"limit": 0}, "limit=0"),
+        ({"rounds": "many"}, "rounds='many'; input should be a valid integer"),
+        ({"colour": "red"}, "unknown key 'colour'; known are data, models, protocol"),
         ({"protocol": "examples", "examples": 65}, "examples=65; it is 1 to 64"),
         ({"examples": 8}, "examples=8 means nothing to the protocol box"),
         ({"protocol": "clicks", "disturb": "box_large_20"}, "needs boxes"),
@@ -175,8 +177,9 @@ def test_seeds_are_the_same_everywhere() -> None:
     ],
 )
 def test_an_impossible_configuration_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         BenchConfig(**({"data": "d", "models": ("toy",)} | changes))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
 
 
 def test_a_configuration_survives_its_file() -> None:

@@ -289,7 +289,7 @@ def test_who_cannot_be_asked(tmp_path: Path) -> None:
     copy, toy, solid = (create_model(n) for n in ("classical/copy", "toy", "limner-3d"))
     config = config_of(tmp_path)
     check_propagates(ModelPair(copy), config)
-    boxes = replace(config, start="box")
+    boxes = config.changed(start="box")
     check_propagates(ModelPair(toy, copy), boxes)
     with pytest.raises(ValueError, match="name a model that understands it and who carries on"):
         check_propagates(ModelPair(copy), boxes)

@@ -470,7 +470,7 @@ def test_who_can_be_asked_about_volumes() -> None:
         check_speakable(boxes, "slices", "none", mark="click")
     config = config_of(Path("x"))
     assert [way_of(card, config) for card in (flat, both, solid)] == ["slices", "whole", "whole"]
-    assert way_of(both, replace(config, dimensions=2)) is None
+    assert way_of(both, config.changed(dimensions=2)) is None
 
 
 def test_slices_are_encoded_once_and_volumes_by_the_model_itself() -> None:

@@ -1,13 +1,13 @@
-"""One run of the benchmark as a frozen value, kept beside its rows."""
+"""Configuration of a benchmark run, checked by pydantic and kept beside its rows."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from limner.bench.slices import Between
 from limner.datasets.selection import Dimensions
@@ -17,6 +17,21 @@ Protocol: TypeAlias = Literal[
     "box", "clicks", "mixed", "scribbles", "examples", "slices", "propagation", "automatic"
 ]
 Split: TypeAlias = Literal["train", "val", "test", "all"]
+Disturbance: TypeAlias = Literal[
+    "none",
+    "click_off_5",
+    "box_large_20",
+    "negative_first",
+    "shuffled",
+    "sixteen_bit",
+    "rgb",
+    "grey",
+    "inverted",
+]
+Mark: TypeAlias = Literal["box", "click"]
+Start: TypeAlias = Literal["mask", "box", "click"]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Whole: TypeAlias = Annotated[int, Field(ge=0)]
 
 PROTOCOLS: dict[str, str] = {
     "box": "the tight box, then corrective clicks",
@@ -30,7 +45,6 @@ PROTOCOLS: dict[str, str] = {
 }
 IMAGE_PROTOCOLS = ("box", "clicks", "mixed", "scribbles", "examples", "automatic")
 VOLUME_PROTOCOLS = ("box", "clicks", "mixed", "slices", "propagation", "automatic")
-SPLITS: tuple[str, ...] = ("train", "val", "test", "all")
 DISTURBANCES: dict[str, str] = {
     "none": "as the user means it",
     "click_off_5": "every click lands 5 pixels away in a random direction",
@@ -44,13 +58,9 @@ DISTURBANCES: dict[str, str] = {
 }
 VOLUME_DISTURBANCES = ("none", "click_off_5", "box_large_20", "sixteen_bit", "inverted")
 MOST_EXAMPLES = 64
-MARKS = ("box", "click")
-BETWEEN = ("interpolate", "carry")
-STARTS = ("mask", "box", "click")
 
 
-@dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(BaseModel):
     """Everything that decides the rows of a run, apart from the files themselves.
 
     Attributes:
@@ -82,47 +92,49 @@ class BenchConfig:
         margin: slices or frames beyond the object's first and last one that are asked about, too.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     data: str
     models: tuple[str, ...]
     protocol: Protocol = "box"
-    rounds: int = 6
+    rounds: Count = 6
     split: Split = "test"
     sets: tuple[str, ...] = ()
-    limit: int | None = None
-    objects: int | None = None
-    seed: int = 0
-    disturb: str = "none"
+    limit: Count | None = None
+    objects: Count | None = None
+    seed: Whole = 0
+    disturb: Disturbance = "none"
     weights: tuple[tuple[str, str], ...] = ()
     device: str = "auto"
     examples: int = 16
     dimensions: Dimensions = 2
     by_slices: bool = False
-    slices: int = 3
-    mark: str = "box"
+    slices: Count = 3
+    mark: Mark = "box"
     between: Between = "interpolate"
-    annotated: int = 1
-    start: str = "mask"
+    annotated: Count = 1
+    start: Start = "mask"
     together: bool = False
-    margin: int = 3
+    margin: Whole = 3
 
-    def __post_init__(self) -> None:
+    def __init__(self, data: str, models: Sequence[str], **values: Any) -> None:
+        """Check the values of a run.
+
+        Raises:
+            ValueError: a field is unknown or impossible, in one line.
+        """
+        try:
+            super().__init__(data=data, models=models, **values)
+        except ValidationError as error:
+            raise ValueError(_describe(error.errors()[0])) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not self.models:
             raise ValueError("No model is named; name one or more, see limner models.")
         if len(set(self.models)) < len(self.models):
             raise ValueError(f"models={', '.join(self.models)}: each is named once.")
-        for name, known in (
-            ("protocol", PROTOCOLS),
-            ("split", SPLITS),
-            ("disturb", DISTURBANCES),
-            ("dimensions", (2, 3)),
-            ("mark", MARKS),
-            ("between", BETWEEN),
-            ("start", STARTS),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name}={value!r} is unknown; use {', '.join(map(str, known))}.")
-        self._check_numbers()
+        self._check_examples()
         self._check_dimensions()
         if self.disturb == "box_large_20" and self.protocol in ("clicks", "scribbles", "examples"):
             raise ValueError(
@@ -132,6 +144,7 @@ class BenchConfig:
         strangers = sorted({name for name, _ in self.weights} - set(self.names))
         if strangers:
             raise ValueError(f"weights are given for {', '.join(strangers)}, not one of models.")
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,15 +153,10 @@ class BenchConfig:
             return self.models
         return tuple(dict.fromkeys(part for name in self.models for part in name.split("+")))
 
-    def _check_numbers(self) -> None:
-        leasts = {"rounds": 1, "limit": 1, "objects": 1, "seed": 0, "slices": 1, "annotated": 1}
-        for name, least in {**leasts, "margin": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}; it is at least {least}.")
+    def _check_examples(self) -> None:
         if not 1 <= self.examples <= MOST_EXAMPLES:
             raise ValueError(f"examples={self.examples}; it is 1 to {MOST_EXAMPLES}.")
-        if self.protocol != "examples" and self.examples != BenchConfig.examples:
+        if self.protocol != "examples" and self.examples != _default("examples"):
             raise ValueError(
                 f"examples={self.examples} means nothing to the protocol {self.protocol}; leave it "
                 "out or use protocol examples."
@@ -170,7 +178,7 @@ class BenchConfig:
         if self.by_slices and not solid:
             raise ValueError("by_slices is about volumes; use it with --dimensions 3.")
         for protocol, own in _OWN.items():
-            changed = [n for n in own if getattr(self, n) != _DEFAULTS[n]]
+            changed = [n for n in own if getattr(self, n) != _default(n)]
             if changed and self.protocol != protocol:
                 raise ValueError(
                     f"{changed[0]}={getattr(self, changed[0])} means nothing to the protocol "
@@ -182,14 +190,21 @@ class BenchConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The run as JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        return self.model_dump(mode="json")
+
+    def changed(self, **values: Any) -> BenchConfig:
+        """A copy with other values, checked."""
+        return BenchConfig(**(self.model_dump() | values))
 
 
 _OWN = {
     "slices": ("slices", "mark", "between"),
     "propagation": ("annotated", "start", "together", "margin"),
 }
-_DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(BenchConfig)}
+
+
+def _default(name: str) -> Any:
+    return BenchConfig.model_fields[name].default
 
 
 def config_from_json(values: Any, source: Path) -> BenchConfig:
@@ -198,17 +213,29 @@ def config_from_json(values: Any, source: Path) -> BenchConfig:
     Raises:
         FormatError: `values` is no object, or a field is unknown or impossible; names `source`.
     """
-    known = {field.name for field in dataclasses.fields(BenchConfig)}
-    if not isinstance(values, dict) or not {"data", "models"} <= set(values) <= known:
+    if not isinstance(values, dict) or not {"data", "models"} <= set(values):
         raise FormatError(f"{source} is not the configuration of a benchmark run.")
-    given = dict(values)
     try:
-        given["models"] = tuple(given["models"])
-        given["sets"] = tuple(given.get("sets", ()))
-        given["weights"] = tuple((str(name), str(path)) for name, path in given.get("weights", ()))
-        return BenchConfig(**given)
-    except (TypeError, ValueError) as error:
+        return BenchConfig(**values)
+    except ValueError as error:
         raise FormatError(f"{source}: {error}") from error
+
+
+def _describe(error: ErrorDetails) -> str:
+    """One line about what is wrong: what was given, and what is allowed."""
+    key = str(error["loc"][0]) if error["loc"] else ""
+    given, reason = error["input"], error["type"]
+    match reason:
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "extra_forbidden":
+            return f"unknown key {key!r}; known are {', '.join(BenchConfig.model_fields)}."
+        case "literal_error":
+            allowed = get_args(BenchConfig.model_fields[key].annotation)
+            return f"{key}={given!r} is unknown; use {', '.join(map(str, allowed))}."
+        case "greater_than_equal":
+            return f"{key}={given}; it is at least {error['ctx']['ge']}."
+    return f"{key}={given!r}; {error['msg'][0].lower()}{error['msg'][1:]}."
 
 
 def parse_weights(given: Sequence[str], models: Sequence[str]) -> tuple[tuple[str, str], ...]:
