@@ -107,9 +107,9 @@ def run(
     config = BenchConfig(
         data=str(data.resolve()),
         models=tuple(model),
-        protocol=protocol,  # type: ignore[arg-type]  # checked there
+        protocol=protocol,
         rounds=rounds,
-        split=split,  # type: ignore[arg-type]
+        split=split,
         sets=patterns,
         limit=limit,
         objects=objects,
@@ -118,11 +118,11 @@ def run(
         weights=parse_weights(weights or (), names),
         device=device,
         examples=examples,
-        dimensions=dimensions or guess_dimensions(data, patterns),  # type: ignore[arg-type]
+        dimensions=dimensions or guess_dimensions(data, patterns),
         by_slices=by_slices,
         slices=slices,
         mark=mark,
-        between=between,  # type: ignore[arg-type]
+        between=between,
         annotated=annotated,
         start=start,
         together=together,
