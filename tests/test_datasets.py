@@ -206,3 +206,17 @@ def test_npz_files_of_the_challenge_are_volumes_with_labels(tmp_path: Path) -> N
     assert found.kind == "volume"
     assert np.array_equal(case.read_image().array, image)
     assert list(case.read_labels(like=case.read_image()).ids) == [1, 2]
+
+
+def test_sets_that_are_listed_and_not_there_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_plain(tmp_path / "2d/there")
+    lists = {"train": ["c0"], "val": [], "test": ["c1"]}
+    names = ["2d/there", "2d/a", "3d/b", "video/c", "pool/d"]
+    splits = {"sets": dict.fromkeys(names, lists), "train_commercial_ok": ["2d/there", "pool/d"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    (found,) = open_datasets(tmp_path)
+    assert {name: case.split for name, case in found.cases.items()} == {"c0": "train", "c1": "test"}
+    (record,) = caplog.records
+    assert "lists pool/d, 2d/a, 3d/b and 1 more, not there" in record.getMessage()
