@@ -195,6 +195,7 @@ def test_every_method_has_a_recipe() -> None:
     assert {read_recipe(p).method for p in RECIPES} == set(list_methods())
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(small: Run, tmp_path: Path) -> None:
     config = small.config.changed(steps=3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -213,6 +214,7 @@ def test_resumed_equals_uninterrupted(small: Run, tmp_path: Path) -> None:
         fit(resumed, config.changed(seed=9), parts, device=CPU)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_one_batch(small: Run, tmp_path: Path) -> None:
     changes = {"steps": STEPS, "learning_rate": 1e-2, "checkpoint_every": 1000}
     config = small.config.changed(**changes)

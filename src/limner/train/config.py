@@ -151,13 +151,6 @@ class SequenceConfig(PackConfig):
     frames: int = 5
     moved_image_fraction: Fraction = 0.25
 
-    def check_frames(self) -> None:
-        """Raise ValueError for sequences from which nothing is learnt."""
-        if self.frames < 3:
-            raise ValueError(
-                f"frames={self.frames}; a sequence that teaches following has 3 or more."
-            )
-
 
 def check_multiples(sizes: tuple[int, ...], levels: int) -> None:
     """Raise ValueError for sides of views that a network with so many levels cannot halve."""

@@ -53,7 +53,10 @@ class Config(SequenceConfig):
 
     @model_validator(mode="after")
     def _check_sequences(self) -> Config:
-        self.check_frames()
+        if self.frames < 3:
+            raise ValueError(
+                f"frames={self.frames}; a sequence that teaches following has 3 or more."
+            )
         check_multiples(self.sizes, len(self.widths))
         return self
 
