@@ -1,4 +1,4 @@
-"""A trained promptable network as an ONNX file (`limner.export.onnx_graph`).
+"""Export of built-in networks as safetensors and ONNX files (`limner.export.onnx_graph`).
 
 Weights are kept in half precision, exactly those of the safetensors file, and widened by the graph:
 half the size, and the computation is still in single precision where nothing else is wanted.

@@ -1,1 +1,1 @@
-"""Training of the built-in models. Needs PyTorch; importing this file does not."""
+"""Training of models by recipes. Needs PyTorch; importing this file does not."""

@@ -1,4 +1,4 @@
-"""The state of a run on disk: written whole or not at all, read without running code from it."""
+"""Checkpoints of a run: written whole or not at all, read without running code from them."""
 
 from __future__ import annotations
 

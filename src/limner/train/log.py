@@ -1,4 +1,4 @@
-"""What a run says about itself: one JSON object a line, and curves for TensorBoard."""
+"""Log of a training run: one JSON object a line, and curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 class RunLog:
     """The log of a run.
 
-    Lines of steps after the checkpoint that a run is resumed from are dropped, so that each step is
-    told once.
+    Lines of steps after the checkpoint that a run is resumed from are dropped, so that each step
+    occurs once.
 
     Args:
         path: ``log.jsonl``; made, or continued. The curves go to ``tensorboard`` beside it.

@@ -1,5 +1,5 @@
-"""Curves for TensorBoard, written without it: its files are a few framed fields, so that training
-needs no package for them, also on a machine that has only NumPy and PyTorch.
+"""TensorBoard event files, written without TensorBoard: they are a few framed fields, so that
+training needs no package for them.
 
 The format: records of TFRecord (https://www.tensorflow.org/tutorials/load_data/tfrecord), each an
 `Event` of tensorflow/core/util/event.proto. One file per start of a run; the first event after the

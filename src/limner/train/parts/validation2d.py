@@ -20,6 +20,7 @@ from limner.train.simulate.interactions import (
 
 _BATCH = 16
 _CLICKS = 5
+KINDS = ("box", "click", "clicks5")
 
 
 @torch.no_grad()
@@ -67,14 +68,11 @@ def validate(
                 prompts, logits, target, inside, batch_rng, 0.0, strokes_too=False
             )
             logits = _predict_in_parts(network, image, prompts, precision)
-        answers = {"box": boxed, "click": first, "clicks5": logits}
-        result[device_data.pack.names[int(index)]] = {
-            kind: float(dice((found > 0).float() * inside, target).mean())
-            for kind, found in answers.items()
-        }
-    kinds = ("box", "click", "clicks5")
+        masks = ((found > 0).float() * inside for found in (boxed, first, logits))
+        scores = (float(dice(mask, target).mean()) for mask in masks)
+        result[device_data.pack.names[int(index)]] = dict(zip(KINDS, scores, strict=True))
     if result:
-        result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in kinds}
+        result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in KINDS}
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from limner.train.data.device_volumes import DeviceVolumes
 from limner.train.data.rng import BatchRandom
@@ -61,22 +62,35 @@ def validate(
                 continue
             number += 1
             image = sample.image[None].expand(-1, 3, -1, -1, -1)
-            for first, last in (("box", "box5"), ("click", "clicks5")):
-                prompts = (
-                    prompt_with_box(wanted)
-                    if first == "box"
-                    else prompt_with_click(wanted, batch_rng)
-                )
-                logits = predict(network, image, prompts, precision)[0].float()
-                sums[first] += float(dice((logits > 0).float() * inside, wanted))
-                for _ in range(_CLICKS - (first == "click")):
-                    prompts = simulate_correction(
-                        prompts, logits, wanted, inside, batch_rng, 0.0, strokes_too=False
-                    )
-                    logits = predict(network, image, prompts, precision)[0].float()
-                sums[last] += float(dice((logits > 0).float() * inside, wanted))
+            scores = _measure(network, image, wanted, inside, batch_rng, precision)
+            for kind, score in scores.items():
+                sums[kind] += score
         if number:
             result[device_data.pack.names[index]] = {k: v / number for k, v in sums.items()}
     if result:
         result["mean"] = {k: float(np.mean([r[k] for r in result.values()])) for k in KINDS}
     return result
+
+
+def _measure(
+    network: torch.nn.Module,
+    image: Tensor,
+    wanted: Tensor,
+    inside: Tensor,
+    batch_rng: BatchRandom,
+    precision: str,
+) -> dict[str, float]:
+    """Dice of one target after each kind of prompts."""
+    scores = {}
+    for first, last in (("box", "box5"), ("click", "clicks5")):
+        boxed = first == "box"
+        prompts = prompt_with_box(wanted) if boxed else prompt_with_click(wanted, batch_rng)
+        logits = predict(network, image, prompts, precision)[0].float()
+        scores[first] = float(dice((logits > 0).float() * inside, wanted))
+        for _ in range(_CLICKS - (not boxed)):
+            prompts = simulate_correction(
+                prompts, logits, wanted, inside, batch_rng, 0.0, strokes_too=False
+            )
+            logits = predict(network, image, prompts, precision)[0].float()
+        scores[last] = float(dice((logits > 0).float() * inside, wanted))
+    return scores

@@ -1,4 +1,4 @@
-"""XMem on its way through short sequences, with gradients.
+"""Rollout of XMem over the frames of short sequences, with gradients.
 
 What `limner.sessions.propagation.memory_propagator` does, for batches and with a softmax over all
 of the memory (https://arxiv.org/abs/2207.07115).

@@ -1,4 +1,4 @@
-"""XMem's adapters and what they are for: weights that learn, weights that stay, whole files."""
+"""Weights of XMem's adapters: those that learn, those that stay, and files that hold both."""
 
 from __future__ import annotations
 
