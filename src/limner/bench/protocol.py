@@ -37,8 +37,8 @@ class Exchange:
     """One round.
 
     Attributes:
-        said: the prompts of the round, as the session was given them (those on a slice of a volume
-            lifted into it).
+        prompts: of the round, as the session was given them (those on a slice of a volume lifted
+            into it).
         mask: the answer, boolean, of the image's shape.
         seconds: of wall clock from the first `add` to the answer.
     """

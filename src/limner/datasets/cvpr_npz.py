@@ -45,7 +45,7 @@ class ClassBox:
     Attributes:
         slices: half-open.
         frame: the slice that the box was drawn on.
-        plane: the box there, 2D.
+        slice_box: the box there, 2D.
     """
 
     slices: tuple[int, int]
