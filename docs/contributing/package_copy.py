@@ -53,7 +53,11 @@ class PackageCopy:
         arguments = ["-c", code] if code else ["-m", "limner", *command]
         environment = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(
-            [sys.executable, *arguments], env=environment, capture_output=True, text=True
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             raise SystemExit(f"{command or code} failed:\n{done.stdout}{done.stderr}")

@@ -19,6 +19,7 @@ from limner.checkpoints.archive import open_archive, weights_file
 from limner.checkpoints.cards import WeightsCard
 from limner.checkpoints.digest import sha256_of
 from limner.errors import CheckpointError
+from limner.user_folders import find_data_home
 
 _RECORD = ".json"
 PARTIAL = ".part"
@@ -48,8 +49,8 @@ class Record:
 def weights_folder() -> Path:
     """Where weights files are kept; it need not exist.
 
-    ``LIMNER_WEIGHTS``, else ``limner/weights`` in ``XDG_DATA_HOME``, else
-    ``~/.local/share/limner/weights``.
+    ``LIMNER_WEIGHTS``, else ``limner/weights`` in the platform's folder for data
+    (`limner.user_folders`).
 
     Raises:
         CheckpointError: none of them can be, for a user without a home.
@@ -57,15 +58,12 @@ def weights_folder() -> Path:
     own = os.environ.get("LIMNER_WEIGHTS")
     if own:
         return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_DATA_HOME", "")
-    if Path(shared).is_absolute():  # the XDG rule: relative ones are ignored
-        return Path(shared) / "limner" / "weights"
-    try:
-        return Path.home() / ".local" / "share" / "limner" / "weights"
-    except RuntimeError:
+    home = find_data_home()
+    if home is None:
         raise CheckpointError(
             "There is no home folder to keep weights in; set LIMNER_WEIGHTS to a folder."
-        ) from None
+        )
+    return home / "limner" / "weights"
 
 
 def locate(name: str) -> Path | None:

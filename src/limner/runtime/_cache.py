@@ -25,6 +25,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.user_folders import find_cache_home
+
 _MAGIC = b"limner cache 2\n"
 _CHECK_SIZE = 4
 _HEAD_SIZE = 64  # of which the rest is empty, so that arrays behind it lie well in memory
@@ -37,19 +39,14 @@ _log = logging.getLogger(__name__)
 def cache_folder() -> Path | None:
     """Where limner keeps what it can make again; it need not exist.
 
-    ``LIMNER_CACHE``, else ``limner`` in ``XDG_CACHE_HOME``, else ``~/.cache/limner``. None for a
-    user without a home.
+    ``LIMNER_CACHE``, else ``limner`` in the platform's folder for caches
+    (`limner.user_folders`). None for a user without a home.
     """
     own = os.environ.get("LIMNER_CACHE")
     if own:
         return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(shared).is_absolute():  # the XDG rule: relative ones are ignored
-        return Path(shared) / "limner"
-    try:
-        return Path.home() / ".cache" / "limner"
-    except RuntimeError:
-        return None
+    home = find_cache_home()
+    return None if home is None else home / "limner"
 
 
 @dataclass(frozen=True)
