@@ -50,7 +50,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 with PackageCopy() as copy:
     copy.write("datasets/pairs.py", LAYOUT)
-    copy.edit("datasets/__init__.py", "import clips, msd,", "import clips, msd, pairs,")
-    copy.edit("datasets/__init__.py", "= (msd,", "= (pairs, msd,")
+    imports = "from limner.datasets.record import"
+    copy.edit("datasets/__init__.py", imports, f"from limner.datasets import pairs\n{imports}")
+    copy.edit("datasets/__init__.py", "LAYOUTS: tuple[Layout, ...] = (", "LAYOUTS = (pairs, ")
     copy.run(code=USE)
 print("a data set layout: datasets/pairs.py and its name in datasets/__init__.py")
