@@ -80,6 +80,7 @@ def test_the_same_run_gives_the_same_rows(tmp_path: Path) -> None:
         assert [r.prompts for r in one] != [r.prompts for r in other]
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_company(tmp_path: Path) -> None:
     data = make_set(tmp_path / "data", ("a", "b", "c"))
     alone = held(data, tmp_path / "alone", protocol="mixed", limit=1, objects=1)

@@ -91,6 +91,7 @@ def _parameter(value: Any) -> Any:
     return torch.nn.Parameter(value) if value.is_floating_point() else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.parametrize("old", [False, True])
 def test_every_wrapping_gives_the_same_weights(kind: str, old: bool, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((CHECKOUT / "docs" / "contributing").glob("add_*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_the_script_works(script: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)

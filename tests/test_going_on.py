@@ -125,6 +125,7 @@ for found in session.propagate():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [11, 30])
 def test_kill_9_and_going_on_gives_the_same_masks(kind: str, last: int, tmp_path: Path) -> None:
     journal = tmp_path / "case.limner"

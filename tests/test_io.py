@@ -468,6 +468,7 @@ def test_holds_labels(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- DICOM and frames, by real files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dicom_type", [None, "seg", "seg-labelmap", "rtstruct"])
 def test_dicom_segmentations(shared_data: Path, tmp_path: Path, dicom_type: str | None) -> None:
     image = limner.read(shared_data / "dicom" / "ct_jpeg2000")

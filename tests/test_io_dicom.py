@@ -764,6 +764,7 @@ def test_pydicom_files_open_or_say_why_not(path):
     assert not text or path.name in text
 
 
+@pytest.mark.slow
 def test_pydicom_dicomdirs_and_folders_open_or_say_why_not():
     folder = Path(pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
     paths = [folder, *(p for p in folder.iterdir() if p.name.startswith("DICOMDIR"))]

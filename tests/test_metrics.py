@@ -238,6 +238,7 @@ def test_real_masks(shared_data: Path, name: str) -> None:
             assert metrics.dice(mask, other) == pytest.approx(voxels.dice(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_subvoxel_nsd_of_monai_agrees() -> None:
     a, b = blob((20, 24, 22), 1), blob((20, 24, 22), 2)
     spacing = (2.0, 0.8, 1.1)
