@@ -69,23 +69,22 @@ ALLOWED = {
     "examples_asked",
 }
 
+# Old names that keep working for one release, and keys of weights and graphs that are shipped.
+ALLOWED_IN = {
+    "adapters/protocols.py": {"judges"},
+    "export/onnx_tracker.py": {"told"},
+    "geometry.py": {"plane"},
+    "io/image.py": {"plane", "planes"},
+    "networks/tracker2d.py": {"told"},
+}
+
 # Rooms and files that have not been gone through; only ever fewer.
 NOT_YET: set[str] = {
-    "__init__.py",
-    "adapters",
-    "checkpoints",
     "cli/bench.py",
     "cli/bench_cvpr.py",
-    "errors.py",
-    "export/onnx_tracker.py",  # names of a shipped file
-    "geometry.py",
     "io",
-    "metrics",
     "models",
-    "networks",
-    "phantoms.py",
     "prompts",
-    "runtime",
     "sessions",
 }
 
@@ -122,6 +121,7 @@ def test_old_words_stay_out(room: str) -> None:
         for path in paths
         if path.relative_to(PACKAGE).as_posix() not in NOT_YET
         for word in find_old_words(path.read_text(encoding="utf-8"))
+        - ALLOWED_IN.get(path.relative_to(PACKAGE).as_posix(), set())
     }
     assert not wrong, "\n".join(sorted(wrong))
 

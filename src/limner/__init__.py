@@ -1,4 +1,4 @@
-"""limner delineates anything in a medical image: picture, volume or video.
+"""limner delineates anything in a medical image, volume or video.
 
 Public names are resolved on first use, so that ``import limner`` costs NumPy at most::
 

@@ -9,7 +9,7 @@ LimnerError
 ├── SessionError         a session in the wrong state, a damaged or foreign journal
 │   ├── SessionExpired   the session's lease has run out
 │   └── ServerBusy       the server has no room for another session
-└── MissingDependency    an optional package is needed for what was asked
+└── MissingDependency    an optional package is needed for what was requested
 
 Every message says what was given, what is allowed and what to do. Misuse of a function raises plain
 ``ValueError`` or ``TypeError``.

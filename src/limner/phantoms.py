@@ -1,4 +1,4 @@
-"""Generated images with a known truth: a picture, a volume and a moving sequence.
+"""Generated images with a known truth: an image, a volume and a moving sequence.
 
 They look enough like anatomy (a body with organs and a lesion, soft borders, noise, shading) to try
 every part of limner without any patient's data, and are the same for the same seed. Intensities

@@ -121,10 +121,10 @@ def _shrunk_volume(
     stored = array.transpose(*order, *range(3, array.ndim))
     sizes = [shape[k] for k in order]
     picked = [_picked(n, bins) for n, bins in zip(stored.shape, sizes, strict=False)]
-    (planes, first), *inner = picked
+    (slices, first), *inner = picked
     result = np.empty((*sizes, *stored.shape[3:]), dtype=np.float32)
     for k, (a, b) in enumerate(pairwise(first.tolist())):
-        block = stored[planes[a:b]] if planes.size < stored.shape[0] else stored[a:b]
+        block = stored[slices[a:b]] if slices.size < stored.shape[0] else stored[a:b]
         for axis, (places, _) in enumerate(inner, start=1):
             if places.size < block.shape[axis]:
                 block = np.take(block, places, axis=axis)

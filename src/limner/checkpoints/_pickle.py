@@ -1,7 +1,7 @@
 """Pickles read as data: tensors are found, nothing is ever imported, constructed or called.
 
 A pickle is a program for a small stack machine whose instructions can call any function by name.
-This is that machine without the power: a name is looked up in a short table of what
+This is that machine without the power: a name is searched in a short table of what
 ``torch.save`` writes for tensors, and everything else becomes an `Opaque`, which holds nothing and
 does nothing. So a checkpoint with a live optimiser, a configuration object or malice inside gives
 up its tensors, and only these. PyTorch is not needed here; tensors are described, not built.

@@ -1,4 +1,4 @@
-"""Reading weights files and filling networks with them, strictly, with readable complaints."""
+"""Checkpoint loading: weights files into networks, strictly, with readable errors."""
 
 from __future__ import annotations
 

@@ -47,12 +47,12 @@ def written(network: TrackerNetwork) -> Iterator[tuple[Graph, Ends]]:
 
 def ports(network: TrackerNetwork) -> dict[str, list[int | str]]:
     """Shapes of all inputs and outputs by name."""
-    picture, memory, terms = ["height", "width"], ["rows", "columns"], 2 * (KEY + PLACE_AXES) + 1
+    grid, memory, terms = ["height", "width"], ["rows", "columns"], 2 * (KEY + PLACE_AXES) + 1
     return {
-        "image": ["n", 3, *picture],
-        "before": ["n", 1, *picture],
-        "past": ["n", 3, *picture],
-        "mask": ["n", 1, *picture],
+        "image": ["n", 3, *grid],
+        "before": ["n", 1, *grid],
+        "past": ["n", 3, *grid],
+        "mask": ["n", 1, *grid],
         "given": ["n", 1, 1, 1],
         "key": ["n", KEY, *memory],
         "shrinkage": ["n", 1, *memory],
@@ -64,7 +64,7 @@ def ports(network: TrackerNetwork) -> dict[str, list[int | str]]:
         "known": ["remembered", VALUE],
         "said": ["asked", VALUE],
         "readout": ["n", VALUE, *memory],
-        OUTPUTS[0]: ["n", 1, *picture],
+        OUTPUTS[0]: ["n", 1, *grid],
         OUTPUTS[1]: ["n"],
     }
 

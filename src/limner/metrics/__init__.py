@@ -11,7 +11,7 @@ masks. Every function that needs a surface takes ``definition``:
   the default because an element counts for the area it covers, where a count of voxels favours the
   finely sampled directions of anisotropic images.
 - ``"voxels"``: the mask's voxels that have a face neighbour outside it, each counting once. This is
-  what MONAI computes unless it is told ``use_subvoxels``.
+  what MONAI computes unless it is given ``use_subvoxels``.
 
 In both, everything beyond the image is background, so an object cut by the image's edge has a
 surface there, and the distance of an element is that to the nearest element of the other surface.

@@ -3,14 +3,14 @@
 The idea of a memory of pixels, read by how alike they are, is that of space-time memory networks
 (https://arxiv.org/abs/1904.00607) and XMem (https://arxiv.org/abs/2207.07115), whose anisotropic
 distance is used. What differs is for small networks that learn from few sequences: memory says not
-only what it has learnt but the masks themselves, so that reading is carrying labels over to pixels
+only what it has learnt but the masks themselves, so that reading is copying labels over to pixels
 that look alike; where a pixel lies counts as well, since a volume's slices and a heart's frames
 change little; the frame before and its mask are moved to where things are now by classical means
 (`limner.networks.motion`); and the answer is that of a promptable U-Net (`limner.networks.unet2d`),
 which knows how to mend a rough mask before it has seen a single sequence.
 
 Its parts run by themselves: `FrameEncoder` sees a frame, `MemoryEncoder` says what to remember of
-it, `MemoryReader` asks, `MaskDecoder` turns what memory says into a mask.
+it, `MemoryReader` reads it, `MaskDecoder` turns what memory says into a mask.
 """
 
 from __future__ import annotations

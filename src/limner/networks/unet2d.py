@@ -3,7 +3,7 @@
 Early fusion beat late fusion in ScribblePrompt (https://arxiv.org/abs/2312.07381) and nnInteractive
 (https://arxiv.org/abs/2503.08373). What differs here is for the CPU: two by two pixels are folded
 into channels at the door and unfolded at the exit, so that nothing is lost and no layer is both
-wide on the plane and narrow in channels (memory-bound); skip connections are added instead of
+wide in space and narrow in channels (memory-bound); skip connections are added instead of
 concatenated (half the decoder's multiplications); all else are plain 3x3 convolutions, which oneDNN
 and OpenVINO run near the machine's peak.
 

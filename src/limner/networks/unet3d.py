@@ -1,6 +1,6 @@
 """A promptable U-Net for volumes: `limner.networks.unet2d` with a view across slices.
 
-The network of the plane, layer for layer, so that weights learnt on images are where learning
+The 2D network, layer for layer, so that weights learnt on images are where learning
 begins (`inflate`): its 3x3 convolutions act within slices. What is new are convolutions over three
 neighbouring slices between them, which begin as zero; norms and the quality over all slices; and
 halving the number of slices on the coarser levels. The finest two levels keep every slice, since

@@ -4,7 +4,7 @@ An exported file runs in OpenVINO on the CPU, a PyTorch module in PyTorch or, co
 OpenVINO as well (`compile_module`). This package is the only place that imports OpenVINO; importing
 it costs NumPy and nothing else.
 
-On processors with bf16 instructions OpenVINO computes in bf16 unless told otherwise, and silently.
+On processors with bf16 instructions OpenVINO computes in bf16 unless set otherwise, and silently.
 Here the precision is always stated, and bf16 is taken only where somebody has measured that the
 masks stay the same.
 """

@@ -1,7 +1,7 @@
 """Recording what a PyTorch module computes, without computing it.
 
 `torch.jit.trace` runs the module once to see its operations; for a ViT-B that is ten seconds and
-2.8 GB on a laptop for a result that nobody looks at. Here all that depends on the inputs is only
+2.8 GB on a laptop for a result that nobody uses. Here all that depends on the inputs is only
 given its shape. What depends on the weights alone, such as a resized table of positions, is
 computed, since the record may hold it as a constant.
 """

@@ -80,11 +80,11 @@ class MaskDecoder(nn.Module):
         """
         own = self.own_tokens()[None]
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        picture = embedding + dense
+        features_in = embedding + dense
         tokens, flat = self.transformer(
-            tokens, picture.flatten(2).transpose(1, 2), places.flatten(2).transpose(1, 2)
+            tokens, features_in.flatten(2).transpose(1, 2), places.flatten(2).transpose(1, 2)
         )
-        features: Tensor = self.output_upscaling(flat.transpose(1, 2).reshape(picture.shape))
+        features: Tensor = self.output_upscaling(flat.transpose(1, 2).reshape(features_in.shape))
         return tokens, features
 
     def masks(self, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
