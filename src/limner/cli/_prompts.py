@@ -24,7 +24,7 @@ from limner.errors import PromptError
 
 if TYPE_CHECKING:
     from limner.io.image import Image
-    from limner.prompts.types import Prompt
+    from limner.prompts.types import Click, Prompt
     from limner.sessions import Session
 
 _log = logging.getLogger(__name__)
@@ -98,18 +98,11 @@ def collect_prompts(
     Raises:
         PromptError: none at all, or a combination that leaves open which object is meant.
     """
-    from limner.prompts import Click, MaskPrompt, TextPrompt
+    from limner.prompts import MaskPrompt, TextPrompt
 
     frame = place.slice_
     boxes = [_to_index(parse_box(text), image, place) for text in given.boxes]
-    clicks = [
-        _to_index(Click(parse_numbers(text, option), positive), image, place)
-        for texts, option, positive in (
-            (given.clicks, "--click", True),
-            (given.excluded, "--not", False),
-        )
-        for text in texts
-    ]
+    clicks = [_to_index(click, image, place) for click in _parse_clicks(given)]
     masks = {} if given.mask is None else read_masks(given.mask, image, frame, axis)
     _check_single_object(given, masks)
     first = next(iter(masks)) if len(masks) == 1 else object_id
@@ -131,6 +124,15 @@ def collect_prompts(
             "--example or --prompts."
         )
     return entries
+
+
+def _parse_clicks(given: CommandPrompts) -> list[Click]:
+    """Parse ``--click`` and ``--not``."""
+    from limner.prompts import Click
+
+    inside = [Click(parse_numbers(text, "--click")) for text in given.clicks]
+    outside = [Click(parse_numbers(text, "--not"), positive=False) for text in given.excluded]
+    return inside + outside
 
 
 def _check_single_object(given: CommandPrompts, masks: Mapping[int, object]) -> None:

@@ -102,21 +102,25 @@ def everything(
     _write(output, image, found, slice_, facts)
     if preview is not None:
         _draw(preview, image, found, slice_, session.options.window)
-    seconds = time.perf_counter() - began
     report = {
         "image": str(path),
         "model": session.card.name,
         "masks": [{"id": k, **p.to_json()} for k, p in enumerate(found, start=1)],
         "output": str(output),
-        "seconds": round(seconds, 3),
+        "seconds": round(time.perf_counter() - began, 3),
         "notice": "Research use only; not a medical device.",
     }
+    _print_report(report, as_json=as_json)
+
+
+def _print_report(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
+    count, seconds = len(report["masks"]), report["seconds"]
     print(
-        f"{session.card.name}: {len(found)} masks → {output} in {seconds:.1f} s "
-        f"({len(found) / seconds:.1f} a second; research use only, not a medical device)"
+        f"{report['model']}: {count} masks → {report['output']} in {seconds:.1f} s "
+        f"({count / max(seconds, 1e-3):.1f} a second; research use only, not a medical device)"
     )
 
 
