@@ -22,7 +22,7 @@ from limner import metrics
 from limner.bench.scores import LEAST_DICE, TOLERANCE, area_under_curve
 from limner.bench.slices import CroppedMask, SliceBySlice, to_slice_prompt
 from limner.datasets.cvpr_npz import ChallengeCase, read_case, write_answer
-from limner.datasets.marks import SlicePrompt
+from limner.datasets.slice_prompts import SlicePrompt
 from limner.errors import FormatError, LimnerError
 from limner.models import PromptableModel
 from limner.prompts.simulate_volume import challenge_click

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.datasets.marks import SlicePrompt
+from limner.datasets.slice_prompts import SlicePrompt
 from limner.errors import PromptError
 from limner.prompts.regions import bounds
 from limner.prompts.simulate import box as tight_box

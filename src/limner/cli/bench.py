@@ -55,7 +55,7 @@ def run(
     ] = 16,
     dimensions: Annotated[
         int | None,
-        typer.Option(help="2: pictures, 3: volumes; default: 3 if all --sets begin with 3d/."),
+        typer.Option(help="2: images, 3: volumes; default: 3 where only volumes are named."),
     ] = None,
     by_slices: Annotated[
         bool, typer.Option("--by-slices", help="Volumes slice by slice to 3D models, too.")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from limner.atomic import atomic_path
 from limner.checkpoints.plain_pickle import Refused, read_plain
 from limner.datasets.files import stem_of
-from limner.datasets.marks import SlicePrompt
 from limner.datasets.record import Case, Dataset
+from limner.datasets.slice_prompts import SlicePrompt
 from limner.errors import FormatError
 from limner.io import npz
 from limner.io.image import Image

@@ -214,7 +214,7 @@ def _find_normalization(cases: Sequence[Case], kind: Kind) -> tuple[Normalizatio
         pixels, labels, _, _ = read_turned(case)
         values = pixels[labels > 0]
         samples.append(values[:: max(1, len(values) // _SAMPLED)])
-    counts = {values.shape[-1] for values in samples}
+    counts = {int(values.shape[-1]) for values in samples}
     if len(counts) > 1:
         raise FormatError(f"Cases have {' or '.join(map(str, sorted(counts)))} channels.")
     values = np.concatenate(samples).astype(np.float64)
