@@ -12,7 +12,7 @@ API := $(addprefix limner.,adapters datasets errors geometry io metrics models p
 .PHONY: demo test test-fast test-long coverage lint format docs sbom clean help
 
 help:
-	@echo "make demo       set up, then delineate real images and phantoms; prints where the pictures are"
+	@echo "make demo       set up, then delineate real images and phantoms; prints where the overlays are"
 	@echo "make test       set up, then run all tests, in parallel"
 	@echo "make test-fast  the tests that take no seconds each: for every save"
 	@echo "make test-long  kill, fuzz and property tests with ROUNDS=$(ROUNDS) times the seeds and examples"
