@@ -219,7 +219,8 @@ def _find_normalization(cases: Sequence[Case], kind: Kind) -> tuple[Normalizatio
         raise FormatError(f"Cases have {' or '.join(map(str, sorted(counts)))} channels.")
     values = np.concatenate(samples).astype(np.float64)
     if not fixed or not len(values):
-        return (Normalization(),) * counts.pop()
+        number: int = counts.pop()
+        return (Normalization(),) * number
     made = []
     for channel in values.T:
         low, high = np.percentile(channel, _PERCENTILES)
@@ -229,9 +230,7 @@ def _find_normalization(cases: Sequence[Case], kind: Kind) -> tuple[Normalizatio
 
 
 def _is_ct(case: Case) -> bool:
-    """By the words of the data set, or by its first channel's name."""
-    words = f"{case.modality} {' '.join(case.channels[:1])}"
-    return bool(re.match(r"\s*(unknown\s+)?CT\b", words))
+    return re.match(r"\s*CT\b", case.modality) is not None
 
 
 def _find_names(cases: Sequence[Case]) -> dict[int, str]:
