@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import limner  # noqa: E402
+from bench_makers import write_png  # noqa: E402
 from limner.checkpoints.load import read_weights  # noqa: E402
 from limner.cli.__main__ import run  # noqa: E402
 from limner.datasets import Case  # noqa: E402
@@ -157,6 +158,46 @@ def test_names_channels_and_spacing_of_nnunet_raw_are_in_the_weights(
     assert plan["kernels"] == [[1, 3, 3], [3, 3, 3]]
     model = limner.create_model("resenc-unet", weights=out / "boxes.safetensors", exact=True)
     assert model.card.channels == 2
+
+
+def test_colour_images_are_learnt_in_2d_and_volumes_slice_by_slice(
+    plain: Path, tmp_path: Path
+) -> None:
+    colours = tmp_path / "colours"
+    for seed in range(3):
+        pixels, truth = (part[3] for part in make_volume(seed))
+        rgb = np.stack([pixels, 200 - pixels, pixels], axis=-1).clip(0, 255).astype(np.uint8)
+        write_png(colours / "images" / f"p{seed}.png", rgb)
+        write_png(colours / "masks" / f"p{seed}.png", truth)
+    for data, channels in ((colours, 3), (plain, 1)):
+        out = tmp_path / f"run{channels}"
+        recipe = recipe_of(tmp_path, 2, patch=[16, 16])
+        command = ["train", str(recipe), "--data", str(data), "--out", str(out), "--device", "cpu"]
+        assert run(command) == 0
+        weights = out / "resenc-unet.safetensors"
+        image = next((data / "images").iterdir())
+        found = limner.segment_automatically(image, "resenc-unet", weights=weights, exact=True)
+        assert found.card.channels == channels
+        assert found.labels.geometry.shape == limner.read(image).geometry.shape
+
+
+def test_the_result_needs_no_export(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "run", recipe_of(tmp_path, 1)
+    command = ["train", str(recipe), "--data", str(plain), "--out", str(out), "--device", "cpu"]
+    assert run(command) == 0
+    assert run(["train", "export", str(out), "-o", str(tmp_path / "exported")]) == 2
+    assert "limner auto --weights takes it" in capsys.readouterr().err
+
+
+def test_a_folder_of_several_sets_is_refused(plain: Path) -> None:
+    for name in ("a", "b"):
+        (plain.parent / "both" / name).mkdir(parents=True)
+        for part in ("images", "masks"):
+            (plain.parent / "both" / name / part).symlink_to(plain / part)
+    with pytest.raises(FormatError, match="holds a, b; name the folder of one"):
+        find_cases(plain.parent / "both")
 
 
 def labelled(folder: Path, number: int = 3, modality: str = "unknown") -> list[Case]:

@@ -68,6 +68,10 @@ def export(source: Path, folder: Path, *, base: Path | None = None) -> Exported:
     weights, facts = read_weights(path)
     if "base" in facts:
         return _export_joined(path, weights, facts, folder, base)
+    if "plan" in facts:
+        raise CheckpointError(
+            f"{path} needs no export: limner auto --weights takes it as it is (docs/automatic.md)."
+        )
     try:
         network = _network_of(facts["config"])
         name = str(facts["config"]["name"])
