@@ -4,111 +4,155 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from limner.cli import _options as options
+from limner.cli._groups import expand_groups
 
 if TYPE_CHECKING:
+    from limner.io.image import Image
     from limner.pipeline.automatic import AutomaticSegmentation
 
 
+@dataclass(frozen=True)
+class AutomaticModelOptions:
+    """Which model labels the image, and how it is run."""
+
+    PANEL: ClassVar[str] = "Model"
+
+    model: Annotated[
+        str, typer.Option(help="One that needs no prompts, such as resenc-unet; see limner models.")
+    ]
+    weights: options.Weights = None
+    labels: Annotated[
+        str | None, typer.Option(help="Only these, by name or value: liver,spleen. Default: all.")
+    ] = None
+    device: options.Device = "auto"
+    window: options.Window = None
+    exact: options.Exact = False
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a sampling model draws."""
+
+    PANEL: ClassVar[str] = "Sampling models"
+
+    samples: Annotated[
+        int | None, typer.Option(help="Draw so many segmentations; default 16.", min=1)
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="Where the model is unsure, 0 to 1, as an image.")
+    ] = None
+
+    @property
+    def wanted(self) -> int | None:
+        """How many samples; a map of uncertainty needs some."""
+        from limner.pipeline.automatic import SAMPLES
+
+        return SAMPLES if self.samples is None and self.uncertainty is not None else self.samples
+
+
+@dataclass(frozen=True)
+class CorrectionOptions:
+    """The session that corrects the result."""
+
+    PANEL: ClassVar[str] = "Correction by clicks"
+
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="A session with each label as an object, to correct: limner resume."),
+    ] = None
+    correct_with: Annotated[
+        str | None, typer.Option(help="Its model; default limner-3d, limner-2d.")
+    ] = None
+
+    def open_session(self, found: AutomaticSegmentation) -> None:
+        """Begin the journal, if one is wanted."""
+        from limner.pipeline.correct import open_correction
+
+        if self.journal is not None:
+            with open_correction(found, self.correct_with, journal=self.journal):
+                pass
+
+
+@expand_groups
 def auto(
-    image: options.ImagePath,
+    path: options.ImagePath,
     output: Annotated[
         Path,
         typer.Option(
             "--output", "-o", help="Labels: .nii.gz .nrrd .mha .png .tif .dcm .json .npz by suffix."
         ),
     ],
-    model: Annotated[
-        str, typer.Option(help="One that needs no prompts, such as resenc-unet; see limner models.")
-    ],
-    weights: options.Weights = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Only these, by name or value: liver,spleen. Default: all.")
-    ] = None,
+    model: AutomaticModelOptions,
+    sampling: SampleOptions,
+    correction: CorrectionOptions,
+    reading: options.ReadOptions,
     stats: Annotated[
         Path | None,
         typer.Option(help="Voxels, ml, mean and SD, bounding box of each label, as JSON."),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Of a sampling model: draw so many; default 16.", min=1)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    uncertainty: Annotated[
-        Path | None,
-        typer.Option(help="Of a sampling model: where it is unsure, 0 to 1, as an image."),
-    ] = None,
-    journal: Annotated[
-        Path | None,
-        typer.Option(help="A session with each label as an object, to correct: limner resume."),
-    ] = None,
-    correct_with: Annotated[
-        str | None, typer.Option(help="The model of that session; default limner-3d, limner-2d.")
-    ] = None,
-    device: options.Device = "auto",
-    exact: options.Exact = False,
-    window: options.Window = None,
-    series: options.Series = None,
-    channel: options.Channel = None,
-    lenient: options.Lenient = False,
+    preview: Annotated[Path | None, typer.Option(help="Also write an overlay: .png.")] = None,
     dicom_type: options.DicomType = None,
-    preview: options.Preview = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Label a whole image; with --journal the result can be corrected by clicks afterwards."""
-    import limner
-    from limner.cli._progress import bar
-    from limner.cli._prompt_files import parse_window
     from limner.cli._result import check_output
-    from limner.errors import FormatError
 
     began = time.perf_counter()
-    opened = limner.read(image, series=series, channel=channel, strict=not lenient)
-    others = (stats, uncertainty)
-    check_output(output, preview, opened, journal=journal, inputs=(weights,), others=others)
-    if preview is not None and preview.suffix.lower() != ".png":
-        raise FormatError(f"A preview of labels is a .png, not {preview.name}.")
-    if uncertainty is not None:
-        samples = _samples_of(model, samples, uncertainty)
-    with bar("labelling") as tell:
-        found = limner.segment_automatically(
-            opened,
-            model,
-            weights=weights,
-            device=device,
-            exact=exact,
-            labels=None if labels is None else labels.split(","),
-            window=parse_window(window),
-            samples=samples,
-            seed=seed,
-            progress=tell,
-        )
-    _write(found, output, dicom_type, stats, uncertainty)
+    image = reading.read(path)
+    others = (stats, sampling.uncertainty)
+    journal, inputs = correction.journal, (model.weights,)
+    check_output(output, preview, image, journal=journal, inputs=inputs, others=others)
+    _check_images(preview, sampling.uncertainty)
+    found = _segment(image, model, sampling)
+    _write(found, output, dicom_type, stats, sampling.uncertainty)
     if preview is not None:
         from limner.render.overlay import write_preview
 
-        limits = found.labels.manifest["options"]["window"] if found.labels.manifest else None
-        labels_shown = found.labels.to_array()
-        write_preview(preview, opened, labels_shown, names=found.names, window=limits)
-    if journal is not None:
-        from limner.pipeline.correct import open_correction
-
-        with open_correction(found, correct_with, journal=journal):
-            pass
+        limits = (found.labels.manifest or {}).get("options", {}).get("window")
+        write_preview(preview, image, found.labels.to_array(), names=found.names, window=limits)
+    correction.open_session(found)
     _report(found, output, journal, time.perf_counter() - began, as_json=as_json)
 
 
-def _samples_of(model: str, samples: int | None, path: Path) -> int:
-    """How many samples a map of uncertainty is made of; refuses a place it cannot be written to."""
+def _check_images(preview: Path | None, uncertainty: Path | None) -> None:
+    """Refuse suffixes that cannot be written, before any work is done."""
+    from limner.errors import FormatError
     from limner.io.formats import choose_image_writer
-    from limner.pipeline.automatic import SAMPLES
 
-    choose_image_writer(path)
-    return SAMPLES if samples is None else samples
+    if preview is not None and preview.suffix.lower() != ".png":
+        raise FormatError(f"A preview of labels is a .png, not {preview.name}.")
+    if uncertainty is not None:
+        choose_image_writer(uncertainty)
+
+
+def _segment(
+    image: Image, model: AutomaticModelOptions, sampling: SampleOptions
+) -> AutomaticSegmentation:
+    import limner
+    from limner.cli._progress import bar
+    from limner.cli._prompt_files import parse_window
+
+    with bar("labelling") as progress:
+        return limner.segment_automatically(
+            image,
+            model.model,
+            weights=model.weights,
+            device=model.device,
+            exact=model.exact,
+            labels=None if model.labels is None else model.labels.split(","),
+            window=parse_window(model.window),
+            samples=sampling.wanted,
+            seed=sampling.seed,
+            progress=progress,
+        )
 
 
 def _write(
