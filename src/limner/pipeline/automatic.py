@@ -113,6 +113,13 @@ def segment_automatically(
         FormatError: the image has another number of channels than the model takes.
         ValueError: unknown model, device, window or label; samples of a model that draws none.
         TypeError: no image or no model.
+
+    Examples:
+        >>> import limner, numpy
+        >>> image = numpy.zeros((64, 64)); image[20:30, 20:30] = 1
+        >>> found = limner.segment_automatically(image, "toy-automatic/bands")
+        >>> [(label.name, label.voxels) for label in found.statistics]
+        [('grey', 0), ('bright', 100)]
     """
     opened = as_image(image)
     chosen = _model_of(model, weights=weights, device=device, exact=exact)
