@@ -1,4 +1,4 @@
-"""Everything in a picture without being told where: a grid of clicks, and the answers that hold.
+"""Automatic mask proposals for a whole 2D image: a grid of clicks, and the answers that hold.
 
 The mode of Segment Anything (https://arxiv.org/abs/2304.02643, appendix B) for any model that takes
 clicks; the default numbers are those by which the masks of IMed-361M
@@ -69,9 +69,9 @@ class Settings:
     """Where to click, and which answers to keep.
 
     Attributes:
-        points: clicks per side of the picture.
+        points: clicks per side of the image.
         rounds: how often each click is asked about; from the second time on with the answer before.
-        crops: layers of crops beside the whole picture: layer k has 2ᵏ × 2ᵏ overlapping ones, with
+        crops: layers of crops beside the whole image: layer k has 2ᵏ × 2ᵏ overlapping ones, with
             ``points / 2ᵏ`` clicks per side each.
         least_score: predicted quality at least.
         least_stability: IoU of the masks at the thresholds ± `offset`, at least.
@@ -79,7 +79,7 @@ class Settings:
         box_iou: of two answers whose boxes have a larger IoU the better one stays; 1 for all.
         same_mask: likewise for masks.
         least_area: pixels of the smallest mask.
-        largest_share: of the picture, covered by the largest mask: more is background.
+        largest_share: of the image, covered by the largest mask: more is background.
         most: so many of the best, None for all.
 
     Raises:
@@ -121,7 +121,7 @@ class Settings:
 
         A model that predicts the quality of its answers on any view (`ModelCard.predicts_quality`)
         doubts most answers to a lone click, and rightly: it is asked twice, and less is expected
-        of it. (For limner-2d on validation pictures the median score on objects is 0.42 after one
+        of it. (For limner-2d on validation images the median score on objects is 0.42 after one
         round and 0.75 after two.)
         """
         defaults = {"rounds": 2, "least_score": 0.75, "least_stability": 0.8}
@@ -137,13 +137,13 @@ def everything(
     progress: Progress | None = None,
     **options: Any,
 ) -> tuple[Proposal, ...]:
-    """Propose masks for all that can be told apart in a picture.
+    """Propose masks for all that can be told apart in a 2D image.
 
     Memory is that of a few answers, however many clicks there are: of each only the runs are kept.
-    The same picture, model and settings give the same proposals.
+    The same image, model and settings give the same proposals.
 
     Args:
-        image: a picture, or a volume or video and `frame`.
+        image: a 2D image, or a volume or video and `frame`.
         model: a name or an object; it must understand clicks.
         settings: where to click, and which answers to keep; default: those of the model,
             ``Settings.of(card)``.
@@ -158,11 +158,10 @@ def everything(
 
     Raises:
         PromptError: the model does not understand clicks, or `frame` does not fit the image.
-        SessionError: the model does not work on pictures.
+        SessionError: the model does not work in 2D.
     """
-    picture = as_image(image)
-    asked = model or default_model(picture.kind, flat=True)
-    with open_session(picture, asked, **options) as session:
+    opened = as_image(image)
+    with open_session(opened, model or default_model(opened.kind, flat=True), **options) as session:
         chosen = settings or Settings.of(session.card)
         return proposed(session, chosen, frame=frame, progress=progress)
 
@@ -182,7 +181,7 @@ def proposed(
     crops = list(_crops(view.shape, settings))
     total = sum(len(points) for _, _, points in crops)
     found: list[Candidate] = []
-    for done, candidates in _asked(session, view, crops, settings):
+    for done, candidates in _ask_at_clicks(session, view, crops, settings):
         found += candidates
         if progress is not None and progress(done, total) is False:
             break
@@ -193,7 +192,7 @@ def proposed(
 
 
 def check_model(card: ModelCard) -> None:
-    """Refuse a model that cannot be asked with clicks on pictures.
+    """Refuse a model that cannot be asked with clicks in 2D.
 
     Raises:
         PromptError: it does not understand clicks; the message names models that do.
@@ -214,7 +213,7 @@ def label_map(proposals: Sequence[Proposal], shape: Sequence[int]) -> NDArray[np
 
     Args:
         proposals: in the order of their ids, the highest score first.
-        shape: of the picture.
+        shape: of the image.
     """
     labels = np.zeros(tuple(shape), dtype=np.min_scalar_type(len(proposals)))
     for number in range(len(proposals), 0, -1):
@@ -225,7 +224,7 @@ def label_map(proposals: Sequence[Proposal], shape: Sequence[int]) -> NDArray[np
 def to_coco(
     proposals: Sequence[Proposal], image: Image, frame: int | None = None
 ) -> dict[str, Any]:
-    """A COCO file of one picture, overlaps kept; `limner.read_labels` reads it.
+    """A COCO file of one image, overlaps kept; `limner.read_labels` reads it.
 
     Args:
         proposals: the highest score first; their places from 1 are the ids.
@@ -235,15 +234,15 @@ def to_coco(
     geometry = image.geometry if frame is None else image.geometry.slice_at(frame)
     rows, columns = geometry.shape
     name = "picture" if image.path is None else image.path.name
-    picture: dict[str, Any] = {"id": 1, "width": columns, "height": rows, "file_name": name}
+    about: dict[str, Any] = {"id": 1, "width": columns, "height": rows, "file_name": name}
     if frame is not None:
-        picture["slice"] = frame
+        about["slice"] = frame
     ids = list(range(1, len(proposals) + 1))
     return {
         "info": {"description": "Everything that limner found", "version": "1.0"},
         "limner": {"geometry": geometry.to_json(), "object_ids": ids, "names": {}},
         "licenses": [],
-        "images": [picture],
+        "images": [about],
         "categories": [{"id": 1, "name": "object", "supercategory": ""}],
         "annotations": [p.to_coco(k) for k, p in zip(ids, proposals, strict=True)],
     }
@@ -270,7 +269,7 @@ def manifest_of(
 
 
 def _view(session: LocalSession, frame: int | None) -> ImageView:
-    """The picture, or the frame."""
+    """What the model sees of the image, or of the frame."""
     if session.image.kind == "image":
         if frame is not None:
             raise PromptError(f"A 2D image has no frames, so frame={frame} means nothing here.")
@@ -285,7 +284,7 @@ def _view(session: LocalSession, frame: int | None) -> ImageView:
     return session.views.view(frame)
 
 
-def _asked(
+def _ask_at_clicks(
     session: LocalSession,
     view: ImageView,
     crops: Sequence[tuple[int, Bounds, list[tuple[float, float]]]],
@@ -344,7 +343,7 @@ def _predict_all_masks(
 def _crops(
     shape: tuple[int, ...], settings: Settings
 ) -> Iterator[tuple[int, Bounds, list[tuple[float, float]]]]:
-    """Layer, bounds and clicks (from its corner) of the whole picture and of every crop."""
+    """Layer, bounds and clicks (from its corner) of the whole image and of every crop."""
     for layer in range(settings.crops + 1):
         count = 2**layer
         sides = [_crop_sides(n, count) for n in shape]

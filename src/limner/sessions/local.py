@@ -232,10 +232,9 @@ class LocalSession:
 
     def resume_propagation(self) -> Iterator[Prediction]:
         """Repeat the last call of `propagate`, which runs only what is missing."""
-        asked = self.requested
-        if asked is None and self._propagation is not None:
+        if self.requested is None and self._propagation is not None:
             raise SessionError("No propagation was begun in this session; call propagate().")
-        request = asked or PropagationRequest()
+        request = self.requested or PropagationRequest()
         return self.propagate(
             start=request.start,
             stop=request.stop,

@@ -77,19 +77,19 @@ def open_session(
         >>> int(prediction.mask.sum())
         100
     """
-    picture = as_image(image)
+    opened = as_image(image)
     made = partial(create_promptable, device=device, exact=exact, keep_embeddings=keep_embeddings)
     if model is None:
-        model = default_model(picture.kind, flat=propagator is not None)
-    asked = _model(model, weights, made, "weights")
+        model = default_model(opened.kind, flat=propagator is not None)
+    built = _model(model, weights, made, "weights")
     if propagator is None and propagator_weights is not None:
         raise TypeError("propagator_weights= goes with a propagator's name: propagator=.")
     carrier = None
     if propagator is not None:
         carrier = _model(propagator, propagator_weights, made, "propagator_weights")
-        _check_propagator(picture, asked, carrier)
+        _check_propagator(opened, built, carrier)
     options = Options(
-        zoom=asked.card.zoom if zoom is None else zoom,
+        zoom=built.card.zoom if zoom is None else zoom,
         window=resolve_window(window),
         weights=_resolved(weights),
         device=device,
@@ -99,12 +99,12 @@ def open_session(
         propagator_zoom=_zoom_of(carrier, zoom),
         keep_masks=keep_masks,
     )
-    views = _open_views(picture, asked, carrier or asked, options)
+    views = _open_views(opened, built, carrier or built, options)
     record = None
     if journal is not None:
-        facts = header(picture, asked.card, options, None if carrier is None else carrier.card)
+        facts = header(opened, built.card, options, None if carrier is None else carrier.card)
         record = Journal.create(Path(journal), facts)
-    return LocalSession(views, asked, options, journal=record, propagator=carrier)
+    return LocalSession(views, built, options, journal=record, propagator=carrier)
 
 
 def resume(
@@ -131,17 +131,17 @@ def resume(
         log = PromptLog()
         for event in map(event_from_json, events):
             log.apply(event)
-        picture = _same_image(facts["image"], image, path)
+        opened = _same_image(facts["image"], image, path)
         options = Options.from_json(facts["options"])
-        asked = _same_model(facts["model"], model, options, options.weights)
+        built = _same_model(facts["model"], model, options, options.weights)
         carrier = None
         if facts.get("propagator") is not None:
             weights = options.propagator_weights
             carrier = _same_model(facts["propagator"], propagator, options, weights, "propagator")
         elif propagator is not None:
             raise SessionError(f"The session of {path} was held without a propagator; pass none.")
-        views = _open_views(picture, asked, carrier or asked, options)
-        return LocalSession(views, asked, options, log=log, journal=record, propagator=carrier)
+        views = _open_views(opened, built, carrier or built, options)
+        return LocalSession(views, built, options, log=log, journal=record, propagator=carrier)
     except BaseException:
         record.close()
         raise
@@ -194,18 +194,18 @@ def _zoom_of(carrier: PromptableModel | None, zoom: bool | None) -> bool | None:
     return None if carrier is None else carrier.card.zoom if zoom is None else zoom
 
 
-def _check_propagator(image: Image, asked: PromptableModel, model: PromptableModel) -> None:
+def _check_propagator(image: Image, model: PromptableModel, propagator: PromptableModel) -> None:
     """Refuse a propagator that has nothing to carry, or cannot look at frames."""
     if image.kind == "image":
         raise SessionError("A 2D image has no other frames to carry to; leave out propagator=.")
+    if 2 not in propagator.card.ndim:
+        raise SessionError(
+            f"{propagator.card.name} works on whole volumes only and cannot carry from slice to "
+            "slice; name a propagator that works in 2D (limner models)."
+        )
     if 2 not in model.card.ndim:
         raise SessionError(
-            f"{model.card.name} works on whole volumes only and cannot carry from slice to slice; "
-            "name a propagator that works in 2D (limner models)."
-        )
-    if 2 not in asked.card.ndim:
-        raise SessionError(
-            f"{asked.card.name} answers about the whole volume, which leaves nothing to carry; "
+            f"{model.card.name} answers about the whole volume, which leaves nothing to carry; "
             "with propagator= name a model that works in 2D (limner models)."
         )
 

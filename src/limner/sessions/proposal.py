@@ -17,10 +17,10 @@ from limner.sessions.answers.sparse_logits import SparseLogits
 
 @dataclass(frozen=True)
 class Proposal:
-    """One object that was found without being asked for.
+    """One object that was found without a prompt.
 
     Attributes:
-        shape: rows and columns of the picture.
+        shape: rows and columns of the image.
         counts: the mask as COCO's compressed runs, see `limner.rle`.
         box: the smallest that holds the mask, half-open.
         area: pixels.
@@ -39,7 +39,7 @@ class Proposal:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Boolean, of the picture's shape; made anew each time."""
+        """Boolean, of the image's shape; made anew each time."""
         return np.asarray(rle.coco_decode({"size": self.shape, "counts": self.counts}))
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +75,11 @@ class Candidate:
     """A mask before it is known whether it stays.
 
     Attributes:
-        starts, ends: of its runs, down the columns of a picture of `shape`, half-open.
-        shape: rows and columns of the picture.
+        starts, ends: of its runs, down the columns of an image of `shape`, half-open.
+        shape: rows and columns of the image.
         bounds: bounding box of the mask.
         score, stability, point: see `Proposal`.
-        layer: of crops that it was found in; 0 is the whole picture.
+        layer: of crops that it was found in; 0 is the whole image.
     """
 
     starts: NDArray[np.int64]
@@ -118,12 +118,12 @@ class Candidate:
 def runs_of(
     region: SparseLogits, offset: Sequence[int], shape: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and ends of the runs of a mask down the columns of a picture.
+    """Starts and ends of the runs of a mask down the columns of an image.
 
     Args:
-        region: the mask in a part of the picture.
+        region: the mask in a part of the image.
         offset: where that part begins.
-        shape: of the picture.
+        shape: of the image.
     """
     turned = np.zeros((region.steps.shape[1], region.steps.shape[0] + 2), dtype=np.int8)
     turned[:, 1:-1] = region.inside.T

@@ -1,4 +1,4 @@
-"""After a propagation over the slices of a volume: a model that sees in 3D goes over the masks."""
+"""Refinement in 3D: after a propagation over slices, a 3D model goes over the masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Mask = NDArray[np.bool_]
 def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> Labels:
     """The masks of a session on a volume as a model makes them that sees in 3D.
 
-    Each object's mask is handed to the model as a mask prompt. Slices that the user annotated stay
-    as he left them. The session itself is not changed. Whether it helps depends on the object:
+    Each object's mask is handed to the model as a mask prompt. Annotated slices are kept
+    unchanged. The session itself is not changed. Whether it helps depends on the object:
     compare before you rely on it.
 
     Args:
@@ -45,18 +45,18 @@ def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> L
             drawn.setdefault(entry.object_id, set()).add(entry.frame)
     masks: dict[int, Mask] = {}
     changed: dict[str, dict[str, int]] = {}
-    with open_session(session.image, model, window=session.options.window) as talk:
-        card = talk.card
+    with open_session(session.image, model, window=session.options.window) as other:
+        card = other.card
         if 3 not in card.ndim:
             raise SessionError(f"{card.name} does not work in 3D; name a model that does.")
         for object_id in before.ids:
             mask = np.asarray(before.mask(object_id), dtype=np.bool_)
             if mask.any():
-                masks[object_id] = _answered(talk, object_id, mask, drawn.get(object_id, set()))
+                masks[object_id] = _refine_mask(other, object_id, mask, drawn.get(object_id, set()))
             else:
                 masks[object_id] = mask
             changed[str(object_id)] = _change(mask, masks[object_id])
-            talk.reset()
+            other.reset()
     manifest = {
         **(before.manifest or {}),
         "finished": {"model": card.to_json(), "changed_voxels": changed},
@@ -64,9 +64,9 @@ def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> L
     return Labels(before.geometry, masks=masks, names=before.names, manifest=manifest)
 
 
-def _answered(talk: Session, object_id: int, mask: Mask, drawn: set[int]) -> Mask:
-    talk.add(MaskPrompt(mask), object_id=object_id)
-    found = np.array(talk.predict(object_id=object_id).mask)
+def _refine_mask(other: Session, object_id: int, mask: Mask, drawn: set[int]) -> Mask:
+    other.add(MaskPrompt(mask), object_id=object_id)
+    found = np.array(other.predict(object_id=object_id).mask)
     for k in drawn:
         found[k] = mask[k]
     return found

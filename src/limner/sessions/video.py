@@ -1,4 +1,4 @@
-"""Sessions on one video: prompts in ``(row, column)`` on frames, masks carried along."""
+"""Sessions on one video: prompts in ``(row, column)`` on frames."""
 
 from __future__ import annotations
 

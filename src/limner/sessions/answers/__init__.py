@@ -1,1 +1,1 @@
-"""From prompts to a mask: windows, queries, logits, caches."""
+"""From prompts to a mask: queries, zoom, logits, caches."""

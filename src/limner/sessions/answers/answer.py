@@ -1,4 +1,4 @@
-"""What a session asks a model about one object, and what it keeps of the answer."""
+"""Queries, answers, and what a model remembers between two of them."""
 
 from __future__ import annotations
 

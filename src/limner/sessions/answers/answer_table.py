@@ -110,7 +110,7 @@ class AnswerTable:
         """
         if frame is None:
             return None
-        committed = self._log.carried_before(object_id, frame, first.number)
+        committed = self._log.propagated_before(object_id, frame, first.number)
         if committed is not None:
             return SparseLogits.of_mask(self.decode_frame(committed.runs))
         earlier = [a for a in self._log.prompts(object_id, None) if a.number < first.number]

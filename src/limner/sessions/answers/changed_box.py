@@ -31,22 +31,22 @@ class PackedMask:
     def of(cls, region: SparseLogits) -> PackedMask:
         """Pack the mask of a region."""
         packer = zlib.compressobj(level=1)
-        parts = [packer.compress(np.packbits(plane).tobytes()) for plane in _planes(region)]
+        parts = [packer.compress(np.packbits(part).tobytes()) for part in _slices_of(region)]
         return cls(region.low, region.size, b"".join(parts) + packer.flush())
 
     @property
     def inside(self) -> Mask:
         """The mask of the window that begins at `low`."""
-        planes = list(self.planes_inside())
-        return np.stack(planes).reshape(self.size) if planes else np.zeros(self.size, np.bool_)
+        slices = list(self.slices_inside())
+        return np.stack(slices).reshape(self.size) if slices else np.zeros(self.size, np.bool_)
 
-    def planes_inside(self) -> Iterator[Mask]:
-        """A volume's planes along the first axis, one by one; a picture at once."""
+    def slices_inside(self) -> Iterator[Mask]:
+        """A volume's slices along the first axis, one by one; a 2D image at once."""
         shape = self.size[-2:]
         count = math.prod(self.size) // max(1, math.prod(shape))
         packed = np.frombuffer(zlib.decompress(self.bits), dtype=np.uint8)
-        for plane in packed.reshape(count, -1) if packed.size else ():
-            yield np.unpackbits(plane, count=math.prod(shape)).view(np.bool_).reshape(shape)
+        for part in packed.reshape(count, -1) if packed.size else ():
+            yield np.unpackbits(part, count=math.prod(shape)).view(np.bool_).reshape(shape)
 
 
 class LastMasks:
@@ -108,7 +108,7 @@ class LastMasks:
 
 def changed_box(before: PackedMask | SparseLogits | None, after: SparseLogits) -> Box | None:
     """The smallest box that holds every pixel whose label differs, None if none does. Volumes are
-    compared plane by plane, so that little memory is needed.
+    compared slice by slice, so that little memory is needed.
     """
     masks = [mask for mask in (after, before) if mask is not None and 0 not in mask.size]
     if not masks:
@@ -119,13 +119,15 @@ def changed_box(before: PackedMask | SparseLogits | None, after: SparseLogits) -
     first, last = int(low[0]), int(high[0])
     found: list[int] = []
     union = np.zeros(high[1:] - low[1:], dtype=np.bool_)
-    walks = [_walk(_planes(m), a[0], first, last) for m, a in zip(masks, lows, strict=True)]
-    for k, planes in zip(range(first, last), zip(*walks, strict=True), strict=True):
+    padded = [
+        _pad_slices(_slices_of(m), a[0], first, last) for m, a in zip(masks, lows, strict=True)
+    ]
+    for k, slices in zip(range(first, last), zip(*padded, strict=True), strict=True):
         differs = np.zeros_like(union)
-        for plane, corner in zip(planes, lows, strict=True):
-            if plane is not None:
-                place = zip(np.subtract(corner[1:], low[1:]), plane.shape, strict=True)
-                differs[tuple(slice(a, a + n) for a, n in place)] ^= plane
+        for part, corner in zip(slices, lows, strict=True):
+            if part is not None:
+                place = zip(np.subtract(corner[1:], low[1:]), part.shape, strict=True)
+                differs[tuple(slice(a, a + n) for a, n in place)] ^= part
         if differs.any():
             found.append(k)
             union |= differs
@@ -138,19 +140,19 @@ def changed_box(before: PackedMask | SparseLogits | None, after: SparseLogits) -
     return Box(begin[-ndim:], end[-ndim:])
 
 
-def _planes(mask: PackedMask | SparseLogits) -> Iterator[Mask]:
-    """A volume's planes, or the whole of a picture; nothing of what is empty."""
+def _slices_of(mask: PackedMask | SparseLogits) -> Iterator[Mask]:
+    """A volume's slices, or the whole of a 2D image; nothing of what is empty."""
     if isinstance(mask, SparseLogits) and len(mask.size) == 2:
         return iter([mask.inside] if mask.grid.size else [])
-    return mask.planes_inside()
+    return mask.slices_inside()
 
 
-def _walk(planes: Iterator[Mask], low: int, first: int, last: int) -> Iterator[Mask | None]:
-    """The planes that begin at `low`, with None before and behind, from `first` to `last`."""
+def _pad_slices(slices: Iterator[Mask], low: int, first: int, last: int) -> Iterator[Mask | None]:
+    """The slices that begin at `low`, with None before and behind, from `first` to `last`."""
     for k in range(first, last):
-        yield None if k < low else next(planes, None)
+        yield None if k < low else next(slices, None)
 
 
 def _lifted(values: tuple[int, ...], first: int) -> tuple[int, ...]:
-    """Values per axis of a picture as those of a volume of one slice."""
+    """Values per axis of a 2D image as those of a volume of one slice."""
     return values if len(values) == 3 else (first, *values)

@@ -15,10 +15,10 @@ Array = NDArray[Any]
 
 
 def is_finite(array: Array, image: Image) -> bool:
-    """Whether an image's pixels hold neither NaN nor infinities; looked at plane by plane.
+    """Whether an image's pixels hold neither NaN nor infinities; slice by slice.
 
     Args:
-        array: the pixels, or one plane of them.
+        array: the pixels, or those of one slice.
         image: whose.
 
     Raises:
@@ -26,8 +26,8 @@ def is_finite(array: Array, image: Image) -> bool:
     """
     if array.dtype.kind not in "fc":
         return True
-    planes = array if array.ndim > 2 else array[None]
-    count = sum(plane.size - int(np.isfinite(plane).sum()) for plane in planes)  # plane by plane:
+    parts = array if array.ndim > 2 else array[None]
+    count = sum(part.size - int(np.isfinite(part).sum()) for part in parts)  # slice by slice:
     if not count:  # no mask of the whole volume is made
         return True
     if image.read_options.get("strict", True):
@@ -49,7 +49,7 @@ def finite(array: Array, image: Image) -> Array:
     """An image's pixels without NaN and infinities.
 
     Args:
-        array: the pixels, or one plane of them.
+        array: the pixels, or those of one slice.
         image: whose; if it was read with ``strict=False``, NaN and negative infinity become the
             dark limit of the array and infinity the bright one, in a copy.
 

@@ -1,4 +1,4 @@
-"""What a session shows a model of one image, volume or frame: windows of it, shrunk and turned."""
+"""Image views: what a model sees of an image, volume or frame, in windows, shrunk and turned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CACHED_VIEWS = 6
 class ImageView:
     """One image, volume or frame that a model looks at, with the embeddings of recent views.
 
-    All but `array` is about the scene as models see it, turned by `axes`.
+    All but `array` is about the image as models see it, turned by `axes`.
 
     Args:
         array: spatial axes, then perhaps channels; intensities as stored, in the order as stored.

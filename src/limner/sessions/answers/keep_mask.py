@@ -2,8 +2,8 @@
 changed only where clicks and scribbles ask for it.
 
 A model that is shown a mask draws it anew, and a little differently everywhere; on a view that is
-coarser than the image it draws steps. Here the mask given is the answer until something else is
-said, and a click then adds or takes away only what hangs together with it.
+coarser than the image it draws steps. Here the mask given is the answer until another prompt comes,
+and a click then adds or takes away only what hangs together with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a session answers."""
+"""Predictions: mask, logits, score and changed box of one object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer as a session keeps it: logits of one window; the rest of the image is background."""
+"""Sparse logits: those of one window of an image; the rest is background."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class SparseLogits:
     def of_bins(
         cls, shape: Sequence[int], logits: NDArray[np.float32], edges: Sequence[Edges]
     ) -> SparseLogits:
-        """Logits given on bins of pixels. A picture's are enlarged at once, a volume's when needed.
+        """Logits given on bins of pixels. In 2D they are enlarged at once, in 3D when needed.
 
         Args:
             shape: of the whole image.
@@ -94,16 +94,16 @@ class SparseLogits:
         if self.edges is None:
             return np.asarray(self.grid > 0)
         result = np.empty(self.size, dtype=np.bool_)
-        for k, plane in enumerate(self.planes_inside()):
-            result[k] = plane
+        for k, part in enumerate(self.slices_inside()):
+            result[k] = part
         return result
 
-    def planes_inside(self) -> Iterator[NDArray[np.bool_]]:
-        """The planes of `inside` along the first axis, one by one."""
+    def slices_inside(self) -> Iterator[NDArray[np.bool_]]:
+        """The slices of `inside` along the first axis, one by one."""
         if self.edges is None:
-            yield from (plane > 0 for plane in self.grid)
+            yield from (part > 0 for part in self.grid)
         else:
-            yield from (plane > 0 for plane in enlarged(self.grid, self.edges))
+            yield from (part > 0 for part in enlarged(self.grid, self.edges))
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -137,8 +137,8 @@ class SparseLogits:
         if self.edges is None:
             np.greater(self.grid, 0, out=window)
             return result
-        for k, plane in enumerate(self.planes_inside()):
-            window[k] = plane
+        for k, part in enumerate(self.slices_inside()):
+            window[k] = part
         return result
 
     def window(self, low: Sequence[int], high: Sequence[int]) -> NDArray[np.int16]:
@@ -181,8 +181,8 @@ class SparseLogits:
             return None
         if self.edges is None:
             return SparseLogits(self.shape[1:], self.low[1:], self.grid[k])
-        plane = next(islice(enlarged(self.grid, self.edges), k, None))
-        return SparseLogits(self.shape[1:], self.low[1:], np.ceil(plane).astype(np.int16))
+        part = next(islice(enlarged(self.grid, self.edges), k, None))
+        return SparseLogits(self.shape[1:], self.low[1:], np.ceil(part).astype(np.int16))
 
     def turned(self, axes: Axes) -> SparseLogits:
         """The same in an image whose axes are turned."""

@@ -1,5 +1,5 @@
-"""Windows of an image around what was said and found: where they lie, how they grow, and how many
-pixels a model is shown of them.
+"""Zoom windows around prompts and masks: where they lie, how they grow, and how many pixels a model
+is shown of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARGIN = 0.3  # of the object's size, around it on each side
 LEAST_MARGIN = 12  # pixels around even the smallest object, on the finest axis
 GROWTH = 0.5  # of the window's size, on a side that the mask touches
 CLOSE = 4.0  # times as large as the window that was wanted, a window does as well
-LEAST_WINDOW = 0.5  # of the model's window: smaller windows are not looked at
+LEAST_WINDOW = 0.5  # of the model's window: no window is smaller
 MOST_UNEVEN = 3.0  # times the step of rows and columns, that of slices may become by shrinking
 
 
@@ -49,7 +49,7 @@ def view_shape(view: ImageView, bounds: Bounds, limits: Shape) -> Shape:
 def around(
     view: ImageView, prompts: Sequence[Prompt], found: Bounds | None, limits: Shape
 ) -> Bounds:
-    """A window around what was said and found, with a margin and a least size."""
+    """A window around prompts and mask, with a margin and a least size."""
     spans = [
         p.extent()
         for p in prompts

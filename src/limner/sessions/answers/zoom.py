@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 MOST_GROWTHS = 4
 MOST_TOGETHER = 64  # questions at once
-_TOGETHER_BYTES = 256 << 20  # of logits, asked and answered, at once
+_TOGETHER_BYTES = 256 << 20  # of logits of questions and answers at once
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What happens in a session, as values: what a journal holds, one event a line."""
+"""Session events: what a journal holds, one a line."""
 
 from __future__ import annotations
 

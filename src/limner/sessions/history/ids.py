@@ -1,4 +1,4 @@
-"""Numbers that users give: of objects, and of frames or slices."""
+"""Object ids and frame numbers as users give them, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits: a step of a conversation is done whole or not at all."""
+"""Ctrl-C held back: a step of a session is done whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was said in a session: the state that follows from events.
+"""The prompt log of a session: the state that follows from its events.
 
 The state is a pure fold over events, so a journal of events is all that has to survive a crash.
 Undo and redo are events too: they mark actions as not counting, and as counting again.
@@ -66,11 +66,11 @@ class Action:
 
 
 class PromptLog:
-    """The state of a session's conversation: what counts, what was undone, what was predicted."""
+    """What happened in a session: which prompts count, which were undone, which were answered."""
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.names: dict[int, str] = {}
-        self.requested: PropagationRequest | None = None  # the propagation asked for last
+        self.requested: PropagationRequest | None = None  # the last propagation
         self.turns: Counter[int] = Counter()  # prompts, undo, redo and reset of an object so far
         self._known: set[int] = set()
         self._done: list[Action] = []
@@ -181,7 +181,7 @@ class PromptLog:
                 result.update(action.frames)
         return result
 
-    def carried_before(self, object_id: int, frame: int, number: int) -> CommittedMask | None:
+    def propagated_before(self, object_id: int, frame: int, number: int) -> CommittedMask | None:
         """What propagations before an action had left of an object on a frame."""
         for action in reversed(self._counting()):
             if action.object_id == object_id and action.number < number and frame in action.frames:
@@ -214,8 +214,8 @@ class PromptLog:
 
     def ends_round(self, action: Action) -> bool:
         """Whether an answer was asked for after this prompt and before the next one there."""
-        said = self.prompts(action.object_id, action.frame)
-        return self.is_round([a for a in said if a.number <= action.number])
+        prompts = self.prompts(action.object_id, action.frame)
+        return self.is_round([a for a in prompts if a.number <= action.number])
 
     def signature(self) -> tuple[Any, ...]:
         """Everything that defines the state, for comparison: two logs with equal ones are alike."""

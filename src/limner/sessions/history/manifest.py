@@ -1,4 +1,4 @@
-"""How a mask was made: the facts written beside every export and at the head of a journal."""
+"""The manifest: how a mask was made; written beside every export and at the head of a journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One prompt of a conversation, as a session lists it."""
+"""Prompt entries: one prompt as a session lists it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from limner.prompts.types import Prompt
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One prompt of the conversation.
+    """One prompt of a session.
 
     Attributes:
         prompt: as the model sees it.

@@ -1,1 +1,1 @@
-"""Masks carried to other frames and slices."""
+"""Propagation of masks to other frames and slices."""

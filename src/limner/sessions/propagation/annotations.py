@@ -82,11 +82,11 @@ class AnnotatedFrames:
         for i, other in permutations(self._log.object_ids, 2):
             for frame in annotated.get(i, ()):
                 first = self._log.prompts(i, frame)[0].number
-                stored = self._log.carried_before(other, frame, first)
+                stored = self._log.propagated_before(other, frame, first)
                 if stored is not None and any(stored.runs[1::2]):
                     own = self.mask(i, frame)
-                    carried = self._answers.decode_frame(stored.runs)
-                    if 2 * np.count_nonzero(own & carried) > own.sum():
+                    propagated = self._answers.decode_frame(stored.runs)
+                    if 2 * np.count_nonzero(own & propagated) > own.sum():
                         found.add(frozenset((i, other)))
         return found
 
@@ -98,12 +98,12 @@ class AnnotatedFrames:
         forward = plan.spans[0].frames.step > 0
         passed_over = plan.run.turns if forward else ()
         annotated = {i: set(self._log.frames(i)) for i in self._log.object_ids}
-        carried = {i: self._log.committed(i) for i in annotated if i not in passed_over}
+        propagated = {i: self._log.committed(i) for i in annotated if i not in passed_over}
 
         def masks_on(frame: int) -> Iterator[tuple[int, Mask]]:
             for i, frames in annotated.items():
                 if frame not in frames:
-                    stored = _stored_on(frame, i, plan, carried)
+                    stored = _stored_on(frame, i, plan, propagated)
                     if stored is not None:
                         yield i, self._answers.decode_frame(stored.runs)
                 elif self._log.prompts(i, frame):  # they may have been taken back since
@@ -116,10 +116,10 @@ def _stored_on(
     frame: int,
     object_id: int,
     plan: PropagationPlan,
-    carried: Mapping[int, Mapping[int, CommittedMask]],
+    propagated: Mapping[int, Mapping[int, CommittedMask]],
 ) -> CommittedMask | None:
     """What a propagation left of an object on a frame."""
     own = [s for s in plan.spans if s.object_id == object_id and frame in s.frames]
     if own:
         return plan.find_valid(own[-1], frame)
-    return carried[object_id].get(frame) if object_id in carried else None
+    return propagated[object_id].get(frame) if object_id in propagated else None

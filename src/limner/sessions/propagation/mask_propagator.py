@@ -1,5 +1,5 @@
-"""Carrying objects from frame to frame without a memory: the answer on one is asked about on the
-next. And asking about boxes that move from one annotated frame to another.
+"""Propagation from mask to mask, without a memory: the answer on one frame is the prompt on the
+next. And by boxes that move from one annotated frame to another.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MaskPropagator:
         self._model, self._view, self._zoom = model, view, zoom
         self._by_masks = self.follows_masks(model)
 
-    def carry(
+    def propagate(
         self,
         spans: Sequence[FrameSpan],
         start: Callable[[FrameSpan], SpanState],
@@ -65,7 +65,7 @@ class MaskPropagator:
         step = spans[0].frames.step
         frames = sorted({k for span in spans for k in span.frames})[::step]
         skips = not isinstance(self._model, MaskCarrier)
-        asked = {k for span in spans for k in span.frames if not (skips and known(span, k))}
+        to_ask = {k for span in spans for k in span.frames if not (skips and known(span, k))}
         state: dict[FrameSpan, SpanState] = {}
         vanished: set[FrameSpan] = set()
         for place, frame in enumerate(frames):
@@ -80,8 +80,8 @@ class MaskPropagator:
                     queries[span] = Query(prompts)
                 else:
                     vanished.add(span)
-            ahead = [k for k in frames[place : place + _LOOKAHEAD] if k in asked]
-            for span, found in zip(queries, self._asked(ahead, queries), strict=True):
+            ahead = [k for k in frames[place : place + _LOOKAHEAD] if k in to_ask]
+            for span, found in zip(queries, self._answer_next(ahead, queries), strict=True):
                 before = state[span]
                 if self._by_masks:
                     found = limit_growth(found, before.answer.region)
@@ -106,11 +106,13 @@ class MaskPropagator:
             here = [span for span in spans if frame in span.frames and not known(span, frame)]
             boxes = {span: interpolate_box(marks[span.object_id], frame) for span in here}
             queries = {span: Query([box]) for span, box in boxes.items() if box is not None}
-            for span, found in zip(queries, self._asked(frames[place:], queries), strict=True):
+            for span, found in zip(
+                queries, self._answer_next(frames[place:], queries), strict=True
+            ):
                 yield span, frame, found
 
-    def _asked(self, frames: Sequence[int], queries: Mapping[Any, Query]) -> Iterator[Answer]:
-        """The answers on the first of some frames; the others will be asked about next."""
+    def _answer_next(self, frames: Sequence[int], queries: Mapping[Any, Query]) -> Iterator[Answer]:
+        """The answers on the first of some frames; the others come next."""
         if not queries:
             return iter(())
         prefetch_embeddings(self._model, self._view, frames, zoom=self._zoom)
@@ -118,7 +120,7 @@ class MaskPropagator:
         return answer_queries(self._model, view, list(queries.values()), zoom=self._zoom)
 
     def _next_prompts(self, frame: int, before: SpanState) -> Sequence[Prompt]:
-        """What is asked on the next frame; nothing where the object has vanished."""
+        """The prompts for the next frame; none where the object has vanished."""
         region, understood = before.answer.region, self._model.card.prompts
         if isinstance(self._model, MaskCarrier):  # it also decides when an object has vanished
             here, memory = self._view(frame), before.answer.memory

@@ -1,5 +1,5 @@
-"""What is remembered of the frames that a propagation has passed: a bank of pixels for objects that
-share their frames (XMem, https://arxiv.org/abs/2207.07115, sections 3.3 and 3.4).
+"""The memory bank of a propagation: pixels of earlier frames, of objects that share their frames
+(XMem, https://arxiv.org/abs/2207.07115, sections 3.3 and 3.4).
 
 Its size is bounded however long the video is. Frames that the user annotated are permanent; the
 newest others are kept as they are; older ones are condensed to a few prototypes, of which the least
@@ -167,15 +167,15 @@ class MemoryBank:
         Raises:
             LookupError: nothing is remembered yet.
         """
-        known, said = self.elements, []
+        known, readings = self.elements, []
         for start in range(0, len(frame.key), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
             near = similarity(known.key, known.shrinkage, frame.key[some], frame.selection[some])
             chosen, weights = top(near, self._limits.top)
             known.uses += usage(chosen, weights, len(known))
-            said.append(read(chosen, weights, known.value))
+            readings.append(read(chosen, weights, known.value))
         known.reads += 1
-        return np.concatenate(said)
+        return np.concatenate(readings)
 
     def _condense(self) -> None:
         """Older frames to prototypes, once there are too many; without long-term memory they go."""

@@ -1,5 +1,5 @@
-"""Carrying objects from frame to frame with a memory of those before (XMem's loop, section 3.5 of
-https://arxiv.org/abs/2207.07115), all objects together.
+"""Propagation by a memory of earlier frames, all objects together (XMem's loop, section 3.5 of
+https://arxiv.org/abs/2207.07115).
 """
 
 from __future__ import annotations
@@ -163,11 +163,11 @@ class MemoryPropagator:
         readout: dict[int, Floats] = {}
         for members, bank in self.banks:
             if set(members) & set(objects):
-                said = bank.read(frame).reshape(len(frame.key), len(members), -1)
-                readout |= {i: said[:, k] for k, i in enumerate(members)}
-        asked = np.stack([readout[i] for i in objects], axis=1)
+                read_out = bank.read(frame).reshape(len(frame.key), len(members), -1)
+                readout |= {i: read_out[:, k] for k, i in enumerate(members)}
+        readouts = np.stack([readout[i] for i in objects], axis=1)
         sensory = np.stack([self.sensory.get(i, self._blank(frame)) for i in objects])
-        alone, after = self._model.segment_frame(frame, asked, sensory)
+        alone, after = self._model.segment_frame(frame, readouts, sensory)
         if not keep_sensory:
             self.sensory |= dict(zip(objects, after, strict=True))
         return dict(zip((0, *objects), aggregated(alone), strict=True))
@@ -237,10 +237,10 @@ def plan_route(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]) -
     step = spans[0].frames.step
     everyone = sorted({span.object_id for span in spans})
     found = []
-    for frame in _stops(spans, marks, step):
+    for frame in _list_stops(spans, marks, step):
         here = {span.object_id: span for span in spans if frame in span.frames}
         given = tuple(i for i in everyone if frame in marks[i])
-        found.append(Waypoint(frame, here, given, _ahead(spans, marks, frame)))
+        found.append(Waypoint(frame, here, given, _find_ahead(spans, marks, frame)))
     return found
 
 
@@ -295,11 +295,11 @@ def propagate_with_memory(
     """
     if not spans:
         return
-    recall, stops = MemoryPropagator(model), plan_route(spans, marks)
-    for together in _alike(spans, marks):
-        recall.announce(together)
+    propagator, stops = MemoryPropagator(model), plan_route(spans, marks)
+    for together in _group_alike(spans, marks):
+        propagator.announce(together)
     frame, parts = (-1, {}) if resume is None else resume.load()
-    if None in parts and recall.restore(parts[None]):
+    if None in parts and propagator.restore(parts[None]):
         stops = stops[1 + [stop.frame for stop in stops].index(frame) :]
 
     def seen(frame: int) -> EncodedFrame:
@@ -313,20 +313,22 @@ def propagate_with_memory(
         frame, encoded = stop.frame, seen(stop.frame)
         given = given_on(encoded, frame, stop.given)
         active = sorted(stop.here.keys() | given.keys())
-        found = recall.step(encoded, given, active, place=frame, last=stop is stops[-1])
+        found = propagator.step(encoded, given, active, place=frame, last=stop is stops[-1])
         if stop.here:
             probabilities = model.to_view(encoded, found.probabilities)
-            for object_id, answer in _answers(view(frame), probabilities, found.objects):
+            for object_id, answer in _to_answers(view(frame), probabilities, found.objects):
                 if object_id in stop.here:
                     yield stop.here[object_id], frame, answer
         for ahead, objects in stop.ahead.items():
             encoded = seen(ahead)
-            recall.remember(encoded, given_on(encoded, ahead, objects), ahead)
+            propagator.remember(encoded, given_on(encoded, ahead, objects), ahead)
         if resume is not None and stop is not stops[-1] and resume.due():
-            resume.save(frame, {None: recall.state()})
+            resume.save(frame, {None: propagator.state()})
 
 
-def _stops(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], step: int) -> list[int]:
+def _list_stops(
+    spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], step: int
+) -> list[int]:
     """Frames to look at in order: those to write, and annotated ones before the last of these."""
     written = {k for span in spans for k in span.frames}
     last = max(written, key=lambda k: k * step)
@@ -334,7 +336,9 @@ def _stops(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], step:
     return sorted(written | marked)[::step]
 
 
-def _alike(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+def _group_alike(
+    spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]
+) -> Iterator[list[int]]:
     """Objects that are annotated, and carried, on the same frames."""
     groups: dict[object, list[int]] = {}
     for i in sorted({span.object_id for span in spans}):
@@ -343,7 +347,7 @@ def _alike(spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]]) -> It
     return iter(groups.values())
 
 
-def _ahead(
+def _find_ahead(
     spans: Sequence[FrameSpan], marks: Mapping[int, Sequence[int]], frame: int
 ) -> dict[int, list[int]]:
     """The next annotated frames of the objects that set out here, with these objects."""
@@ -356,7 +360,7 @@ def _ahead(
     return found
 
 
-def _answers(
+def _to_answers(
     view: ImageView, probabilities: Floats, objects: Sequence[int]
 ) -> Iterator[tuple[int, Answer]]:
     """Where objects are, by their probabilities (1 + objects, row, column), background first."""

@@ -1,4 +1,4 @@
-"""Following objects from frame to frame, each by a memory of its own, in a window that goes along.
+"""Object trackers: each object followed by a memory of its own, in a window that moves with it.
 
 The window keeps its size, so that what a model remembers of places stays true; where the object
 outgrows it, or becomes small in it, the memory is begun again with another one.
@@ -80,9 +80,9 @@ class ObjectTracker:
         self.memory: Mapping[str, Array] | None = None
         self._afar: Mapping[str, Array] | None = None  # of annotated frames, each seen as a whole
         if state is None:
-            self._begin(self._wanted(self._given.values()))
+            self._begin_memory(self._window_sides(self._given.values()))
         else:
-            self._go_on(state)
+            self._restore(state)
 
     @property
     def state(self) -> dict[str, Array]:
@@ -97,7 +97,7 @@ class ObjectTracker:
             "centre": np.array(self._centre),
         }
 
-    def _go_on(self, state: Mapping[str, Array]) -> None:
+    def _restore(self, state: Mapping[str, Array]) -> None:
         named = {k: a for k, a in state.items() if k.startswith(_REMEMBERED)}
         self.memory = {k.removeprefix(_REMEMBERED): a for k, a in named.items()}
         frame, self._missed, *low = (int(n) for n in state["at"])
@@ -116,21 +116,21 @@ class ObjectTracker:
         """Look for the object on a frame."""
         view = self._view(frame)
         for _ in range(MOST_WIDENINGS + 1):
-            prediction = self._looked(frame)
+            prediction = self._predict_near_last(frame)
             if (
                 self._side is None
                 or grown(prediction.logits, prediction.bounds, view.shape) == prediction.bounds
             ):
                 break
             sides = [min(int(WIDER * n), m) for n, m in zip(self._side, view.shape, strict=True)]
-            self._begin((sides[0], sides[1]))
+            self._begin_memory((sides[0], sides[1]))
         if (
             prediction.found is None
             and self._missed
             and self._options.returns
             and self._side is not None
         ):
-            return self._searched(frame) or prediction
+            return self._search_whole_frame(frame) or prediction
         return prediction
 
     def keep(self, frame: int, prediction: ViewPrediction) -> None:
@@ -138,7 +138,7 @@ class ObjectTracker:
         found = prediction.found
         self._missed = 0 if found is not None else self._missed + 1
         view = self._view(frame)
-        seen = self._seen(view, prediction.bounds, prediction.logits.shape)
+        seen = self._encode(view, prediction.bounds, prediction.logits.shape)
         if found is not None or not self._missed > 1:
             assert self.memory is not None
             self.memory = self._model.remember(
@@ -150,13 +150,13 @@ class ObjectTracker:
             return
         self._centre = _middle(found)
         if self._side is not None:
-            wanted = self._wanted([region, self._given[self.span.source]])
+            wanted = self._window_sides([region, self._given[self.span.source]])
             if wanted is not None and max(self._side) > TOO_LARGE * max(wanted):
-                self._begin(wanted)
+                self._begin_memory(wanted)
 
     # The window, and what is seen in it.
 
-    def _begin(self, side: tuple[int, int] | None) -> None:
+    def _begin_memory(self, side: tuple[int, int] | None) -> None:
         """Remember all that is known, in windows of a size; None: whole frames."""
         self._side = side
         known = {k: (region, True) for k, region in self._given.items()}
@@ -165,9 +165,9 @@ class ObjectTracker:
             known[frame] = region, False
         if region.mask_bounds is not None:  # where a frame ahead without the object is looked at
             self._centre = _middle(region.mask_bounds)
-        self.memory = self._remembered(known, self._window)
+        self.memory = self._remember_frames(known, self._window)
 
-    def _remembered(
+    def _remember_frames(
         self,
         known: Mapping[int, tuple[SparseLogits, bool]],
         place: Callable[[ImageView, SparseLogits], tuple[Bounds, tuple[int, ...]]],
@@ -177,31 +177,31 @@ class ObjectTracker:
         for frame, (region, given) in sorted(known.items(), key=lambda k: k[0] != self.span.source):
             view = self._view(frame)
             bounds, shape = place(view, region)
-            seen, logits = self._seen(view, bounds, shape), region.shrunk(*bounds, shape)
+            seen, logits = self._encode(view, bounds, shape), region.shrunk(*bounds, shape)
             memory = self._model.remember(memory, seen, logits, place=frame, given=given)
         return memory
 
-    def _searched(self, frame: int) -> ViewPrediction | None:
+    def _search_whole_frame(self, frame: int) -> ViewPrediction | None:
         """An object that was lost, in the whole frame, then again from near; None: it is not there.
 
         What is looked like by chance is found here as well, so only a sure answer counts.
         """
         if self._afar is None:
             given = {k: (region, True) for k, region in self._given.items()}
-            self._afar = self._remembered(given, self._all_of)
+            self._afar = self._remember_frames(given, self._whole_view)
         view = self._view(frame)
-        far = self._asked(self._afar, frame, self._all_of(view), None)
+        far = self._predict_window(self._afar, frame, self._whole_view(view), None)
         if far.found is None or far.score < SURE:
             return None
         there = to_image_grid(view, far)
-        near = self._asked(self.memory, frame, self._window(view, there), None)
+        near = self._predict_window(self.memory, frame, self._window(view, there), None)
         return near if near.found is not None and near.score >= SURE else None
 
-    def _looked(self, frame: int) -> ViewPrediction:
+    def _predict_near_last(self, frame: int) -> ViewPrediction:
         where = self._window(self._view(frame), self._last[1])
-        return self._asked(self.memory, frame, where, self._last)
+        return self._predict_window(self.memory, frame, where, self._last)
 
-    def _asked(
+    def _predict_window(
         self,
         memory: Mapping[str, Array] | None,
         frame: int,
@@ -215,7 +215,7 @@ class ObjectTracker:
             past = self._view(last[0]).crop(bounds, shape)
             shown = PreviousFrame(past, last[1].shrunk(*bounds, shape))
         assert memory is not None
-        seen = self._seen(self._view(frame), bounds, shape)
+        seen = self._encode(self._view(frame), bounds, shape)
         found = self._model.track_object(memory, seen, shown, place=frame)
         logits = np.asarray(found.logits, dtype=np.float32)
         if logits.shape != shape:
@@ -225,7 +225,7 @@ class ObjectTracker:
             )
         return ViewPrediction(logits, bounds, float(np.nan_to_num(found.score)), None)
 
-    def _seen(self, view: ImageView, bounds: Bounds, shape: tuple[int, ...]) -> Any:
+    def _encode(self, view: ImageView, bounds: Bounds, shape: tuple[int, ...]) -> Any:
         """A view, looked at once for all objects that are in it."""
         return view.tracker_embedding(self._model, bounds, shape)
 
@@ -241,14 +241,14 @@ class ObjectTracker:
         bounds = tuple(low), tuple(a + n for a, n in zip(low, self._side, strict=True))
         return bounds, view_shape(view, bounds, limits)
 
-    def _all_of(
+    def _whole_view(
         self, view: ImageView, _: SparseLogits | None = None
     ) -> tuple[Bounds, tuple[int, ...]]:
         """The whole frame, as coarse as it has to be."""
         limits = self._model.card.limits(2)
         return view.whole, view.shape if limits is None else view_shape(view, view.whole, limits)
 
-    def _wanted(self, regions: Any) -> tuple[int, int] | None:
+    def _window_sides(self, regions: Any) -> tuple[int, int] | None:
         """Sides of a window that holds each of some masks, with a margin; None: no window."""
         limits = self._model.card.limits(2)
         if not self._options.zoom or limits is None:
@@ -313,8 +313,8 @@ def track_objects(
         predictions = {
             span: tracks[span].find(frame) for span in here if not tracks[span].has_ended
         }
-        predictions = _apart(view(frame), predictions, may_overlap)
-        predictions = _clear(view(frame), predictions, beside(frame), may_overlap)
+        predictions = _separate(view(frame), predictions, may_overlap)
+        predictions = _clear_pixels_of_others(view(frame), predictions, beside(frame), may_overlap)
         for span, prediction in predictions.items():
             tracks[span].keep(frame, prediction)
             yield span, frame, Answer(to_image_grid(view(frame), prediction), prediction.score)
@@ -345,7 +345,7 @@ def _overlapping(
     }
 
 
-def _apart(
+def _separate(
     view: ImageView, predictions: dict[FrameSpan, ViewPrediction], may_overlap: set[frozenset[int]]
 ) -> dict[FrameSpan, ViewPrediction]:
     """Answers of which none has a pixel that another one is surer of."""
@@ -366,11 +366,11 @@ def _apart(
         both = (first > 0) & (second > 0)
         for span, lost in ((one, both & (first < second)), (other, both & (first >= second))):
             if lost.any():
-                result[span] = _without(result[span], view, low, lost)
+                result[span] = _remove_pixels(result[span], view, low, lost)
     return result
 
 
-def _clear(
+def _clear_pixels_of_others(
     view: ImageView,
     predictions: Mapping[FrameSpan, ViewPrediction],
     there: Iterable[tuple[int, NDArray[np.bool_]]],
@@ -387,11 +387,11 @@ def _clear(
             lost = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
             lost = lost & (to_image_grid(view, prediction).window(low, high) > 0)
             if lost.any():
-                result[span] = _without(prediction, view, low, lost)
+                result[span] = _remove_pixels(prediction, view, low, lost)
     return result
 
 
-def _without(
+def _remove_pixels(
     prediction: ViewPrediction, view: ImageView, low: tuple[int, ...], lost: NDArray[np.bool_]
 ) -> ViewPrediction:
     """An answer without some pixels of the frame."""

@@ -1,4 +1,4 @@
-"""A propagation under way: what was asked for, and what of it is there already."""
+"""The plan of a propagation: what it writes, and what of it is there already."""
 
 from __future__ import annotations
 

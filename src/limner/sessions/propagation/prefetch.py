@@ -1,4 +1,4 @@
-"""Prefetched frames: several of a video or volume encoded together, before they are asked for."""
+"""Prefetched frames: several of a video or volume encoded together, ahead of their turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_AHEAD = 4  # frames encoded together; as many views more are kept
 
 
 class FrameView(ImageView):
-    """A frame, perhaps with what was encoded of it before anybody asked."""
+    """A frame, perhaps with its embedding made ahead of its turn."""
 
     ahead: tuple[Any] | None = None
 

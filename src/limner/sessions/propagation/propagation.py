@@ -1,4 +1,4 @@
-"""Propagation: masks carried over the slices of a volume, the frames of a video.
+"""Propagation of masks over the slices of a volume, the frames of a video.
 
 A plan says which frames follow from which and what of it is there already (`plan`, `schedule`,
 `provenance`); a propagator finds the rest, from mask to mask (`mask_propagator`), by a memory of
@@ -127,15 +127,15 @@ class Propagation:
             for span in assign_spans(i, frames, low, high, request.direction)
             if span.frames
         ]
-        return self._carry(run, spans) if spans else iter(())
+        return self._propagate(run, spans) if spans else iter(())
 
     # -- one propagation ----------------------------------------------------------------------
 
-    def _carry(self, run: PropagationRun, spans: Sequence[FrameSpan]) -> Iterator[Prediction]:
+    def _propagate(self, run: PropagationRun, spans: Sequence[FrameSpan]) -> Iterator[Prediction]:
         self._begin(run, spans)
         for step in (1, -1):
             if own := [span for span in spans if span.frames.step == step]:
-                yield from self._carry_one_way(run, own)
+                yield from self._propagate_one_way(run, own)
 
     def _begin(self, run: PropagationRun, spans: Sequence[FrameSpan]) -> None:
         self._recorder.check_open()
@@ -146,13 +146,13 @@ class Propagation:
         if self._log.requested != run.request:
             self._recorder.record(run.request)
 
-    def _carry_one_way(
+    def _propagate_one_way(
         self, run: PropagationRun, spans: Sequence[FrameSpan]
     ) -> Iterator[Prediction]:
         """All spans of one direction, by what the model can do."""
         model = self._carrier
         if not isinstance(model, (TrackerModel, MemoryModel)):
-            yield from self._carry_masks(run, spans)
+            yield from self._propagate_masks(run, spans)
             return
         absent = [s for s in spans if not self._annotated.mask(s.object_id, s.source).any()]
         if absent:  # said to be absent: nothing to carry, but perhaps something to take away
@@ -160,11 +160,13 @@ class Propagation:
             yield from self._writer.write(plan, lambda: ())
         rest = [span for span in spans if span not in absent]
         if rest and isinstance(model, TrackerModel):
-            yield from self._track(run, rest, model)
+            yield from self._propagate_by_tracker(run, rest, model)
         elif rest and isinstance(model, MemoryModel):
-            yield from self._carry_by_memory(run, rest, model)
+            yield from self._propagate_by_memory(run, rest, model)
 
-    def _carry_masks(self, run: PropagationRun, spans: Sequence[FrameSpan]) -> Iterator[Prediction]:
+    def _propagate_masks(
+        self, run: PropagationRun, spans: Sequence[FrameSpan]
+    ) -> Iterator[Prediction]:
         """From mask to mask."""
         ends = 1 if MaskPropagator.follows_masks(self._carrier) else None  # None: the model knows
         plan = self._plan(run, spans, self._follow_from_source(spans), ends=ends)
@@ -177,10 +179,10 @@ class Propagation:
             return self._writer.load_answer(stored)
 
         yield from self._writer.write(
-            plan, lambda: propagator.carry(plan.missing, self._start_span, known)
+            plan, lambda: propagator.propagate(plan.missing, self._start_span, known)
         )
 
-    def _track(
+    def _propagate_by_tracker(
         self, run: PropagationRun, spans: Sequence[FrameSpan], model: TrackerModel
     ) -> Iterator[Prediction]:
         """By a memory of each object."""
@@ -208,7 +210,7 @@ class Propagation:
         yield from self._writer.write(plan, propagate)
         resume.drop()
 
-    def _carry_by_memory(
+    def _propagate_by_memory(
         self, run: PropagationRun, spans: Sequence[FrameSpan], model: MemoryModel
     ) -> Iterator[Prediction]:
         """By a memory of all objects together."""
@@ -245,13 +247,13 @@ class Propagation:
             return
         self._begin(run, spans)
         boxes = {i: self._annotated.boxes(i, frames) for i, frames in sources.items()}
-        asked = self._digest_of_model(self._model, self._options.zoom)
+        model_digest = self._digest_of_model(self._model, self._options.zoom)
         follows_from = {}
         for span in spans:
             own = boxes[span.object_id].items()
             before = max(((k, b.low, b.high) for k, b in own if k <= span.source), default=None)
             after = min(((k, b.low, b.high) for k, b in own if k > span.source), default=None)
-            follows_from[span] = provenance.digest("between", asked, before, after)
+            follows_from[span] = provenance.digest("between", model_digest, before, after)
         plan = self._plan(run, spans, lambda span, _: follows_from[span])
         propagator = MaskPropagator(self._model, self._views.frames.view, zoom=self._options.zoom)
 

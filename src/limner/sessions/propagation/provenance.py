@@ -1,5 +1,5 @@
-"""What a propagated frame follows from, as a digest: where it is the same, so is the mask, and
-nothing has to be run.
+"""Provenance of a propagated frame: a hash of all it follows from; unchanged, the stored mask is
+still valid.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def of_prompts(log: PromptLog, actions: Sequence[Action]) -> str:
     """What an answer to prompts follows from: the prompts, and after which of them it was asked for
     before, since each round is fed to the next.
     """
-    said = [to_json(a.prompt) for a in actions if a.prompt is not None]
+    prompts = [to_json(a.prompt) for a in actions if a.prompt is not None]
     rounds = [n for n in range(1, len(actions)) if log.is_round(actions[:n])]
-    return digest(said, rounds)
+    return digest(prompts, rounds)
 
 
 def of_mark(log: PromptLog, object_id: int, frame: int) -> str:
-    """What an object's mask on an annotated frame follows from: what was said there, and what was
+    """What an object's mask on an annotated frame follows from: the prompts there, and what was
     on the frame before, which a first correction starts from.
     """
     actions = log.prompts(object_id, frame)
@@ -49,7 +49,7 @@ def of_mark(log: PromptLog, object_id: int, frame: int) -> str:
         return digest(frame, None)
     first = actions[0].number
     base: Any = None
-    earlier = log.carried_before(object_id, frame, first)
+    earlier = log.propagated_before(object_id, frame, first)
     if earlier is not None:
         base = hashlib.sha256(",".join(map(str, earlier.runs)).encode()).hexdigest()
     else:

@@ -1,4 +1,4 @@
-"""Which propagated frames most need a look."""
+"""Frames to review: where a propagation is least sure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from limner.sessions.answers.answer_table import AnswerTable
 from limner.sessions.history.events import Runs
 from limner.sessions.history.log import PromptLog
 
-_SPREAD = 4  # times as many places as entries are asked for are told apart
+_SPREAD = 4  # times as many places are told apart as entries are wanted
 
 
 class ReviewFrame(NamedTuple):
@@ -50,18 +50,18 @@ def find_review_frames(
     for i in object_ids:
         annotated = log.frames(i)
         written = log.committed(i).items()
-        carried = {
+        propagated = {
             k: (w.runs, w.score) for k, w in written if k not in annotated and k not in damaged
         }
-        beside = (k for k in annotated if {k - 1, k + 1} & carried.keys())
+        beside = (k for k in annotated if {k - 1, k + 1} & propagated.keys())
         fixed = {k: array("Q", rle.encode(answers.answer(i, k).region.mask())) for k in beside}
-        for k, score in rate_certainty(carried, fixed).items():
+        for k, score in rate_certainty(propagated, fixed).items():
             sure[k] = min(sure.get(k, (score, i)), (score, i))
     return choose_worst(sure, count)
 
 
 def rate_certainty(
-    carried: Mapping[int, tuple[Runs, float]], fixed: Mapping[int, Runs]
+    propagated: Mapping[int, tuple[Runs, float]], fixed: Mapping[int, Runs]
 ) -> dict[int, float]:
     """How sure each propagated frame of an object is, 0…1.
 
@@ -73,12 +73,12 @@ def rate_certainty(
         carried: runs and score by frame.
         fixed: runs on frames that the user annotated; they are neighbours only.
     """
-    masks = {**{k: runs for k, (runs, _) in carried.items()}, **fixed}
+    masks = {**{k: runs for k, (runs, _) in propagated.items()}, **fixed}
     overlaps = {k: overlap(masks[k], masks[k + 1]) for k in masks if k + 1 in masks}
     shown = [o for k, o in overlaps.items() if any(masks[k][1::2]) and any(masks[k + 1][1::2])]
     usual = float(np.median(shown)) if shown else 1.0
     found = {}
-    for k, (runs, score) in carried.items():
+    for k, (runs, score) in propagated.items():
         beside = [overlaps[j] for j in (k - 1, k) if j in overlaps]
         steady = min([1.0, *(o / max(usual, 1e-6) for o in beside)])
         found[k] = (score if any(runs[1::2]) else 1.0) * steady

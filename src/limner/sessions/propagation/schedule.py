@@ -1,4 +1,4 @@
-"""Carrying masks over frames and slices: which frames follow from which, and by what prompt."""
+"""The schedule of a propagation: which frames follow from which, and by what prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOX_MARGIN = 0.1  # of the object's size, around the last mask for models that t
 
 @dataclass(frozen=True)
 class FrameSpan:
-    """Part of a propagation: carry from an annotated frame over a run of frames, in order.
+    """Part of a propagation: consecutive frames that follow from one annotated frame, in order.
 
     Attributes:
         object_id: whose.
@@ -38,7 +38,9 @@ class FrameSpan:
 def assign_spans(
     object_id: int, sources: Sequence[int], low: int, high: int, direction: str
 ) -> Iterator[FrameSpan]:
-    """Which annotated frame is carried where: to the nearest frames if both ways, forward first."""
+    """Assign frames to the annotated frame that they follow from: the nearest one if both ways,
+    forward first.
+    """
     both = direction == "both"
     if direction != "backward":
         for k, source in enumerate(sources):
@@ -64,7 +66,7 @@ def find_gaps(object_id: int, marks: Sequence[int], low: int, high: int) -> Iter
 
 
 def interleave_spans(parts: Sequence[FrameSpan]) -> Iterator[tuple[FrameSpan, int]]:
-    """Frames as they are come to by spans of one direction, all objects together."""
+    """Yield (span, frame) in propagation order, all objects interleaved."""
     if not parts:
         return
     for frame in sorted({k for span in parts for k in span.frames})[:: parts[0].frames.step]:
@@ -72,7 +74,7 @@ def interleave_spans(parts: Sequence[FrameSpan]) -> Iterator[tuple[FrameSpan, in
 
 
 def limit_growth(answer: Answer, before: SparseLogits) -> Answer:
-    """A carried mask that did not leak: one that jumps in size is held near the one before.
+    """Limit the growth of a propagated mask: one that jumps in size is held near the one before.
 
     Wherever it moves, an object grows little from one frame to the next; a mask that does not may
     have run into something else, and a leak carried on only gets larger. The score falls with the

@@ -1,5 +1,5 @@
-"""What a propagation remembered on the way, kept beside the journal, so that one that was cut short
-goes on without beginning anew.
+"""Snapshots of a propagation: what it remembered, kept beside the journal, so that one that was cut
+short goes on without beginning anew.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SnapshotStore:
 
 
 class ResumeState:
-    """What a driver of a pass needs to go on where an earlier one stopped, and to be gone on with.
+    """Resume state of one propagation pass: restores the last snapshot and saves new ones.
 
     A driver asks `load` when it begins. After a frame, once the consumer has come back for more, it
     asks `due`, and hands its state to `save`.
