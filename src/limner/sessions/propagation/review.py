@@ -70,7 +70,7 @@ def rate_certainty(
     without it is sure; that it goes or comes is a jump.
 
     Args:
-        carried: runs and score by frame.
+        propagated: runs and score by frame.
         fixed: runs on frames that the user annotated; they are neighbours only.
     """
     masks = {**{k: runs for k, (runs, _) in propagated.items()}, **fixed}
