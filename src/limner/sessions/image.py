@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from limner.adapters.intensity import robust_limits
@@ -38,7 +38,7 @@ class StillViews:
         return prompt, None
 
     def resolve_frame(
-        self, frame: int | None, prompted: Sequence[int], object_id: int
+        self, frame: int | None, object_id: int, frames_of: Callable[[int], Sequence[int]]
     ) -> int | None:
         """The frame as it is; none has prompts."""
         return frame

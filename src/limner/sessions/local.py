@@ -29,7 +29,7 @@ from limner.sessions.history.events import (
 )
 from limner.sessions.history.ids import check_frame, check_object_id
 from limner.sessions.history.journal import Journal
-from limner.sessions.history.log import PromptLog
+from limner.sessions.history.log import Action, PromptLog
 from limner.sessions.history.manifest import Options, manifest
 from limner.sessions.history.prompt_entry import PromptEntry
 from limner.sessions.history.recorder import Recorder
@@ -185,11 +185,11 @@ class LocalSession:
         self._recorder.check_open()
         object_id = check_object_id(object_id)
         frame = None if frame is None else check_frame(frame)
-        frame = self.views.resolve_frame(frame, self._log.frames(object_id), object_id)
+        frame = self.views.resolve_frame(frame, object_id, self._log.frames)
         self._log.check(Predicted(object_id, frame))
         prompts = {object_id: self._log.prompts(object_id, frame)}
         answer = self._answers.answer_prompts(prompts, frame)[object_id]
-        self._end_round(object_id, frame)
+        self._end_round(object_id, frame, prompts[object_id])
         return self._last_masks.to_prediction(answer, object_id, frame)
 
     def predict_all(self, *, frame: int | None = None) -> tuple[Prediction, ...]:
@@ -200,7 +200,7 @@ class LocalSession:
         """
         self._recorder.check_open()
         if frame is not None:
-            frame = self.views.resolve_frame(check_frame(frame), (), 0)
+            frame = self.views.resolve_frame(check_frame(frame), 0, self._log.frames)
         places: dict[int | None, dict[int, None]] = {}
         for action in self._log.all_prompts():
             if frame in (None, action.frame):
@@ -355,14 +355,14 @@ class LocalSession:
         """Predictions of objects with prompts on a frame."""
         prompts = {i: self._log.prompts(i, frame) for i in object_ids}
         for object_id, answer in self._answers.answer_prompts(prompts, frame).items():
-            self._end_round(object_id, frame)
+            self._end_round(object_id, frame, prompts[object_id])
             yield self._last_masks.to_prediction(answer, object_id, frame)
 
-    def _end_round(self, object_id: int, frame: int | None) -> None:
+    def _end_round(self, object_id: int, frame: int | None, prompts: Sequence[Action]) -> None:
         """Note that the prompts were answered. That is after the answer, so that a model that fails
         leaves no round behind.
         """
-        if not self._log.is_round(self._log.prompts(object_id, frame)):
+        if not self._log.is_round(prompts):
             self._recorder.record(Predicted(object_id, frame))
 
     def _check_kind(self, prompt: Prompt) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -54,11 +54,12 @@ class VideoViews:
         return prompt, frame
 
     def resolve_frame(
-        self, frame: int | None, prompted: Sequence[int], object_id: int
+        self, frame: int | None, object_id: int, frames_of: Callable[[int], Sequence[int]]
     ) -> int | None:
         """Without a frame: the one frame that has prompts."""
         if frame is not None:
             return frame
+        prompted = frames_of(object_id)
         if len(prompted) > 1:
             raise PromptError(
                 f"Object {object_id} has prompts on frames {', '.join(map(str, prompted))}; "

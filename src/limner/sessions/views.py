@@ -38,14 +38,14 @@ class ImageViews(Protocol):
         """
 
     def resolve_frame(
-        self, frame: int | None, prompted: Sequence[int], object_id: int
+        self, frame: int | None, object_id: int, frames_of: Callable[[int], Sequence[int]]
     ) -> int | None:
         """The frame that `limner.Session.predict` means; None for the whole.
 
         Args:
             frame: as given.
-            prompted: frames with prompts about the object.
-            object_id: the object, for the error.
+            object_id: which object's.
+            frames_of: the frames with prompts about an object.
 
         Raises:
             PromptError: it could be several.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -83,7 +83,7 @@ class VolumeViews:
         return prompt, None
 
     def resolve_frame(
-        self, frame: int | None, prompted: Sequence[int], object_id: int
+        self, frame: int | None, object_id: int, frames_of: Callable[[int], Sequence[int]]
     ) -> int | None:
         """A slice's prompts that were lifted into the volume are answered there."""
         return frame if 2 in self._card.ndim else None
