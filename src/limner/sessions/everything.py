@@ -39,6 +39,7 @@ from limner.sessions.answers.zoom import (
     questions_at_once,
     to_image_grid,
 )
+from limner.sessions.click_grid import MOST_CROPS, lay_clicks
 from limner.sessions.history.ids import check_frame
 from limner.sessions.history.manifest import header
 from limner.sessions.local import LocalSession
@@ -58,8 +59,6 @@ __all__ = [
 
 Progress: TypeAlias = Callable[[int, int], object]  # clicks done, of how many; False stops
 
-OVERLAP = 0.34  # of a crop's side that it shares with its neighbours
-MOST_CROPS = 4  # layers
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +177,7 @@ def proposed(
         raise TypeError(f"Masks are proposed by a session that runs here, not by {session!r}.")
     check_model(session.card)
     view = _view(session, frame)
-    crops = list(_crops(view.shape, settings))
+    crops = list(lay_clicks(view.shape, settings.points, settings.crops))
     total = sum(len(points) for _, _, points in crops)
     found: list[Candidate] = []
     for done, candidates in _ask_at_clicks(session, view, crops, settings):
@@ -338,35 +337,6 @@ def _predict_all_masks(
             ViewPrediction(s.logits, part.whole, float(np.nan_to_num(s.score)), None)
             for s in offered
         ]
-
-
-def _crops(
-    shape: tuple[int, ...], settings: Settings
-) -> Iterator[tuple[int, Bounds, list[tuple[float, float]]]]:
-    """Layer, bounds and clicks (from its corner) of the whole image and of every crop."""
-    for layer in range(settings.crops + 1):
-        count = 2**layer
-        sides = [_crop_sides(n, count) for n in shape]
-        for top, bottom in sides[0]:
-            for left, right in sides[1]:
-                spans = (bottom - top, right - left)
-                if min(spans) < 1:
-                    continue
-                rows, columns = (_evenly(n, settings.points // count) for n in spans)
-                points = [(row, column) for row in rows for column in columns]
-                yield layer, ((top, left), (bottom, right)), points
-
-
-def _crop_sides(size: int, count: int) -> list[tuple[int, int]]:
-    """Where `count` overlapping crops along a side of `size` begin and end."""
-    length = size if count == 1 else min(size, math.ceil(size / count * (1 + OVERLAP)))
-    steps = [round(k * (size - length) / max(1, count - 1)) for k in range(count)]
-    return sorted({(start, start + length) for start in steps})
-
-
-def _evenly(size: int, count: int) -> list[float]:
-    """Positions of `count` clicks along a side, each in the middle of its share."""
-    return sorted({float(min(size - 1, int((k + 0.5) * size / count))) for k in range(count)})
 
 
 def _part(view: ImageView, bounds: Bounds) -> ImageView:

@@ -7,8 +7,7 @@ outgrows it, or becomes small in it, the memory is begun again with another one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, product
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,14 @@ from limner.adapters.axes import Bounds
 from limner.models import PreviousFrame, TrackerModel
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.image_view import ImageView
-from limner.sessions.answers.sparse_logits import BACKGROUND_LOGIT, STEP, SparseLogits
+from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.answers.window import LEAST_MARGIN, LEAST_WINDOW, grown, view_shape
 from limner.sessions.answers.zoom import ViewPrediction, to_image_grid
+from limner.sessions.propagation.exclusion import (
+    find_overlapping,
+    keep_off_others,
+    separate_objects,
+)
 from limner.sessions.propagation.schedule import FrameSpan
 from limner.sessions.propagation.snapshots import ResumeState
 
@@ -298,7 +302,7 @@ def track_objects(
         return
     step = found[0].frames.step
     tracks: dict[FrameSpan, ObjectTracker] = {}
-    may_overlap = {*nested, *_overlapping(found, marks, drawn)}
+    may_overlap = {*nested, *find_overlapping(found, marks, drawn)}
     at, states = (-1, {}) if resume is None else resume.load()
 
     def begun(span: FrameSpan) -> ObjectTracker:
@@ -313,8 +317,8 @@ def track_objects(
         predictions = {
             span: tracks[span].find(frame) for span in here if not tracks[span].has_ended
         }
-        predictions = _separate(view(frame), predictions, may_overlap)
-        predictions = _clear_pixels_of_others(view(frame), predictions, beside(frame), may_overlap)
+        predictions = separate_objects(view(frame), predictions, may_overlap)
+        predictions = keep_off_others(view(frame), predictions, beside(frame), may_overlap)
         for span, prediction in predictions.items():
             tracks[span].keep(frame, prediction)
             yield span, frame, Answer(to_image_grid(view(frame), prediction), prediction.score)
@@ -327,83 +331,6 @@ def _ahead(span: FrameSpan, marks: Sequence[int]) -> list[int]:
     """The next annotated frame in the direction of a span, if there is one."""
     further = [k for k in marks if (k - span.source) * span.frames.step > 0]
     return [min(further, key=lambda k: abs(k - span.source))] if further else []
-
-
-def _overlapping(
-    found: Sequence[FrameSpan],
-    marks: Mapping[int, Sequence[int]],
-    drawn: Callable[[int, int], NDArray[np.bool_]],
-) -> set[frozenset[int]]:
-    """Pairs of objects that share pixels on a frame on which both are annotated."""
-    run = {span.object_id for span in found}
-    return {
-        frozenset(pair)
-        for pair in combinations(sorted(marks), 2)
-        if run & set(pair)
-        for k in set(marks[pair[0]]) & set(marks[pair[1]])
-        if (drawn(pair[0], k) & drawn(pair[1], k)).any()
-    }
-
-
-def _separate(
-    view: ImageView, predictions: dict[FrameSpan, ViewPrediction], may_overlap: set[frozenset[int]]
-) -> dict[FrameSpan, ViewPrediction]:
-    """Answers of which none has a pixel that another one is surer of."""
-    result = dict(predictions)
-    for one, other in combinations(predictions, 2):
-        if frozenset((one.object_id, other.object_id)) in may_overlap:
-            continue
-        boxes = result[one].found, result[other].found
-        if boxes[0] is None or boxes[1] is None:
-            continue
-        low = _ints(np.maximum(boxes[0][0], boxes[1][0]))
-        high = _ints(np.minimum(boxes[0][1], boxes[1][1]))
-        if any(a >= b for a, b in zip(low, high, strict=True)):
-            continue
-        first, second = (
-            to_image_grid(view, result[span]).window(low, high) for span in (one, other)
-        )
-        both = (first > 0) & (second > 0)
-        for span, lost in ((one, both & (first < second)), (other, both & (first >= second))):
-            if lost.any():
-                result[span] = _remove_pixels(result[span], view, low, lost)
-    return result
-
-
-def _clear_pixels_of_others(
-    view: ImageView,
-    predictions: Mapping[FrameSpan, ViewPrediction],
-    there: Iterable[tuple[int, NDArray[np.bool_]]],
-    may_overlap: set[frozenset[int]],
-) -> dict[FrameSpan, ViewPrediction]:
-    """Answers without the pixels that objects have which are not looked for here."""
-    result = dict(predictions)
-    here = {span.object_id for span in predictions}
-    known = [(i, mask) for i, mask in there if i not in here] if predictions else []
-    for span, (other, mask) in product(predictions, known):
-        prediction = result[span]
-        if prediction.found is not None and frozenset((span.object_id, other)) not in may_overlap:
-            low, high = _ints(prediction.found[0]), _ints(prediction.found[1])
-            lost = mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
-            lost = lost & (to_image_grid(view, prediction).window(low, high) > 0)
-            if lost.any():
-                result[span] = _remove_pixels(prediction, view, low, lost)
-    return result
-
-
-def _remove_pixels(
-    prediction: ViewPrediction, view: ImageView, low: tuple[int, ...], lost: NDArray[np.bool_]
-) -> ViewPrediction:
-    """An answer without some pixels of the frame."""
-    gone = np.zeros(view.shape, np.bool_)
-    gone[tuple(slice(a, a + n) for a, n in zip(low, lost.shape, strict=True))] = lost
-    share = SparseLogits.of_mask(gone).shrunk(*prediction.bounds, prediction.logits.shape)
-    taken = np.where(share > 0, np.minimum(prediction.logits, np.float32(-STEP)), prediction.logits)
-    return replace(prediction, logits=np.maximum(taken, np.float32(BACKGROUND_LOGIT)))
-
-
-def _ints(position: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(int(n) for n in position)
 
 
 def _middle(bounds: Bounds) -> tuple[float, float]:
