@@ -17,7 +17,7 @@ from limner.sessions.answers.keep_mask import correct_mask, corrects_mask, start
 from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.answers.zoom import predict_views, questions_at_once
 from limner.sessions.history.events import Runs
-from limner.sessions.history.log import Action, PromptLog, numbers
+from limner.sessions.history.log import Action, PromptLog, action_numbers
 
 Key: TypeAlias = tuple[int, int | None, tuple[int, ...]]  # object, frame, prompts by number
 
@@ -177,7 +177,7 @@ class RoundQueue:
         self.answer = answer
 
     def _cache_key(self, prompts: Sequence[Action]) -> Key:
-        return (*self._key, numbers(prompts))
+        return (*self._key, action_numbers(prompts))
 
 
 class AnswerCache:

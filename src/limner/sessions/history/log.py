@@ -98,27 +98,27 @@ class PromptLog:
                     )
             case Committed():
                 self._propagation(event.object_id)
-        if isinstance(event, Undone) and not self._chosen(self._done, event.object_id):
+        if isinstance(event, Undone) and not self._choose_actions(self._done, event.object_id):
             raise SessionError("There is nothing to undo.")
-        if isinstance(event, Redone) and not self._chosen(self._undone, event.object_id):
+        if isinstance(event, Redone) and not self._choose_actions(self._undone, event.object_id):
             raise SessionError("There is nothing to redo.")
 
     def apply(self, event: Event) -> None:
         """Take an event into account."""
         match event:
             case Added():
-                self._do(event.object_id, frame=event.frame, prompt=event.prompt)
+                self._append_action(event.object_id, frame=event.frame, prompt=event.prompt)
                 self.turns[event.object_id] += 1
                 self._group += 1
             case Predicted():
-                self._rounds.add(numbers(self.prompts(event.object_id, event.frame)))
+                self._rounds.add(action_numbers(self.prompts(event.object_id, event.frame)))
             case Undone():
-                self._move(self._done, self._undone, event.object_id)
+                self._move_actions(self._done, self._undone, event.object_id)
             case Redone():
-                self._move(self._undone, self._done, event.object_id)
+                self._move_actions(self._undone, self._done, event.object_id)
             case Cleared():
-                for object_id in self._concerned(event.object_id):
-                    self._do(object_id, clears=True)
+                for object_id in self._objects_of(event.object_id):
+                    self._append_action(object_id, clears=True)
                     self.turns[object_id] += 1
                 self._group += 1
             case Named():
@@ -130,7 +130,7 @@ class PromptLog:
                 if not event.joins:
                     self._begun, self._group = self._group, self._group + 1
                 for object_id in event.object_ids:
-                    self._do(object_id, group=self._begun, how=event.how)
+                    self._append_action(object_id, group=self._begun, how=event.how)
             case Committed():
                 action = self._propagation(event.object_id)
                 code = "I" if max(event.counts, default=0) < 1 << 32 else "Q"
@@ -142,7 +142,7 @@ class PromptLog:
     @property
     def object_ids(self) -> tuple[int, ...]:
         """Ids of all objects that have a prompt or a propagated frame, ascending."""
-        return tuple(sorted({a.object_id for a in self._counting() if not a.clears}))
+        return tuple(sorted({a.object_id for a in self._counting_actions() if not a.clears}))
 
     @property
     def known_ids(self) -> tuple[int, ...]:
@@ -166,7 +166,9 @@ class PromptLog:
     def all_prompts(self, object_id: int | None = None) -> tuple[Action, ...]:
         """The prompts that count, of one object or of all, oldest first."""
         return tuple(
-            a for a in self._counting() if a.prompt is not None and object_id in (None, a.object_id)
+            a
+            for a in self._counting_actions()
+            if a.prompt is not None and object_id in (None, a.object_id)
         )
 
     def frames(self, object_id: int) -> tuple[int, ...]:
@@ -176,14 +178,14 @@ class PromptLog:
     def committed(self, object_id: int) -> dict[int, CommittedMask]:
         """Propagated frames of an object."""
         result: dict[int, CommittedMask] = {}
-        for action in self._counting():
+        for action in self._counting_actions():
             if action.object_id == object_id:
                 result.update(action.frames)
         return result
 
     def propagated_before(self, object_id: int, frame: int, number: int) -> CommittedMask | None:
         """What propagations before an action had left of an object on a frame."""
-        for action in reversed(self._counting()):
+        for action in reversed(self._counting_actions()):
             if action.object_id == object_id and action.number < number and frame in action.frames:
                 return action.frames[frame]
         return None
@@ -194,7 +196,7 @@ class PromptLog:
         """
         return {
             (frame, found.basis): found
-            for action in self._counting()
+            for action in self._counting_actions()
             if action.object_id == object_id
             for frame, found in action.frames.items()
             if found.basis
@@ -203,14 +205,14 @@ class PromptLog:
     def ways(self, object_id: int) -> dict[int, str]:
         """How each propagated frame of an object came to be."""
         result: dict[int, str] = {}
-        for action in self._counting():
+        for action in self._counting_actions():
             if action.object_id == object_id and action.how is not None:
                 result.update(dict.fromkeys(action.frames, action.how))
         return result
 
     def is_round(self, actions: Sequence[Action]) -> bool:
         """Whether exactly these prompts were answered at some time."""
-        return numbers(actions) in self._rounds
+        return action_numbers(actions) in self._rounds
 
     def ends_round(self, action: Action) -> bool:
         """Whether an answer was asked for after this prompt and before the next one there."""
@@ -222,21 +224,23 @@ class PromptLog:
         return (
             tuple(self.names.items()),
             self.known_ids,
-            tuple(_facts(a) for a in self._done),
-            tuple(_facts(a) for a in self._undone),
+            tuple(_describe_action(a) for a in self._done),
+            tuple(_describe_action(a) for a in self._undone),
             frozenset(self._rounds),
             self.requested,
         )
 
-    def _do(self, object_id: int, *, group: int | None = None, **fields: Any) -> None:
+    def _append_action(self, object_id: int, *, group: int | None = None, **fields: Any) -> None:
         self._known.add(object_id)
         self._undone = [a for a in self._undone if a.object_id != object_id]
         group = self._group if group is None else group
         self._done.append(Action(self._number, group, object_id, **fields))
         self._number += 1
 
-    def _move(self, source: list[Action], target: list[Action], object_id: int | None) -> None:
-        moved = self._chosen(source, object_id)
+    def _move_actions(
+        self, source: list[Action], target: list[Action], object_id: int | None
+    ) -> None:
+        moved = self._choose_actions(source, object_id)
         for action in moved:
             source.remove(action)
             self.turns[action.object_id] += 1
@@ -244,14 +248,14 @@ class PromptLog:
         if target is self._done:  # redone actions take their old place in time
             target.sort(key=lambda a: a.number)
 
-    def _chosen(self, actions: list[Action], object_id: int | None) -> list[Action]:
+    def _choose_actions(self, actions: list[Action], object_id: int | None) -> list[Action]:
         """The last action of an object, or the last group of all."""
         own = [a for a in actions if object_id in (None, a.object_id)]
         if not own:
             return []
         return own[-1:] if object_id is not None else [a for a in own if a.group == own[-1].group]
 
-    def _counting(self) -> list[Action]:
+    def _counting_actions(self) -> list[Action]:
         """Actions since the last reset of their object."""
         last = {a.object_id: a.number for a in self._done if a.clears}
         return [a for a in self._done if a.number >= last.get(a.object_id, 0)]
@@ -264,7 +268,7 @@ class PromptLog:
                 break
         raise SessionError(f"The propagation of object {object_id} was ended by a later change.")
 
-    def _concerned(self, object_id: int | None) -> tuple[int, ...]:
+    def _objects_of(self, object_id: int | None) -> tuple[int, ...]:
         return self.object_ids if object_id is None else (object_id,)
 
     def _check_known(self, object_id: int | None) -> None:
@@ -273,12 +277,12 @@ class PromptLog:
             raise SessionError(f"There is no object {object_id}; objects are: {known}.")
 
 
-def numbers(actions: Sequence[Action]) -> tuple[int, ...]:
+def action_numbers(actions: Sequence[Action]) -> tuple[int, ...]:
     """The numbers of actions: the key under which their answer is remembered."""
     return tuple(a.number for a in actions)
 
 
-def _facts(action: Action) -> tuple[Any, ...]:
+def _describe_action(action: Action) -> tuple[Any, ...]:
     return (
         action.number,
         action.group,
