@@ -83,9 +83,7 @@ ALLOWED_IN = {
 NOT_YET: set[str] = {
     "cli/bench.py",
     "cli/bench_cvpr.py",
-    "io",
     "models",
-    "prompts",
 }
 
 WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

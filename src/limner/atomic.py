@@ -1,4 +1,4 @@
-"""Writing that leaves the old file or the new one, never half."""
+"""Atomic file writing: the old file or the new one, never half."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files: `read` an image, `read_labels` a segmentation, `write` one.
+"""Reading and writing of files: images, volumes, videos and segmentations.
 
-The reader is chosen by content, then by suffix; the writer by suffix. Every format is one module
-with functions of the same names; each is imported only when it is asked.
+The reader is chosen by content, then by suffix; the writer by suffix (`limner.io.formats`). Every
+format is one module with functions of the same names, imported when a file is of that format.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""A block of values inside a file, as NIfTI, NRRD and MetaImage hold their pixels: read whole, or
-one plane at a time where it is not compressed.
-"""
+"""Pixel blocks of NIfTI, NRRD and MetaImage files, read whole or slice by slice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operating system and other libraries complain of, as limner says it."""
+"""Errors of the operating system and of libraries, translated into `FormatError`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Compressed bytes to a buffer of known size, and back: gzip, zlib and bzip2.
+"""Decompression into a buffer of known size, and compression: gzip, zlib and bzip2.
 
-A file never makes more bytes than the buffer asked for, so a small header in front of a large
+A file never makes more bytes than the buffer holds, so a small header in front of a large
 stream is harmless. ISA-L inflates a 150 MB CT in 0.17 s where the standard library takes 1.3 s.
 """
 
@@ -144,9 +144,9 @@ class _Stream:
     def check_end(self, strict: bool) -> None:
         """Read to the end of the stream, so that its checksum is compared, unless much follows."""
         surplus = 0
-        complaint = f"the checksum of its {self._codec} data is missing"
+        missing = f"the checksum of its {self._codec} data is missing"
         while surplus < _HEADER_BYTES and (not self._decoder.eof or self._next_member()):
-            surplus += len(self._decode(_HEADER_BYTES - surplus, complaint))
+            surplus += len(self._decode(_HEADER_BYTES - surplus, missing))
         rest = b"" if surplus >= _HEADER_BYTES else self._pending + self._file.read(_CHUNK)
         rest = rest.lstrip(b"\0")  # tapes and some writers fill up with zeros
         if surplus >= _HEADER_BYTES or (rest.startswith(GZIP_MAGIC) and self._codec == "gzip"):
@@ -163,13 +163,13 @@ class _Stream:
             )
         _log.warning("%s: foreign bytes follow its data; ignored.", self._path)
 
-    def _decode(self, size: int, complaint: str) -> bytes:
+    def _decode(self, size: int, missing: str) -> bytes:
         packed = b""
         if self._decoder.needs_input:
             packed = self._pending or self._file.read(_CHUNK)
             self._pending = b""
             if not packed:
-                raise self._cut_off(complaint)
+                raise self._cut_off(missing)
         try:
             return self._decoder.decompress(packed, size)
         except self._errors as error:
@@ -188,8 +188,8 @@ class _Stream:
         self._decoder = _decoder(self._codec)
         return True
 
-    def _cut_off(self, complaint: str) -> FormatError:
-        return FormatError(f"{self._path} is cut off: {complaint}. Copy or download it again.")
+    def _cut_off(self, missing: str) -> FormatError:
+        return FormatError(f"{self._path} is cut off: {missing}. Copy or download it again.")
 
 
 def _decoder(codec: Codec) -> _Decoder:

@@ -1,9 +1,9 @@
-"""The formats: a table by which a file's reader or writer is chosen before any is imported.
+"""Table of file formats, by which a reader or writer is chosen before any is imported.
 
 A format is one module below `limner.io`, see `limner.io.protocols`, and one entry of `FORMATS`.
-A file is first told by content: of the formats whose entry says that it may begin so, in the order
-of the table, the first whose own `sniff` agrees. Then by suffix, so that the reader can say what is
-wrong with the content.
+A file is recognised by content first: of the formats whose entry says that it may begin so, the
+first in the order of the table whose own `sniff` agrees. Then by suffix, so that the reader can say
+what is wrong with the content.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def _choose_folder_reader(path: Path) -> FormatEntry:
 
     if contains_dicom(path):
         return find_format("dicom.images")
-    return find_format("video")  # pictures as frames; it says so if there are none
+    return find_format("video")  # images as frames; it says so if there are none
 
 
 def _find_suffix(

@@ -1,6 +1,4 @@
-"""An image as limner holds it: pixels that are read on demand, their geometry and where they came
-from.
-"""
+"""Images: pixels read on demand, their geometry and where they came from."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ Kind = Literal["image", "volume", "video"]
 
 
 class Image:
-    """A picture, a volume or a video: lazy pixels on a `Geometry`.
+    """A 2D image, a volume or a video: lazy pixels on a `Geometry`.
 
     Intensities are as stored (after DICOM's or NIfTI's rescale to real units, where the file has
     one). Nothing is resampled, reoriented or windowed.

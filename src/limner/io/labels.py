@@ -1,4 +1,4 @@
-"""A segmentation as limner holds it: several objects on one grid, which may overlap."""
+"""Segmentations: several objects on one grid, which may overlap."""
 
 from __future__ import annotations
 

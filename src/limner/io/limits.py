@@ -1,4 +1,4 @@
-"""How much a file may ask for: checked from the header, before anything is allocated."""
+"""Allocation limits: the size a header claims is checked before memory is taken."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def _small(archive: zipfile.ZipFile, member: _Member | None, path: Path) -> Arra
 
 
 def _is_colour(member: _Member, path: Path, *, has_spacing: bool) -> bool:
-    """Whether the last axis is colour: challenge files of 2D pictures have no spacing and say
+    """Whether the last axis is colour: challenge files of 2D images have no spacing and say
     ``2D`` in their name, those of volumes ``3D``.
     """
     if len(member.shape) != 3:

@@ -1,4 +1,4 @@
-"""A volume seen along another axis: slices are counted across it; what is written is as stored."""
+"""Volumes with another slicing axis first; what is written is as stored."""
 
 from __future__ import annotations
 

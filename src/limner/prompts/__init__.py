@@ -1,6 +1,4 @@
-"""What a user says about an object: prompts as values, their JSON, their pictures and a simulated
-user.
-"""
+"""Prompts: clicks, boxes, scribbles, lassos, masks, words and examples, as values."""
 
 from limner.prompts.types import (
     Box,

@@ -1,4 +1,4 @@
-"""Lines as a hand draws them in a region of a plane, and noise that makes them waver."""
+"""Hand-drawn strokes and outlines in a 2D region, with smooth noise."""
 
 from __future__ import annotations
 

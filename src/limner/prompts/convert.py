@@ -21,7 +21,7 @@ _DIGITS = 9  # of an index: what is less is rounding
 _SLIVER = 1e-6  # of a pixel: a box that meets so little of one does not hold it
 _MOST_TILT = 1.0  # slices that the corners of a lasso may span
 _MOST_OBLIQUE = 40.0  # degrees between a slice and the plane whose name it gets
-_PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # across x, y, z of LPS
+_ANATOMICAL = {"sagittal": 0, "coronal": 1, "axial": 2}  # across x, y, z of LPS
 
 
 def from_xyz(prompt: Prompt) -> Prompt:
@@ -110,14 +110,14 @@ def plane_axis(geometry: Geometry, name: str) -> int:
     Raises:
         PromptError: unknown name, no known orientation, or slices too tilted to be called so.
     """
-    if name not in _PLANES:
-        raise PromptError(f"A plane is {', '.join(_PLANES)} or an axis 0, 1, 2; not {name!r}.")
+    if name not in _ANATOMICAL:
+        raise PromptError(f"A plane is {', '.join(_ANATOMICAL)} or an axis 0, 1, 2; not {name!r}.")
     if geometry.ndim != 3 or not geometry.has_spacing:
         raise PromptError(
             f"Nothing says how this image lies in the patient, so no slice of it is {name}; name "
             "the axis by its number: 0, 1 or 2."
         )
-    cosines = np.abs(geometry.direction[_PLANES[name]])
+    cosines = np.abs(geometry.direction[_ANATOMICAL[name]])
     axis = int(cosines.argmax())
     tilt = float(np.degrees(np.arccos(min(1.0, cosines[axis]))))
     if tilt > _MOST_OBLIQUE:

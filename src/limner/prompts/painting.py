@@ -58,9 +58,9 @@ def paint_stroke(mask: Mask, points: ArrayLike, radius: float) -> None:
     level = (line == line[0]).all(axis=0)
     if mask.ndim == 3 and level.any():
         axis = int(level.argmax())
-        plane = slice_view(mask, axis, line[0, axis])
-        if plane is not None:
-            paint_stroke(plane, np.delete(line, axis, axis=1), radius)
+        part = slice_view(mask, axis, line[0, axis])
+        if part is not None:
+            paint_stroke(part, np.delete(line, axis, axis=1), radius)
         return
     starts, ends = (line[:-1], line[1:]) if len(line) > 1 else (line, line)
     thin = _clip_segments(starts, ends, 1.0, mask.shape)

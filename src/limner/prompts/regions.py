@@ -1,4 +1,4 @@
-"""Regions of a mask, measured: bounds, the largest component, depth, the most inner pixel."""
+"""Measures of mask regions: bounds, largest component, depth, most inner pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated user: first prompts from a target, and corrections from a target and an answer.
+"""Simulated user: first prompts from a target, corrections from a target and an answer.
 
 Every random choice comes from the generator that is passed in, so a seed fixes what the user does.
 Positions are integer pixels; a positive click or stroke lies on the target and a negative one off

@@ -1,4 +1,4 @@
-"""The simulated user in volumes: the challenge's click, and slices to mark.
+"""Simulated user in volumes: the challenge's click, and slices to mark.
 
 Slices lie across the first axis.
 """

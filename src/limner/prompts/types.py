@@ -1,8 +1,8 @@
-"""Prompts: their kinds in one table, and JSON both ways.
+"""Prompt kinds, as unions and as a table, and JSON both ways.
 
 Positions are array indices in index order: ``(row, column)`` in 2D and on a frame or slice,
 ``(slice, row, column)`` in 3D. The centre of a pixel is its integer index. Which object and which
-frame a prompt belongs to is said when it is added to a session, not in the prompt.
+frame a prompt belongs to is given when it is added to a session, not in the prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Labels as COCO JSON: run-length masks per object, one picture per slice or frame.
+"""Labels as COCO JSON: run-length masks per object, one image per slice or frame.
 
 Written files are ordinary COCO files (``images``, ``annotations``, ``categories``; compressed RLE)
 that pycocotools reads. A ``limner`` block and ``object_id`` in each annotation give back exactly
@@ -102,11 +102,11 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
 
     Args:
         path: the file.
-        like: the image the labels belong to. Needed where the file describes several pictures that
+        like: the image the labels belong to. Needed where the file describes several images that
             are not the frames of one; then the one with the file name of `like` is taken.
 
     Raises:
-        FormatError: not a COCO file, malformed, or several pictures and no `like`.
+        FormatError: not a COCO file, malformed, or several images and no `like`.
         GeometryError: the labels have not the shape of `like`.
     """
     content = _parse(path)
@@ -165,7 +165,7 @@ def _parse(path: Path) -> Record:
 def _select_images(
     content: Record, like: Image | None, path: Path
 ) -> tuple[list[Record], list[Record]]:
-    """The pictures that make up one image, in order, and their annotations."""
+    """The images that make up one image, in order, and their annotations."""
     annotations: list[Record] = content["annotations"]
     images: list[Record] = content.get("images") or _images_of_results(annotations)
     if not images:

@@ -225,7 +225,7 @@ def _decode_rle(encoded: bytes, shape: tuple[int, int, int], itemsize: int) -> A
     if num_segments != count or count > _MAX_RLE_SEGMENTS:
         raise ValueError(f"an RLE frame has {num_segments} segments where {count} are needed")
     bounds = [*offsets[:count], len(encoded)]
-    planes = np.zeros((samples, itemsize, rows * columns), dtype=np.uint8)
+    byte_arrays = np.zeros((samples, itemsize, rows * columns), dtype=np.uint8)
     for k in range(count):
         low, high = bounds[k], bounds[k + 1]
         if not 64 <= low <= high <= len(encoded):
@@ -233,8 +233,8 @@ def _decode_rle(encoded: bytes, shape: tuple[int, int, int], itemsize: int) -> A
         segment = np.frombuffer(imagecodecs.packbits_decode(encoded[low:high]), dtype=np.uint8)
         if segment.size < rows * columns:
             raise ValueError(f"an RLE segment holds {segment.size} of {rows * columns} bytes")
-        planes[k // itemsize, k % itemsize] = segment[: rows * columns]
-    values = np.ascontiguousarray(planes.transpose(2, 0, 1)).view(f">u{itemsize}")
+        byte_arrays[k // itemsize, k % itemsize] = segment[: rows * columns]
+    values = np.ascontiguousarray(byte_arrays.transpose(2, 0, 1)).view(f">u{itemsize}")
     return values.reshape(rows, columns, samples).astype(f"u{itemsize}")
 
 

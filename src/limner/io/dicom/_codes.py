@@ -1,7 +1,7 @@
 """Coded names for DICOM: what a user calls an object, as SNOMED CT category, type and side.
 
 The codes are those of pydicom's copy of the DICOM context groups for segmented properties (PS3.16
-CID 7191 to 7197), looked up by name. A name that is not found there is coded as plain tissue; the
+CID 7191 to 7197), found by name. A name that is not among them is coded as plain tissue; the
 user's own words stay in the label either way, shortened to what one may hold, and then in full in
 the description beside it.
 """

@@ -1,7 +1,7 @@
-"""Planar contours and masks: polygons filled by one exact rule, masks outlined so that the rule
+"""Contours and masks of slices: polygons filled by one exact rule, masks outlined so that the rule
 gives them back.
 
-The rule: a pixel is inside if its centre is (even-odd count over all contours of the plane). It
+The rule: a pixel is inside if its centre is (even-odd count over all contours of the slice). It
 gave the published voxel masks of three RT structure sets (CT, MR, PET) to the last voxel. A centre
 exactly on an edge belongs to the side of larger indices.
 """

@@ -1,5 +1,5 @@
-"""DICOM files before their pixels: found in a folder, told from other files, parsed up to the pixel
-data, and sorted into images, segmentations and the rest.
+"""DICOM files up to their pixel data: search in folders, recognition, headers, and sorting into
+images, segmentations and the rest.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def reading(path: Path, problem: str = "damaged or unsupported DICOM file") -> I
         logger.debug("%s: %s", path, text)
 
 
-def looks_like_dicom(head: bytes) -> bool:
+def begins_as_dicom(head: bytes) -> bool:
     """Whether the first bytes of a file are DICOM: by the magic, or as a bare data set.
 
     A file without preamble must begin with an element of group 2 or 8 whose VR and length make
@@ -199,7 +199,7 @@ def read_header(path: Path, tags: Sequence[str] | None = None) -> Header:
     """
     with reading(path), path.open("rb") as file:
         head = file.read(4096)
-        if not looks_like_dicom(head):
+        if not begins_as_dicom(head):
             raise FormatError(f"{path} is not a DICOM file.")
         if DEFLATED.encode() in head[:1024]:
             return _read_deflated(path, tags)
@@ -298,7 +298,7 @@ def sop_class_of(path: Path, head: bytes) -> str | None:
     if len(head) < PREAMBLE + 4:
         with path.open("rb") as file:
             head = file.read(4096)
-    if not looks_like_dicom(head):
+    if not begins_as_dicom(head):
         return None
     try:
         with reading(path):
@@ -352,7 +352,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 def _has_dicom_head(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return looks_like_dicom(file.read(512))
+            return begins_as_dicom(file.read(512))
     except OSError:
         return False
 

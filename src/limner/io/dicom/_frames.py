@@ -278,7 +278,7 @@ def _pixel_spacing(
 
 
 def _ultrasound_spacing(dataset: Dataset) -> tuple[float, float] | None:
-    """Spacing of the only 2D region of an ultrasound picture, where it is in centimetres."""
+    """Spacing of the only 2D region of an ultrasound image, where it is in centimetres."""
     regions = dataset.get("SequenceOfUltrasoundRegions") or ()
     flat = [r for r in regions if r.get("RegionSpatialFormat") == 1]
     if len(flat) != 1:

@@ -1,7 +1,7 @@
-"""Frames of one series made into stacks: images, volumes and videos with their grids.
+"""Stacks of one DICOM series: its frames as images, volumes and videos with their grids.
 
 A series may hold more than one stack: localisers beside the slices, other image sizes, several time
-points, echoes or b-values at each position. Stacks are told apart here and never mixed.
+points, echoes or b-values at each position. Stacks are separated here and never mixed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _by_shape(frames: Iterable[Frame]) -> list[list[Frame]]:
         file = frame.header.path if own else None
         key = (f.rows, f.columns, f.samples, f.is_float, f.photometric, _is_localizer(frame), file)
         for known, model, members in groups:
-            if known == key and _same_plane(model, frame):
+            if known == key and _is_coplanar(model, frame):
                 members.append(frame)
                 break
         else:
@@ -119,7 +119,7 @@ def _is_localizer(frame: Frame) -> bool:
     return "LOCALIZER" in frame.header.text("ImageType").upper()
 
 
-def _same_plane(a: Frame, b: Frame) -> bool:
+def _is_coplanar(a: Frame, b: Frame) -> bool:
     if (a.position is None) != (b.position is None) or (a.spacing is None) != (b.spacing is None):
         return False
     if (a.orientation is None) != (b.orientation is None):

@@ -21,7 +21,7 @@ TOTAL_COLUMNS = "TotalPixelMatrixColumns"
 
 
 def is_tiled(header: Header) -> bool:
-    """Whether the frames of a file are tiles of one picture."""
+    """Whether the frames of a file are tiles of one image."""
     return bool(header.dataset.get(TOTAL_COLUMNS))
 
 
@@ -33,13 +33,13 @@ def stack_of(header: Header) -> Stack:
 
 
 def matrix_size(header: Header) -> tuple[int, int]:
-    """Rows and columns of the whole picture."""
+    """Rows and columns of the whole image."""
     dataset = header.dataset
     return int(dataset.TotalPixelMatrixRows), int(dataset.TotalPixelMatrixColumns)
 
 
 def tile_corners(header: Header, tile: tuple[int, int], num_frames: int) -> list[tuple[int, int]]:
-    """(row, column) of the first pixel of each frame in the whole picture.
+    """(row, column) of the first pixel of each frame in the whole image.
 
     Raises:
         FormatError: the tiles are several layers (focal planes, optical paths).
@@ -99,7 +99,7 @@ def slide_geometry(header: Header) -> Geometry:
 
 
 def paste(target: Array, tile: Array, corner: tuple[int, int]) -> None:
-    """Put a tile into the picture; what reaches over its edge is dropped."""
+    """Put a tile into the image; what reaches over its edge is dropped."""
     row, column = corner
     if row < 0 or column < 0:
         raise ValueError(f"a tile lies at row {row}, column {column} of its picture")

@@ -1,4 +1,4 @@
-"""From stored samples to the values a user means: real units for grey pixels, RGB for colour ones.
+"""Modality and colour transforms of DICOM pixels: real units for grey, RGB for colour.
 
 Nothing is windowed. Grey values get the modality transform (rescale slope and intercept, or a
 modality lookup table). ``MONOCHROME1`` means that larger values are drawn darker; such images

@@ -3,7 +3,7 @@
 Slices are sorted by position along their normal, never by file name or number. Values are real
 units: rescale slope and intercept (per slice where they vary, as in PET) or the modality lookup
 table applied, in the smallest integer type that holds them, else float32. Palette and YBR colours
-become RGB. ``MONOCHROME1`` pictures are inverted so that larger is brighter, except CT, PET,
+become RGB. ``MONOCHROME1`` images are inverted so that larger is brighter, except CT, PET,
 nuclear medicine and dose, whose numbers are measurements (``metadata["inverted"]`` tells).
 """
 
@@ -306,7 +306,7 @@ def _slice_loader(stack: Stack, plan: ValuePlan) -> Callable[[int, Array], None]
 
 
 def _slide_of(path: Path, stack: Stack) -> Image:
-    """A whole slide image as one picture."""
+    """A whole slide image as one image."""
     header, pixel_format = stack.first.header, stack.first.format
     _tiles.check_size(header, pixel_format)
     geometry = _tiles.slide_geometry(header)

@@ -1,7 +1,7 @@
 """DICOM RT Structure Sets: contours read onto the grid of their image and written from labels.
 
 A pixel belongs to a structure if its centre lies inside its contours on that slice (even-odd, see
-`limner.io.dicom._contours`). Only closed planar contours parallel to the slices have an inside;
+`limner.io.dicom._contours`). Only closed, flat contours parallel to the slices have an inside;
 points, open lines and oblique contours are passed over and logged. Written contours run halfway
 between pixel centres, holes joined by keyholes, and read back to exactly the same masks.
 """
@@ -40,7 +40,7 @@ NAME = "dicom-rtstruct"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _TILTED = 0.5  # of a slice: how far a contour may leave its plane
 _BETWEEN = 0.5 + 1e-6  # of a slice: how far from a slice's plane a contour still belongs to it
-_SAME_PLANE = 0.01  # of a slice
+_SAME_DEPTH = 0.01  # of a slice
 _MAX_POINTS = 50_000_000  # over all contours of a file
 
 
@@ -198,7 +198,7 @@ def _by_slice(contours: list[Array], grid: Geometry, name: str) -> dict[int, lis
         elif not 0 <= nearest < grid.shape[0] or abs(depth - nearest) > _BETWEEN:
             outside += 1
         else:
-            distance = round(abs(depth - nearest) / _SAME_PLANE) * _SAME_PLANE
+            distance = round(abs(depth - nearest) / _SAME_DEPTH) * _SAME_DEPTH
             signed = distance if depth >= nearest else -distance
             slices[nearest][signed].append(index[:, 1:])
     for count, what in ((oblique, "not parallel to the slices"), (outside, "outside the image")):

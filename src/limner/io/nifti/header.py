@@ -1,7 +1,7 @@
-"""NIfTI's header: what it says about pixels and grid, and a new one for a file to be written.
+"""NIfTI headers: pixel format and grid of a file, and a new header for one to be written.
 
 nibabel parses the bytes; the rest is ours, because its own loading repairs a damaged header (a
-spacing of 0 becomes 1) where a user has to be told.
+spacing of 0 becomes 1) where a user has to know.
 """
 
 from __future__ import annotations

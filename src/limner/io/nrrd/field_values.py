@@ -1,4 +1,4 @@
-"""The words of NRRD headers: types, encodings, spaces and units.
+"""Vocabulary of NRRD headers: types, encodings, spaces and units.
 
 Names and synonyms are those of http://teem.sourceforge.net/nrrd/format.html.
 """

@@ -1,16 +1,16 @@
-"""Single pictures: PNG, JPEG, BMP, WebP and one-frame GIF, decoded by Pillow and imagecodecs.
+"""Single images: PNG, JPEG, BMP, WebP and one-frame GIF, decoded by Pillow and imagecodecs.
 
 What is kept and what is not:
 
-* Values are as stored: 16 bit stays 16 bit, colour included; 1-bit pictures are 0 and 1, and 2- or
+* Values are as stored: 16 bit stays 16 bit, colour included; 1-bit images are 0 and 1, and 2- or
   4-bit grey is not stretched to 0…255. CMYK and YCbCr become RGB, and so does a palette
   unless all its colours are grey (for labels, `read_labels` keeps the palette's indices).
 * Alpha is dropped, the colours below it kept; if transparency varies, a warning is logged.
 * Pixels are not turned by EXIF orientation, because masks are drawn on the stored grid. The
   orientation is in the metadata, and a warning is logged.
-* No picture format here states a physical pixel size (PNG's ``pHYs`` and JPEG's density are for
+* No image format here states a physical pixel size (PNG's ``pHYs`` and JPEG's density are for
   printing), so the spacing is unknown.
-* Animated pictures belong to `limner.io.video`.
+* Animated images belong to `limner.io.video`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a picture say.
+    """What the first bytes of an image say.
 
     Attributes:
         rows, columns: of the stored grid.
@@ -102,7 +102,7 @@ class Header:
 
 
 def sniff(path: Path, head: bytes) -> bool:
-    """Whether the file is a single picture of a kind read here."""
+    """Whether the file is a single image of a kind read here."""
     if head.startswith(SIGNATURE):
         return not is_animated(head)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
@@ -118,15 +118,15 @@ def is_animated_webp(head: bytes) -> bool:
 def read(
     path: Path, *, channel: int | None = None, series: str | None = None, strict: bool = True
 ) -> Image:
-    """Open a picture; the pixels are decoded at first use.
+    """Open an image; the pixels are decoded at first use.
 
     Args:
         path: the file.
-        channel: of a colour picture, the one to take as grey.
-        series, strict: not used; a picture is one thing and is never half read.
+        channel: of a colour image, the one to take as grey.
+        series, strict: not used; an image is one thing and is never half read.
 
     Raises:
-        FormatError: not a picture, damaged, or too large for this machine.
+        FormatError: not an image, damaged, or too large for this machine.
     """
     header = read_header(path)
     check_channel(channel, header.channels, path)
@@ -157,14 +157,14 @@ def read(
 
 
 def read_labels(path: Path, *, like: Image | None = None) -> Labels:
-    """Read a picture as a label map: grey values, or a palette's indices, are the object ids.
+    """Read an image as a label map: grey values, or a palette's indices, are the object ids.
 
-    A colour picture is accepted where its channels are equal. A JPEG is accepted only as a
+    A colour image is accepted where its channels are equal. A JPEG is accepted only as a
     black-and-white mask, which becomes object 1.
 
     Raises:
         FormatError: the values cannot be labels.
-        GeometryError: the picture has not the shape of `like`.
+        GeometryError: the image has not the shape of `like`.
     """
     header = read_header(path)
     geometry = Geometry.from_spacing((header.rows, header.columns))
@@ -221,18 +221,18 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def read_header(path: Path) -> Header:
-    """The facts about a picture, without decoding it.
+    """The facts about an image, without decoding it.
 
     Raises:
-        FormatError: not a picture that is read here, or too large.
+        FormatError: not an image that is read here, or too large.
     """
     check_not_empty(path)
     try:
         with path.open("rb") as file:
             prefix = file.read(33)
             file.seek(0)
-            with open_image(file, path) as picture:
-                header = _header_of(picture, prefix)
+            with open_image(file, path) as pillow:
+                header = _header_of(pillow, prefix)
             size = file.seek(0, io.SEEK_END)
     except (FormatError, MemoryError):
         raise
@@ -245,7 +245,7 @@ def read_header(path: Path) -> Header:
 
 
 def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Array:
-    """The pixels of the picture that `header` was read from.
+    """The pixels of the image that `header` was read from.
 
     Args:
         path: the file.
@@ -256,7 +256,7 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
         ``(row, column)`` or ``(row, column, 3)`` of ``header.dtype``.
 
     Raises:
-        FormatError: the file is truncated or damaged; never half a picture.
+        FormatError: the file is truncated or damaged; never half an image.
     """
     try:
         content = path.read_bytes()
@@ -265,9 +265,9 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
         if header.bits == 16 and header.mode not in _GREY:
             pixels = decode_deep(content, path)
         else:
-            with open_image(io.BytesIO(content), path) as picture:
-                picture.load()
-                pixels = _pixels_of(picture, header, path, palette_indices)
+            with open_image(io.BytesIO(content), path) as pillow:
+                pillow.load()
+                pixels = _pixels_of(pillow, header, path, palette_indices)
     except MemoryError:
         raise
     except Exception as error:  # a decoder may raise anything on bytes made by others
@@ -283,7 +283,7 @@ def open_image(file: Any, path: Path) -> ImageFile:
     """Open with the one Pillow plugin that the first bytes ask for.
 
     Not with ``PIL.Image.open``: it would try every installed plugin, some of which start other
-    programs, and its size check is a process-wide setting that refuses honest large pictures. Sizes
+    programs, and its size check is a process-wide setting that refuses honest large images. Sizes
     are checked by `check_image_size` instead.
     """
     from PIL import (
@@ -309,71 +309,71 @@ def open_image(file: Any, path: Path) -> ImageFile:
     raise FormatError(f"{path}: not a PNG, JPEG, BMP, WebP or GIF picture, whatever its name says.")
 
 
-def _header_of(picture: ImageFile, prefix: bytes) -> Header:
-    mode, bits = picture.mode, None
+def _header_of(pillow: ImageFile, prefix: bytes) -> Header:
+    mode, bits = pillow.mode, None
     if prefix.startswith(SIGNATURE):
         bits, kind = prefix[24], prefix[25]
         if bits == 16 and kind in (2, 4, 6):  # Pillow would cut these to 8 bits
             mode = {2: "RGB", 4: "LA", 6: "RGBA"}[kind]
     deep = bits == 16 or mode.startswith("I;16")
     dtype = {"I": np.int32, "F": np.float32}.get(mode, np.uint16 if deep else np.uint8)
-    columns, rows = picture.size
+    columns, rows = pillow.size
     return Header(
         rows=rows,
         columns=columns,
-        channels=None if mode in (*_GREY, "LA", "La") or _has_grey_palette(picture) else 3,
+        channels=None if mode in (*_GREY, "LA", "La") or _has_grey_palette(pillow) else 3,
         dtype=np.dtype(dtype),
         mode=mode,
         bits=bits,
-        format=str(picture.format),
-        orientation=_orientation(picture),
-        names=_stored_names(picture),
+        format=str(pillow.format),
+        orientation=_orientation(pillow),
+        names=_stored_names(pillow),
     )
 
 
-def _pixels_of(picture: ImageFile, header: Header, path: Path, palette_indices: bool) -> Array:
-    mode = picture.mode
+def _pixels_of(pillow: ImageFile, header: Header, path: Path, palette_indices: bool) -> Array:
+    mode = pillow.mode
     if mode in ("P", "PA"):
-        values = np.asarray(picture if mode == "P" else picture.getchannel(0))
+        values = np.asarray(pillow if mode == "P" else pillow.getchannel(0))
         return (
-            values.copy() if palette_indices else _through_palette(picture, values, header.channels)
+            values.copy() if palette_indices else _through_palette(pillow, values, header.channels)
         )
     if mode in _GREY:
-        pixels = np.array(picture)
+        pixels = np.array(pillow)
         if header.bits in (2, 4) and mode == "L":  # Pillow stretched them to 0…255
             pixels //= 85 if header.bits == 2 else 17
         return pixels.astype(header.dtype, copy=False)
     if mode in ("LA", "RGBA"):
-        return without_alpha(np.asarray(picture), path)
-    return np.array(picture if mode == "RGB" else picture.convert("RGB"))
+        return without_alpha(np.asarray(pillow), path)
+    return np.array(pillow if mode == "RGB" else pillow.convert("RGB"))
 
 
-def _has_grey_palette(picture: ImageFile) -> bool:
-    """Whether a palette holds nothing but grey, so that the picture is a grey one."""
-    if picture.mode not in ("P", "PA"):
+def _has_grey_palette(pillow: ImageFile) -> bool:
+    """Whether a palette holds nothing but grey, so that the image is a grey one."""
+    if pillow.mode not in ("P", "PA"):
         return False
-    flat = picture.getpalette("RGB") or []
+    flat = pillow.getpalette("RGB") or []
     return flat[0::3] == flat[1::3] == flat[2::3]
 
 
-def _through_palette(picture: ImageFile, indices: Array, channels: int | None) -> Array:
+def _through_palette(pillow: ImageFile, indices: Array, channels: int | None) -> Array:
     colours = np.zeros((256, 3), dtype=np.uint8)  # an index beyond the palette is black
-    flat = np.asarray(picture.getpalette("RGB") or [], dtype=np.uint8)
+    flat = np.asarray(pillow.getpalette("RGB") or [], dtype=np.uint8)
     colours[: flat.size // 3] = flat.reshape(-1, 3)
     return colours[indices] if channels else colours[:, 0][indices]
 
 
-def _orientation(picture: ImageFile) -> int:
+def _orientation(pillow: ImageFile) -> int:
     try:
-        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        value = pillow.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # damaged EXIF says nothing about the pixels
-        _LOG.debug("%s: unreadable EXIF (%s)", picture.filename, error)
+        _LOG.debug("%s: unreadable EXIF (%s)", pillow.filename, error)
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _stored_names(picture: ImageFile) -> dict[int, str]:
-    text = picture.info.get(TEXT_KEY)
+def _stored_names(pillow: ImageFile) -> dict[int, str]:
+    text = pillow.info.get(TEXT_KEY)
     if not isinstance(text, str):
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What the picture readers share: size caps, channel choice, and label maps out of pictures."""
+"""Size limits, channel choice and label maps, shared by readers of 2D images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from limner.io.limits import check_allocation
 
 Array = NDArray[Any]
 
-# A compressed picture of a few kilobytes can claim any size. A pathology slide at full resolution
+# A compressed image of a few kilobytes can claim any size. A pathology slide at full resolution
 # has some 10⁹ pixels and comes tiled, as TIFF; nothing in medicine is larger in one piece.
 MAX_IMAGE_PIXELS = 1 << 30
 
@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_image_size(shape: Sequence[int], itemsize: int, path: Path) -> None:
-    """Refuse a compressed picture by its header, before anything is decoded.
+    """Refuse a compressed image by its header, before anything is decoded.
 
     Args:
         shape: rows, columns and, if any, channels.
@@ -54,7 +54,7 @@ def check_image_size(shape: Sequence[int], itemsize: int, path: Path) -> None:
 
 
 def check_packed(num_pixels: int, size: int, least_bits: float, path: Path) -> None:
-    """Refuse a compressed picture whose file is too small for the pixels it claims.
+    """Refuse a compressed image whose file is too small for the pixels it claims.
 
     Args:
         num_pixels: rows times columns, as the header claims.
@@ -87,7 +87,7 @@ def check_not_empty(path: Path) -> None:
 
 
 def check_channel(channel: int | None, num_channels: int | None, path: Path) -> None:
-    """Refuse a channel that the picture does not have; channel 0 of a grey one is itself.
+    """Refuse a channel that the image does not have; channel 0 of a grey one is itself.
 
     Raises:
         FormatError: says how many there are.
@@ -107,7 +107,7 @@ def choose_channel(pixels: Array, channel: int | None, num_channels: int | None)
 
 
 def without_alpha(pixels: Array, path: Path) -> Array:
-    """The colour (or grey) of a picture whose last channel is alpha.
+    """The colour (or grey) of an image whose last channel is alpha.
 
     The hidden colour is kept as stored, not blended with a background. Transparency is a matter of
     display; where it is not the same everywhere, a warning is logged.
@@ -127,10 +127,10 @@ def labels_from_pixels(
     names: Mapping[int, str] | None = None,
     lossy: bool = False,
 ) -> Labels:
-    """Make labels of a picture's values, which stay as they are (a 0/255 mask has object 255).
+    """Make labels of an image's values, which stay as they are (a 0/255 mask has object 255).
 
     Args:
-        pixels: integers, or floats that are whole numbers; a colour picture is accepted where its
+        pixels: integers, or floats that are whole numbers; a colour image is accepted where its
             channels are equal.
         geometry: the grid.
         path: for messages.

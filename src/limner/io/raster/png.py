@@ -1,4 +1,4 @@
-"""What Pillow leaves out of PNG: 16-bit colour, whole-file checks, and telling animations apart."""
+"""PNG beyond Pillow: 16-bit colour, whole-file checks, recognition of animations."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def encode(pixels: Array, *, text: str | None = None) -> bytes:
         pixels: uint8 or uint16, ``(row, column)`` or ``(row, column, 3)``.
         text: stored under `TEXT_KEY`; not with 16-bit colour.
     """
-    from PIL import Image as Picture
+    from PIL import Image as Pillow
     from PIL.PngImagePlugin import PngInfo
 
     if pixels.ndim == 3 and pixels.dtype == np.uint16:
@@ -83,5 +83,5 @@ def encode(pixels: Array, *, text: str | None = None) -> bytes:
     if text is not None:
         info.add_itxt(TEXT_KEY, text)
     buffer = io.BytesIO()
-    Picture.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=info)
+    Pillow.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""TIFF pictures and stacks, ImageJ, OME and BigTIFF included: one page at a time.
+"""TIFF images and stacks, ImageJ, OME and BigTIFF included: one page at a time.
 
 What becomes what:
 

@@ -1,4 +1,4 @@
-"""What a TIFF says beside its pixels: pixel size, limner's own block, whether it is complete."""
+"""TIFF metadata: pixel size, limner's own block, completeness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of a TIFF as one grid: which page is which plane, read without the others."""
+"""TIFF pages as one grid: which page is which slice, each read without the others."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def _stack(
         grid = (shape[stack_axis], *grid)
     block = own_block(file.pages.first)
     if stack_axis is None and block.get("kind") in ("volume", "video") and len(grid) == 2:
-        grid = (1, *grid)  # ImageJ's description cannot tell a stack of one slice from a picture
+        grid = (1, *grid)  # ImageJ's description cannot tell a stack of one slice from an image
     key = series.keyframe
     palette = None if palette_indices else _palette(file, key)
     drop_alpha, num_channels = _channels(key, axes, shape)

@@ -1,13 +1,13 @@
-"""Videos: files decoded by PyAV, animated pictures, and folders with one picture per frame.
+"""Videos: files decoded by PyAV, animated images, and folders with one image per frame.
 
 A video is ``(frame, row, column[, channel])`` in order of presentation. Frames are decoded when
-they are asked for: all in order cost one decoding, one at random those since the last key frame.
+they are needed: all in order cost one decoding, one at random those since the last key frame.
 Grey stays grey, 8 or 16 bit; everything else becomes 8-bit RGB. A rotation in the container is not
-applied, as EXIF's is not in pictures. Frame rates may vary: frames are counted, not timed, and a
+applied, as EXIF's is not in images. Frame rates may vary: frames are counted, not timed, and a
 warning says so (`frame_times` has the times). Of a cut-off file all but MPEG transport and
 elementary streams say so; those have no stated end.
 
-A folder is a video if it holds pictures of one size and type, in natural order of their names (2
+A folder is a video if it holds images of one size and type, in natural order of their names (2
 before 10), or one folder named ``frames`` that does.
 """
 
@@ -58,7 +58,7 @@ _TRANSPORT_PACKET = 188  # bytes between the sync bytes of an MPEG transport str
 
 
 def sniff(path: Path, head: bytes) -> bool:
-    """Whether this is a video file, an animated picture or a folder of frames."""
+    """Whether this is a video file, an animated image or a folder of frames."""
     if not head:
         return path.is_dir() and is_frame_folder(path)
     if is_animation(head) or head.startswith(_MAGIC):
@@ -86,7 +86,7 @@ def read(
 
     Raises:
         FormatError: not a video, damaged, without frames, or too large for this machine.
-        MissingDependency: a video file (not a folder, not an animated picture) without PyAV.
+        MissingDependency: a video file (not a folder, not an animated image) without PyAV.
     """
     if path.is_dir():
         return read_folder(path, channel=channel, name=NAME, strict=strict)

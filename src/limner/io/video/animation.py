@@ -1,4 +1,4 @@
-"""Animated pictures (GIF, PNG, WebP) as videos, decoded by Pillow."""
+"""Animated images (GIF, PNG, WebP) as videos, decoded by Pillow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Player:
     size: tuple[int, int]  # columns, rows, as Pillow says it
     grey: bool
     strict: bool
-    _picture: Any = None
+    _pillow: Any = None
     _at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,15 +51,15 @@ class _Player:
             try:
                 if index in self._kept:
                     return np.asarray(self._kept[index])
-                back = self._picture is not None and index < self._at
-                if self._picture is None or back:  # Pillow's own way back has gaps
-                    self._picture = raster.open_image(io.BytesIO(self.path.read_bytes()), self.path)
+                back = self._pillow is not None and index < self._at
+                if self._pillow is None or back:  # Pillow's own way back has gaps
+                    self._pillow = raster.open_image(io.BytesIO(self.path.read_bytes()), self.path)
                     self._kept.clear()
                 if back:
                     self._keep_before(index)
                 return self._pixels(index)
             except Exception as error:  # a decoder may raise anything on bytes made by others
-                self._picture = None
+                self._pillow = None
                 text = (
                     f"{self.path}: frame {index} (counted from 0) cannot be decoded "
                     f"({one_line(error)})."
@@ -67,12 +67,12 @@ class _Player:
                 raise FormatError(f"{text} {LENIENT}" if self.strict else text) from error
 
     def _pixels(self, index: int) -> Array:
-        self._picture.seek(index)
-        if self._picture.size != self.size:  # a frame may ask for a larger canvas
-            raise ValueError(f"its size is {self._picture.size}")
-        self._picture.load()
+        self._pillow.seek(index)
+        if self._pillow.size != self.size:  # a frame may ask for a larger canvas
+            raise ValueError(f"its size is {self._pillow.size}")
+        self._pillow.load()
         self._at = index
-        return np.array(self._picture.convert("L" if self.grey else "RGB"))
+        return np.array(self._pillow.convert("L" if self.grey else "RGB"))
 
     def _keep_before(self, index: int) -> None:
         """Decode and keep the frames before one, as far as there is room."""
@@ -81,12 +81,12 @@ class _Player:
 
 
 def is_animation(head: bytes) -> bool:
-    """Whether the file begins as a picture that may move: any GIF, animated PNG and WebP."""
+    """Whether the file begins as an image that may move: any GIF, animated PNG and WebP."""
     return head.startswith(_GIF) or png.is_animated(head) or raster.is_animated_webp(head)
 
 
 def read_animation(path: Path, *, channel: int | None, name: str, strict: bool = True) -> Image:
-    """Open an animated picture as a video; with one frame it is an image.
+    """Open an animated image as a video; with one frame it is an image.
 
     Frames are composed as they would be shown, in 8-bit RGB. A GIF whose only palette is grey is
     grey. With `strict` False what is there of a truncated one is taken; see `video.read`.
@@ -135,8 +135,8 @@ def _survey(path: Path, header: raster.Header, strict: bool) -> tuple[int, bool]
             return _survey_gif(content, strict)
         if header.format == "PNG" and strict:
             png.check_chunks(content)
-        with raster.open_image(io.BytesIO(content), path) as picture:
-            return int(getattr(picture, "n_frames", 1)), False
+        with raster.open_image(io.BytesIO(content), path) as pillow:
+            return int(getattr(pillow, "n_frames", 1)), False
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
             f"{path}: the animation is damaged or incomplete ({one_line(error)}). {LENIENT}"

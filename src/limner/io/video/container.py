@@ -1,4 +1,4 @@
-"""Video files opened in PyAV, and the stream in one that is meant."""
+"""Video files opened in PyAV, and the choice of one of their streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from limner.errors import FormatError, require
 
 # What FFmpeg may take a file for. Left out are the formats that name other files or addresses to
-# read (playlists, concat scripts, DASH, SDP), devices, and folders of pictures.
+# read (playlists, concat scripts, DASH, SDP), devices, and folders of images.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,yuv4mpegpipe,"
     "h264,hevc,m4v,ivf,nut,mjpeg,gif,apng,dv,mxf"

@@ -1,4 +1,6 @@
-"""How long a video file says it is: RIFF (AVI) and EBML (Matroska, WebM; RFC 8794)."""
+"""Stated length of video files, to find truncated ones: RIFF (AVI) and EBML (Matroska, WebM; RFC
+8794).
+"""
 
 from __future__ import annotations
 

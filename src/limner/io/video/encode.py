@@ -1,4 +1,4 @@
-"""Writing films of pictures made one after the other: H.264 in .mp4, or an animated .gif."""
+"""Video writing, frame by frame: H.264 in .mp4, or an animated .gif."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_film(path: Path, frames: Iterable[Pixels], *, rate: float) -> None:
-    """Write pictures as a film, each as soon as it is made; the file appears whole or not at all.
+    """Write images as a film, each as soon as it is made; the file appears whole or not at all.
 
     An .mp4 is H.264 with 4:2:0 colours in BT.709, which browsers, phones and slides play; odd sizes
     get one more row or column. It may be of any length.
@@ -40,29 +40,29 @@ def write_film(path: Path, frames: Iterable[Pixels], *, rate: float) -> None:
         path: ends in .mp4 or .gif.
         frames: uint8 RGB ``(row, column, 3)``, all of one size. Of a .gif at most
             `MOST_GIF_FRAMES`: it is for the caller to choose them.
-        rate: pictures a second.
+        rate: images a second.
 
     Raises:
-        FormatError: another suffix, no pictures, or the file cannot be written.
+        FormatError: another suffix, no images, or the file cannot be written.
         MissingDependency: an .mp4 without PyAV.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise FormatError(f"A film is written as {' or '.join(SUFFIXES)}, not {path.name!r}.")
-    pictures = iter(frames)
-    first = next(pictures, None)
+    images = iter(frames)
+    first = next(images, None)
     if first is None:
         raise FormatError(f"{path}: there are no pictures to make a film of.")
     rate = min(max(rate, 0.1), FASTEST)
     with atomic_path(path) as temporary:
         write = _write_mp4 if suffix == ".mp4" else _write_gif
-        write(temporary, chain([first], pictures), rate)
+        write(temporary, chain([first], images), rate)
 
 
 def _write_mp4(path: Path, frames: Iterator[Pixels], rate: float) -> None:
     av = require("av", extra="video", purpose="write a film as .mp4")
-    pictures = map(_even, frames)
-    first = next(pictures)
+    images = map(_even, frames)
+    first = next(images)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream(_encoder(av), rate=Fraction(rate).limit_denominator(1001))
         stream.height, stream.width = first.shape[:2]
@@ -72,7 +72,7 @@ def _write_mp4(path: Path, frames: Iterator[Pixels], rate: float) -> None:
         context.gop_size = max(12, round(2 * rate))  # seeking takes to within two seconds
         context.color_range = _LIMITED_RANGE
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        for pixels in chain([first], pictures):
+        for pixels in chain([first], images):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
                 format="yuv420p",
                 dst_colorspace=av.video.reformatter.Colorspace.ITU709,
@@ -104,8 +104,8 @@ def _even(pixels: Pixels) -> Pixels:
 
 
 def _write_gif(path: Path, frames: Iterator[Pixels], rate: float) -> None:
-    pictures = (Pillow.fromarray(p).quantize(method=Pillow.Quantize.FASTOCTREE) for p in frames)
+    images = (Pillow.fromarray(p).quantize(method=Pillow.Quantize.FASTOCTREE) for p in frames)
     duration = round(min(max(1000 / rate, FASTEST_GIF_MS), SLOWEST_GIF_MS))
-    next(pictures).save(
-        path, format="GIF", save_all=True, append_images=pictures, duration=duration, loop=0
+    next(images).save(
+        path, format="GIF", save_all=True, append_images=images, duration=duration, loop=0
     )

@@ -1,4 +1,4 @@
-"""Frames decoded last, for readers that only go forward: the way back begins anew less often."""
+"""Cache of the frames decoded last, for readers that only go forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder with one picture per frame, as a video."""
+"""Folders with one image per frame, as videos."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SUBFOLDER = "frames"
 
 
 def is_frame_folder(folder: Path) -> bool:
-    """Whether a folder holds pictures, or a folder ``frames`` that does, by their names."""
+    """Whether a folder holds images, or a folder ``frames`` that does, by their names."""
     return _has_images(folder) or _has_images(folder / _SUBFOLDER)
 
 
@@ -38,14 +38,14 @@ def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = 
     """Open a folder of frames; every header is read now, pixels one frame at a time.
 
     Args:
-        folder: holds the pictures, or a folder ``frames`` with them. Hidden files and files that
-            are not pictures are passed over.
+        folder: holds the images, or a folder ``frames`` with them. Hidden files and files that
+            are not images are passed over.
         channel: of colour frames, the one to take as grey.
         name: of the format, for the image.
-        strict: False takes a picture that cannot be opened, or that differs, for a damaged frame.
+        strict: False takes an image that cannot be opened, or that differs, for a damaged frame.
 
     Raises:
-        FormatError: no pictures, several kinds of picture, or one that differs in size, channels
+        FormatError: no images, several kinds of image, or one that differs in size, channels
             or type; it is named.
     """
     files = frame_files(folder)
@@ -87,10 +87,10 @@ def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = 
 
 
 def read_label_folder(folder: Path, *, like: Image | None) -> Labels:
-    """Read a folder of label maps, one picture per frame, as labels of a video.
+    """Read a folder of label maps, one image per frame, as labels of a video.
 
     Raises:
-        FormatError: as `read_folder`, or a picture that is no label map.
+        FormatError: as `read_folder`, or an image that is no label map.
         GeometryError: the folder has not the shape of `like`.
     """
     files = frame_files(folder)
@@ -109,7 +109,7 @@ def read_label_folder(folder: Path, *, like: Image | None) -> Labels:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """The pictures of a folder of frames in natural order of their names.
+    """The images of a folder of frames in natural order of their names.
 
     Raises:
         FormatError: there are none, or of several kinds.

@@ -1,4 +1,4 @@
-"""Frames that cannot be read, where the caller wants the others all the same."""
+"""Lenient frame reading: a damaged frame is replaced by a neighbour."""
 
 from __future__ import annotations
 

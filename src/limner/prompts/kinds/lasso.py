@@ -61,13 +61,13 @@ class Lasso(PointsPrompt):
 
     def paint(self, mask: Mask, click_radius: float | Sequence[float]) -> None:
         """All that it goes around, one slice thick in 3D."""
-        points, axis, plane = np.asarray(self.points), self.plane_axis, mask
+        points, axis, target = np.asarray(self.points), self.plane_axis, mask
         if axis is not None:
             found = slice_view(mask, axis, points[0, axis])
             if found is None:
                 return
-            points, plane = np.delete(points, axis, axis=1), found
-        paint_polygon(plane, points)
+            points, target = np.delete(points, axis, axis=1), found
+        paint_polygon(target, points)
 
     def to_fields(self) -> dict[str, Any]:
         """The corners."""
