@@ -23,8 +23,8 @@ from limner.geometry import Geometry
 from limner.models.toy import Toy
 from limner.prompts.convert import check_inside, from_world, from_xyz
 from limner.prompts.kinds.base import PlacelessPrompt
+from limner.prompts.perturb import perturb_prompt
 from limner.prompts.raster import rasterize
-from limner.prompts.simulate import noisy
 from limner.prompts.types import (
     AREAS,
     KINDS,
@@ -228,8 +228,8 @@ def test_pictures_show_it(kind: str) -> None:
 @KIND
 def test_the_simulated_user_wavers(kind: str) -> None:
     prompt, rng = SAMPLES[kind][0], np.random.default_rng(1)
-    assert noisy(prompt, 0.0, rng, shape=FLAT) == prompt
-    moved = noisy(prompt, 3.0, rng, shape=FLAT)
+    assert perturb_prompt(prompt, 0.0, rng, shape=FLAT) == prompt
+    moved = perturb_prompt(prompt, 3.0, rng, shape=FLAT)
     check_inside(moved, FLAT)
     assert type(moved) is type(prompt)
     assert (moved != prompt) == (kind in MARKS | AREAS)

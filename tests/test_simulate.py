@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from limner.prompts import simulate
 from limner.prompts.convert import check_inside
+from limner.prompts.perturb import perturb_prompt
 from limner.prompts.raster import rasterize
 from limner.prompts.simulate import (
     STYLES,
@@ -22,7 +23,6 @@ from limner.prompts.simulate import (
     corrective_scribble,
     first_prompt,
     lasso,
-    noisy,
     random_click,
     rough_mask,
     rounds,
@@ -148,9 +148,9 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="roughness"):
         rough_mask(target, rng, roughness=float("nan"))
     with pytest.raises(ValueError, match="sigma"):
-        noisy(Click((1, 1)), -1, rng, shape=(5, 5))
+        perturb_prompt(Click((1, 1)), -1, rng, shape=(5, 5))
     with pytest.raises(ValueError, match="2 axes"):
-        noisy(Click((1, 1)), 1, rng, shape=(5, 5, 5))
+        perturb_prompt(Click((1, 1)), 1, rng, shape=(5, 5, 5))
     with pytest.raises(ValueError, match="does not fit"):
         corrective_click(target, np.ones((5, 6)), rng)
     with pytest.raises(ValueError, match="rule"):
@@ -390,7 +390,7 @@ def test_noise_keeps_prompts_in_the_image(
 ) -> None:
     for kind in KINDS:
         prompt = first_prompt(target, rng, kind=kind)  # type: ignore[arg-type]
-        moved = noisy(prompt, sigma, rng, shape=target.shape)
+        moved = perturb_prompt(prompt, sigma, rng, shape=target.shape)
         assert type(moved) is type(prompt)
         check_inside(moved, target.shape)
         assert painted(moved, target.shape).any()
@@ -400,15 +400,17 @@ def test_noise_keeps_prompts_in_the_image(
 
 def test_noise_moves_by_sigma() -> None:
     rng = np.random.default_rng(0)
-    moved = [noisy(Click((500, 500)), 3.0, rng, shape=(1000, 1000)).at for _ in range(2000)]  # type: ignore[union-attr]
+    moved = [
+        perturb_prompt(Click((500, 500)), 3.0, rng, shape=(1000, 1000)).at for _ in range(2000)
+    ]  # type: ignore[union-attr]
     assert np.std(np.array(moved)) == pytest.approx(3.0, rel=0.05)
     assert np.mean(np.array(moved)) == pytest.approx(500, abs=0.3)
     text = TextPrompt("liver")
-    assert noisy(text, 3.0, rng, shape=(9, 9)) is text
+    assert perturb_prompt(text, 3.0, rng, shape=(9, 9)) is text
     example = Example(np.zeros((3, 3)), np.ones((3, 3)))
-    assert noisy(example, 3.0, rng, shape=(9, 9)) is example
+    assert perturb_prompt(example, 3.0, rng, shape=(9, 9)) is example
     empty = MaskPrompt(np.zeros((9, 9)))
-    assert noisy(empty, 3.0, rng, shape=(9, 9)) is empty
+    assert perturb_prompt(empty, 3.0, rng, shape=(9, 9)) is empty
 
 
 def obedient(target: np.ndarray) -> Callable[[Prompt], np.ndarray]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from limner.errors import PromptError
 from limner.geometry import Geometry
 from limner.prompts.kinds.base import CornersPrompt, GridMap, PointsPrompt
-from limner.prompts.types import Click, Lasso, MaskPrompt, Placeless, Prompt, Scribble
+from limner.prompts.types import Box, Click, Lasso, MaskPrompt, Placeless, Prompt, Scribble
 
 _DIGITS = 9  # of an index: what is less is rounding
 _SLIVER = 1e-6  # of a pixel: a box that meets so little of one does not hold it
@@ -167,6 +167,14 @@ def check_inside(prompt: Prompt, shape: Sequence[int], *, what: str = "image") -
             f"The {prompt.kind} {place} lies outside the {what} of {limits} pixels; "
             "positions are array indices in index order (use --order xyz for x, y)."
         )
+
+
+def fit_box(low: ArrayLike, high: ArrayLike, shape: Sequence[int]) -> Box:
+    """The nearest box of whole pixels inside the image with at least one pixel per axis."""
+    size = np.asarray(shape)
+    first = np.clip(np.rint(np.minimum(low, high)), 0, size - 1)
+    last = np.clip(np.rint(np.maximum(low, high)), first + 1, size)
+    return Box(tuple(first), tuple(last))
 
 
 def scribbles_from_mask(mask: NDArray[np.bool_], *, positive: bool) -> list[Scribble]:

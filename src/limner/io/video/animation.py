@@ -18,6 +18,7 @@ from limner.io._errors import one_line
 from limner.io.image import Image
 from limner.io.limits import check_allocation
 from limner.io.raster import png
+from limner.io.raster.decoding import Header, open_image, read_header
 from limner.io.raster.pixels import check_channel, choose_channel
 from limner.io.video.frame_cache import FrameCache
 from limner.io.video.lenient import LENIENT, LenientReader, stack_frames
@@ -53,7 +54,7 @@ class _Player:
                     return np.asarray(self._kept[index])
                 back = self._pillow is not None and index < self._at
                 if self._pillow is None or back:  # Pillow's own way back has gaps
-                    self._pillow = raster.open_image(io.BytesIO(self.path.read_bytes()), self.path)
+                    self._pillow = open_image(io.BytesIO(self.path.read_bytes()), self.path)
                     self._kept.clear()
                 if back:
                     self._keep_before(index)
@@ -94,7 +95,7 @@ def read_animation(path: Path, *, channel: int | None, name: str, strict: bool =
     Raises:
         FormatError: damaged or truncated.
     """
-    header = raster.read_header(path)
+    header = read_header(path)
     count, grey = _survey(path, header, strict)
     if count == 1:
         return raster.read(path, channel=channel)
@@ -127,7 +128,7 @@ def read_animation(path: Path, *, channel: int | None, name: str, strict: bool =
     )
 
 
-def _survey(path: Path, header: raster.Header, strict: bool) -> tuple[int, bool]:
+def _survey(path: Path, header: Header, strict: bool) -> tuple[int, bool]:
     """Number of frames, and whether all of them are grey."""
     content = path.read_bytes()
     try:
@@ -135,7 +136,7 @@ def _survey(path: Path, header: raster.Header, strict: bool) -> tuple[int, bool]
             return _survey_gif(content, strict)
         if header.format == "PNG" and strict:
             png.check_chunks(content)
-        with raster.open_image(io.BytesIO(content), path) as pillow:
+        with open_image(io.BytesIO(content), path) as pillow:
             return int(getattr(pillow, "n_frames", 1)), False
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
