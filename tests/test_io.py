@@ -503,3 +503,16 @@ def test_dir_of_the_package_lists_the_public_names_only() -> None:
     shown = dir(limner)
     assert {name for name in shown if not name.startswith("__")} == set(limner.__all__)
     assert "__version__" in shown
+
+
+def test_old_names_of_slices_still_work() -> None:
+    array = np.arange(24).reshape(2, 3, 4)
+    grid = Geometry(array.shape)
+    with pytest.warns(DeprecationWarning, match="read_slice="):
+        image = Image(lambda: array, grid, dtype=array.dtype, plane=lambda k: array[k])
+    with pytest.warns(DeprecationWarning, match=r"Image\.slice_at"):
+        assert np.array_equal(image.plane(1), image.slice_at(1))
+    with pytest.warns(DeprecationWarning, match=r"Image\.slices"):
+        assert len(list(image.planes())) == 2
+    with pytest.warns(DeprecationWarning, match=r"Geometry\.slice_at"):
+        assert grid.plane(1) == grid.slice_at(1)
