@@ -147,7 +147,7 @@ def report(
         Path | None, typer.Option(help="Tables as Markdown; - for the terminal.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="All rounds as .parquet.")] = None,
-    no_pictures: Annotated[
+    no_figures: Annotated[
         bool, typer.Option("--no-pictures", help="Leave out the worst cases, which show images.")
     ] = False,
 ) -> None:
@@ -156,7 +156,7 @@ def report(
     from limner.bench import report as reports
     from limner.bench.report_data import NUM_WORST_CASES
 
-    num_cases = 0 if no_pictures or output is None else NUM_WORST_CASES
+    num_cases = 0 if no_figures or output is None else NUM_WORST_CASES
     found = reports.build_report(runs, num_cases=num_cases)
     if output is not None:
         reports.write_html(found, output)
