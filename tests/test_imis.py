@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,7 +64,7 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def golden() -> Iterator[Run]:
+def golden() -> Run:
     system = parity.system("imis")
     pytest.importorskip("transformers")
     file, case = system.checkpoint(), system.case("prompts")
@@ -96,8 +95,7 @@ def golden() -> Iterator[Run]:
         decoder = next(m for m in modules if isinstance(m, net.ImisDecode))
     finally:
         hook.remove()
-    yield Run(file, case, picture, model, embedding, stages, answers, decoder)
-    file.unlink()
+    return Run(file, case, picture, model, embedding, stages, answers, decoder)
 
 
 def test_the_picture_is_encoded_as_the_authors_do(golden: Run) -> None:
@@ -144,9 +142,13 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
         imis.CARD,
         prompts,
         golden.embedding.frame,
-        imis.mask_input(Question(prompts, memory=memory), golden.embedding.frame, imis.LOW_RES),
+        imis.mask_input(
+            Question(prompts, memory=memory), golden.embedding.frame, imis.Sizes().low_res
+        ),
     )
-    inputs = [torch.from_numpy(array) for array in imis.stack_prompts([asked], imis.LOW_RES)]
+    inputs = [
+        torch.from_numpy(array) for array in imis.stack_prompts([asked], imis.Sizes().low_res)
+    ]
     word = labels.find(prompts[-1].text) if isinstance(prompts[-1], TextPrompt) else None
     text = torch.from_numpy(golden.model._text([word]))
     if word is not None:
@@ -233,11 +235,20 @@ def test_openvino_answers_the_same_questions(golden: Run) -> None:
     from limner.runtime import compile_module
 
     side = imis.SIZE // 16
-    asked = [(None, None, 2), (None, None), (None, 1, imis.LOW_RES, imis.LOW_RES), (None,)]
+    asked = [
+        (None, None, 2),
+        (None, None),
+        (None, 1, imis.Sizes().low_res, imis.Sizes().low_res),
+        (None,),
+    ]
     network = compile_module(
         lambda: golden.decoder,
         key="test",
-        inputs=[(1, imis.DIM, side, side), *asked, (None, None, imis.DIM)],
+        inputs=[
+            (1, imis.Sizes().channels, side, side),
+            *asked,
+            (None, None, imis.Sizes().channels),
+        ],
         device="cpu",
         precision="fp32",
     )
@@ -252,7 +263,7 @@ def test_names_and_shapes_are_the_published_ones() -> None:
     spec = parity.system("imis").spec["keys"]
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
-        parts = {**net.network().state_dict()}
+        parts = {**net.make_network(imis.Sizes()).state_dict()}
         parts |= net.TextTower(net.clip_text_model(transformers)).state_dict()
     published = net.remap({name: tuple(entry["shape"]) for name, entry in spec.items()})
     assert len(spec) == 527
@@ -289,9 +300,9 @@ class Spy:
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         self.seen.append(inputs)
         if len(inputs) == 1 and inputs[0].ndim == 1:  # numbers of words
-            return (np.repeat(inputs[0][:, None], imis.DIM, axis=1),)
+            return (np.repeat(inputs[0][:, None], imis.Sizes().channels, axis=1),)
         if len(inputs) == 1:
-            return (np.zeros((1, imis.DIM, 64, 64), np.float32),)
+            return (np.zeros((1, imis.Sizes().channels, 64, 64), np.float32),)
         coords, text = inputs[1], inputs[5]
         value = coords.sum(axis=(1, 2)) + 1000 * text[..., 0].sum(axis=1)
         logits = np.broadcast_to(value[:, None, None, None], (len(value), 3, 256, 256))
@@ -330,7 +341,7 @@ def test_the_newest_word_counts() -> None:
 
 def test_the_mask_shown_is_the_newest() -> None:
     frame = InputFrame.squashed((30, 40), imis.SIZE)
-    shown = partial(imis.mask_input, frame=frame, side=imis.LOW_RES)
+    shown = partial(imis.mask_input, frame=frame, side=imis.Sizes().low_res)
     drawn = MaskPrompt(np.ones((30, 40), bool))
     memory = np.full((256, 256), 3.0, np.float32)
     before = np.full((30, 40), -40.0, np.float32)
@@ -371,7 +382,12 @@ def test_words_need_transformers_and_the_whole_file_but_clicks_do_not(
     ):
         torch.save({name: torch.zeros(3)}, tmp_path / "w.pth")
         monkeypatch.setitem(sys.modules, "transformers", None)
-        table = partial(imis._word_network, tmp_path / "w.pth", exact=True)
+        table = partial(
+            imis._word_network,
+            imis.Sizes(),
+            imis.IMIS.file_weights(tmp_path / "w.pth"),
+            exact=True,
+        )
         lacking = imis.Imis(replace(imis.CARD), model._encoder, model._decoder, table)
         lacking.segment(embedding, [Click((3, 3))])
         with pytest.raises(complaint[0], match=complaint[1]):

@@ -144,12 +144,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_published_stages(system: parity.System, case: parity.Case, picture: np.ndarray) -> None:
     import torch
 
-    from limner.models.medsam.lite import _Weights
+    from limner.models.medsam.lite import LITE, make_network
 
     pixels = network_input(view(picture), InputFrame.longest(picture.shape[:2], SIZE))
     parity.check(pixels, case, "input", 1e-7)
-    weights = _Weights(system.checkpoint())
-    encoder = weights.encoder().eval()
+    network = make_network().eval()
+    LITE.file_weights(system.checkpoint()).fill(network)
+    encoder = network.image_encoder
     stages: dict[str, torch.Tensor] = {}
     for k, layer in enumerate(encoder.layers):
         layer.register_forward_hook(lambda _m, _i, out, k=k: stages.update({f"layer{k}": out}))
@@ -159,7 +160,7 @@ def test_published_stages(system: parity.System, case: parity.Case, picture: np.
             asked = encode_box(
                 CARD, [box_of(corners_xy)], InputFrame.longest(picture.shape[:2], SIZE)
             )
-            prompt_encoder = weights.decoder().prompt_encoder
+            prompt_encoder = network.decode().prompt_encoder
             sparse = prompt_encoder.sparse(
                 torch.from_numpy(asked.coords[None]), torch.from_numpy(asked.labels[None])
             )

@@ -74,15 +74,15 @@ def stages() -> Stages:
 @pytest.fixture(scope="module")
 def model(weights: Path, stages: Stages) -> medsam.MedSam:
     """MedSAM in exact arithmetic; what its encoder does is written down."""
-    build = medsam._encoder
+    build = medsam.make_network
 
-    def listened(path: Path) -> Any:
-        encoder = build(path)
-        stages.listen_to(encoder)
-        return encoder
+    def listened(sizes: medsam.Sizes) -> Any:
+        network = build(sizes)
+        stages.listen_to(network.image_encoder)
+        return network
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(medsam, "_encoder", listened)
+        patch.setattr(medsam, "make_network", listened)
         made = create_model("medsam/vit_b", weights=weights, exact=True)
     assert isinstance(made, medsam.MedSam)
     return made
@@ -144,7 +144,7 @@ def test_boxes_as_the_network_takes_them(case: parity.Case) -> None:
 
 
 def test_prompts_as_tokens_and_maps(weights: Path, case: parity.Case) -> None:
-    encoder = medsam._network(weights).prompt_encoder
+    encoder = network_of(weights).prompt_encoder
     coords = torch.tensor(case["boxes_1024"], dtype=torch.float32).reshape(-1, 2, 2)
     with torch.no_grad():
         sparse = encoder.sparse(coords, torch.tensor([[2.0, 3.0]] * len(coords)))
@@ -348,7 +348,7 @@ def test_rough_masks_and_answers_on_other_views(
     shown = medsam.mask_input(
         Question([MaskPrompt(before.logits > 0)], before.logits, before.memory),
         seen.frame,
-        medsam.LOW_RES,
+        medsam.SIZE // medsam.STEP,
     )
     assert shown is not None
     assert set(np.unique(shown[:-1, :180])) >= {-10.0, 10.0}
@@ -458,8 +458,15 @@ def test_half_precision_is_read(state: dict[str, np.ndarray], tmp_path: Path) ->
     assert_same(path, state, np.float16)
 
 
+def network_of(path: Path) -> torch.nn.Module:
+    """The network with the weights of a file."""
+    network = medsam.make_network(medsam.Sizes())
+    medsam.MEDSAM.file_weights(path).fill(network)
+    return network
+
+
 def assert_same(path: Path, state: dict[str, np.ndarray], kind: type) -> None:
-    read = medsam._network(path).state_dict()
+    read = network_of(path).state_dict()
     assert read.keys() == state.keys()
     for name, value in read.items():
         assert value.dtype == torch.float32

@@ -62,7 +62,9 @@ def test_every_weight_has_its_place() -> None:
     given = {name: torch.empty(entry["shape"], device="meta") for name, entry in keys.items()}
     points = [name for name in given if ".point_embeddings." in name]
     found = net.remap(given)
-    wanted = {name: tuple(value.shape) for name, value in net.network(512).state_dict().items()}
+    wanted = {
+        name: tuple(value.shape) for name, value in net.make_network(512).state_dict().items()
+    }
     assert {name: tuple(value.shape) for name, value in found.items()} == wanted
     assert {id(value) for name, value in given.items() if name not in points} <= {
         id(value) for value in found.values()
@@ -143,9 +145,19 @@ def drawn(frame: int, label: int = OBJECT) -> np.ndarray:
     return np.where(video()[1][frame] == label, np.float32(10), np.float32(-10))
 
 
+def file_weights(path: Path) -> Any:
+    """The weights of a file."""
+    return medsam2.SAM2_TINY.file_weights(path)
+
+
+def network_of(path: Path) -> Any:
+    """The network for small pictures with the weights of a file."""
+    return medsam2.make_network(medsam2.Sizes(SIZE), file_weights(path))
+
+
 def networks(presence: float = 0.0) -> Any:
     """The network for small pictures; `presence` is added to the logit of there being an object."""
-    whole = net.network_of(parity.system("sam2_tiny").checkpoint(), SIZE).eval()
+    whole = network_of(parity.system("sam2_tiny").checkpoint()).eval()
     whole.mask_decoder.pred_obj_score_head.proj_out.bias.data += presence
     return whole
 
@@ -372,14 +384,14 @@ def test_openvino_says_the_same(model: medsam2.Sam2, tmp_path: Path,
     file, grid = parity.system("sam2_tiny").checkpoint(), SIZE // 16
     inputs = [(1, 256, grid, grid), (None, grid**2, 64), (None,), (None, 256), (None,)]
     attention = compile_module(
-        partial(medsam2._part, file, SIZE, "attention"),
+        partial(medsam2._part, medsam2.Sizes(SIZE), "attention", file_weights(file)),
         key="medsam2-test",
         inputs=inputs,
         device="cpu",
         precision="fp32",
         examples=[tuple(n or 3 for n in shape) for shape in inputs],
     )
-    exact = net.MemoryAttention(net.network_of(file, SIZE)).eval()
+    exact = net.MemoryAttention(network_of(file)).eval()
     rng = np.random.default_rng(3)
     for frames, pointers in ((1, 1), (3, 2), (7, 16)):
         sizes = (1, 256, grid, grid), (frames, grid**2, 64), (pointers, 256)

@@ -128,11 +128,12 @@ def test_published_stages(
 ) -> None:
     import torch
 
-    from limner.models.scribbleprompt import _load_network
+    from limner.models.scribbleprompt import SCRIBBLEPROMPT, make_network
 
     planes = shown(model, case, phantom, name)
     parity.check(planes[None], case, f"{name}.network_input", TOLERANCE)
-    network = _load_network(system.checkpoint(".pt")).eval()
+    weights = SCRIBBLEPROMPT.file_weights(system.checkpoint(".pt"))
+    network = make_network(192, weights).eval()
     stages: dict[str, torch.Tensor] = {}
     for stage, part in (("down0", network.downs[0]), ("bottleneck", network.bottleneck)):
         part.register_forward_hook(lambda _m, _i, out, stage=stage: stages.update({stage: out}))
@@ -292,7 +293,7 @@ def test_what_the_network_was_not_taught_is_refused(prompt: Prompt) -> None:
 
 
 def test_without_weights_it_says_where_they_are() -> None:
-    from limner.models.scribbleprompt import _build
+    from limner.models.scribbleprompt import SCRIBBLEPROMPT
 
     with pytest.raises(CheckpointError, match="halleewong"):
-        _build()
+        SCRIBBLEPROMPT.build()

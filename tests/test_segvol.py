@@ -5,7 +5,7 @@ own, words, refusals.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -699,12 +699,11 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Run:
     system = parity.system("segvol")
     file = system.checkpoint()
     model = create_model("segvol/vit_b_published", weights=file, exact=True)
-    yield Run(file, system.case("prompts"), model)
-    file.unlink()
+    return Run(file, system.case("prompts"), model)
 
 
 @pytest.fixture(scope="module")

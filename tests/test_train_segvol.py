@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from limner.cli.__main__ import run
 from limner.datasets import volume_folders
 from limner.errors import CheckpointError, FormatError, PromptError
 from limner.models import segvol
-from limner.models.segvol import network as _segvol_network
 from limner.models.segvol.network import SegVolNetwork
 from limner.train import checkpoint
 from limner.train.data.segvol_cases import prepare_cases
@@ -182,17 +180,14 @@ def test_volumes_are_prepared_once(data: Path, tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
-def test_the_second_stage_learns_and_writes_what_the_model_loads(
-    stage2: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_stage_learns_and_writes_what_the_model_loads(stage2: Path) -> None:
     path = stage2 / "segvol.pth"
     content = torch.load(path, weights_only=True)
     assert all(name.startswith("module.") for name in content["model"])
     learnt = checkpoint.load(stage2 / "checkpoint.pt").networks[MAIN]
-    small = partial(SegVolNetwork, STAGE2.plan())
-    monkeypatch.setattr(_segvol_network, "SegVolNetwork", small)  # the model's is the published
+    weights = segvol.SEGVOL.file_weights(path)
     for part in ("image_encoder", "prompt_encoder", "mask_decoder", "text_encoder"):
-        loaded = segvol._part(path, part).state_dict()
+        loaded = segvol.make_part(STAGE2.plan(), part, weights).state_dict()
         assert loaded
         assert all(torch.equal(learnt[name], value) for name, value in loaded.items())
     lines = read_log(stage2 / "log.jsonl")

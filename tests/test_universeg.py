@@ -114,9 +114,9 @@ def test_published_stages(
 ) -> None:
     import torch
 
-    from limner.models.universeg import _load_network
+    from limner.models.universeg import UNIVERSEG, WIDTH, make_part
 
-    network = _load_network(weights, "whole").eval()
+    network = make_part(WIDTH, "whole", UNIVERSEG.file_weights(weights)).eval()
     stages: dict[str, torch.Tensor] = {}
     for number in (0, 3):
         for part in ("target", "support"):
@@ -324,12 +324,12 @@ def test_the_first_level_sees_few_pairs_at_a_time() -> None:
 
 
 def test_without_weights_it_says_how_to_get_them(tmp_path: Path) -> None:
-    from limner.models.universeg import _build
+    from limner.models.universeg import UNIVERSEG
 
     with pytest.raises(CheckpointError, match="limner models fetch universeg/v1"):
-        _build()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        _build(weights=tmp_path)
+        UNIVERSEG.build()
+    with pytest.raises(CheckpointError, match="is a folder"):
+        UNIVERSEG.build(weights=tmp_path)
 
 
 @pytest.mark.parametrize(

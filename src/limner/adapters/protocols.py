@@ -540,9 +540,32 @@ class Variant:
             there are none.
         keeps_embeddings: whether `build` takes ``keep_embeddings=bool`` as well: encoded images
             are kept on disk (`limner.runtime.compile_module`, ``remember``).
+        build_random: called as ``build_random(seed, device=name, exact=bool)``; see `random`.
     """
 
     card: ModelCard
     build: Callable[..., AnyModel]
     weights: tuple[WeightsCard, ...] = ()
     keeps_embeddings: bool = False
+    build_random: Callable[..., AnyModel] | None = None
+
+    def random(self, seed: int = 0, *, device: str = "auto", exact: bool = False) -> AnyModel:
+        """The model with random weights and at a reduced size: small, deterministic, without a
+        file. Answers mean nothing, but everything else about them holds. A model without weights is
+        itself.
+
+        Args:
+            seed: of the weights.
+            device: as for `limner.create_model`.
+            exact: likewise.
+
+        Raises:
+            NotImplementedError: the family needs a file and says of no reduced network.
+        """
+        if self.build_random is not None:
+            return self.build_random(seed, device=device, exact=exact)
+        if self.weights:
+            raise NotImplementedError(
+                f"{self.card.name} has no reduced network; give its Variant a build_random."
+            )
+        return self.build(device=device, exact=exact)

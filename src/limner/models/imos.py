@@ -14,9 +14,7 @@ read from the file (`limner.models.xmem.network.Adapter`).
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from limner.adapters.protocols import Variant
 from limner.checkpoints.cards import WeightsCard
 from limner.models import xmem
 
@@ -31,4 +29,4 @@ CARD = replace(
 )
 WEIGHTS = WeightsCard(name="imos.pth", sources=(), licence=CARD.licence, note=_NOTE)
 
-VARIANTS = {"base": Variant(CARD, partial(xmem.build, CARD, _NOTE), (WEIGHTS,))}
+VARIANTS = {"base": replace(xmem.XMEM, card=CARD, weights=(WEIGHTS,)).variant()}

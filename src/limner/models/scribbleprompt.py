@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 
 from limner.adapters.grey import mean_confidence, to_grey
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import Part, Published, Weights
 from limner.adapters.sam import log_odds, resize_bilinear, sigmoid
-from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Box, Click, Scribble
 
@@ -191,32 +190,27 @@ def _last(shape: tuple[int, ...]) -> NDArray[np.int64]:
     return np.asarray(shape, dtype=np.int64) - 1
 
 
-def _build(
-    *, weights: Path | None = None, device: str = "auto", exact: bool = False
-) -> ScribblePrompt:
-    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
-    assert weights is not None
-    from limner import runtime
-
-    network = runtime.compile_module(
-        partial(_load_network, weights),
-        key=f"{digest}-scribbleprompt",
-        inputs=[(None, 5, SIZE, SIZE)],
-        device=device,
-        exact=exact,
-        precision="fp32",  # it is shown its own logits again, so errors would add up
-    )
-    return ScribblePrompt(network, replace(CARD, weights_sha256=digest))
-
-
-def _load_network(path: Path) -> nn.Module:
-    """The network with the weights of a file; the names in it are the published ones."""
-    from limner.checkpoints.load import fill, read_checkpoint
+def make_network(width: int, weights: Weights) -> nn.Module:
+    """The network with its weights; the names in it are the published ones."""
     from limner.networks.scribbleprompt import ScribblePromptUNet
 
-    network = ScribblePromptUNet()
-    fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)
+    network = ScribblePromptUNet(width=width)
+    weights.fill(network)
     return network
 
 
-VARIANTS = {"unet": Variant(CARD, _build, (WEIGHTS,))}
+def _parts(width: int) -> Sequence[Part]:
+    # In float32: it is shown its own logits again, so errors would add up.
+    return (Part("unet", partial(make_network, width), [(None, 5, SIZE, SIZE)]),)
+
+
+SCRIBBLEPROMPT = Published(
+    CARD,
+    (WEIGHTS,),
+    network="scribbleprompt",
+    sizes=192,
+    small=8,
+    parts=_parts,
+    model=lambda c: ScribblePrompt(c["unet"], c.card),
+)
+VARIANTS = {"unet": SCRIBBLEPROMPT.variant()}

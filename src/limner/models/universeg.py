@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from limner.adapters.grey import mean_confidence, to_grey
 from limner.adapters.intensity import robust_limits
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import ModelCard, Segmentation, Variant, View
+from limner.adapters.protocols import ModelCard, Segmentation, View
+from limner.adapters.published import Compiled, Part, Published, Weights
 from limner.adapters.sam import resize_bilinear
-from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.prompts.types import Example, Prompt
@@ -178,43 +177,49 @@ def _squash(image: Floats) -> Floats:
     return np.clip(np.asarray(small, dtype=np.float32), 0.0, 1.0)
 
 
-def _build(
-    *, weights: Path | None = None, device: str = "auto", exact: bool = False
-) -> UniverSegModel:
-    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: limner models fetch {CARD.name}")
-    assert weights is not None
-    from limner import runtime
+def make_part(width: int, which: str, weights: Weights) -> nn.Module:
+    """The network, or part of it; its names are the published ones.
 
-    card = replace(CARD, weights_sha256=digest)
-
-    def compiled(what: str, *shapes: tuple[int | None, ...]) -> Network:
-        return runtime.compile_module(
-            partial(_load_network, weights, what),
-            key=f"{digest}-universeg-{what}",
-            inputs=shapes,
-            device=device,
-            exact=exact,
-            precision="fp32",
-        )
-
-    image, pairs = (1, 1, SIZE, SIZE), (None, 2, SIZE, SIZE)
-    if exact:
-        return UniverSegModel(compiled("whole", image, pairs), card)
-    maps, small = (1, WIDTH, SIZE, SIZE), (None, WIDTH, SIZE // 2, SIZE // 2)
-    first = compiled("first", image, pairs)
-    return UniverSegModel(SplitNetwork(first, compiled("further", image, maps, maps, small)), card)
-
-
-def _load_network(path: Path, what: str) -> nn.Module:
-    """The network, or part of it, with the weights of a file; its names are the published ones."""
-    from limner.checkpoints.load import fill, read_checkpoint
+    Args:
+        width: features at every level.
+        which: ``"whole"``, ``"first"`` level or ``"further"`` ones.
+        weights: of the network.
+    """
     from limner.networks.universeg import FirstLevel, Further, UniverSeg
 
-    network = UniverSeg(WIDTH)
-    fill(network, read_checkpoint(path, network.state_dict().keys()).tensors, path)
-    if what == "whole":
+    network = UniverSeg(width)
+    weights.fill(network)
+    if which == "whole":
         return network
-    return FirstLevel(network) if what == "first" else Further(network)
+    return FirstLevel(network) if which == "first" else Further(network)
 
 
-VARIANTS = {"v1": Variant(CARD, _build, (WEIGHTS,))}
+def _parts(width: int) -> Sequence[Part]:
+    image, pairs = (1, 1, SIZE, SIZE), (None, 2, SIZE, SIZE)
+    maps, small = (1, width, SIZE, SIZE), (None, width, SIZE // 2, SIZE // 2)
+    part = partial(partial, make_part, width)
+    return (
+        Part("whole", part("whole"), [image, pairs], deferred=True),
+        Part("first", part("first"), [image, pairs], deferred=True),
+        Part("further", part("further"), [image, maps, maps, small], deferred=True),
+    )
+
+
+def _model(compiled: Compiled[int]) -> UniverSegModel:
+    """Whole where the authors' arithmetic is asked for, else in parts."""
+    made = compiled.deferred
+    if compiled.exact:
+        return UniverSegModel(made["whole"](), compiled.card)
+    return UniverSegModel(SplitNetwork(made["first"](), made["further"]()), compiled.card)
+
+
+UNIVERSEG = Published(
+    CARD,
+    (WEIGHTS,),
+    network="universeg",
+    sizes=WIDTH,
+    small=8,
+    parts=_parts,
+    model=_model,
+)
+VARIANTS = {"v1": UNIVERSEG.variant()}

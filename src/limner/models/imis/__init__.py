@@ -10,18 +10,18 @@ shown again together with the last answer, where the authors' training forgot th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limner import errors
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import FileWeights, Part, Published, Weights
 from limner.adapters.sam import (
     Floats,
     ImageEncoding,
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
-SIZE, LOW_RES = 1024, 256  # sides of the network's input and answer
-DIM = 768  # channels of embedding and tokens
+SIZE = 1024  # side of the network's input
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
 MOST_AT_ONCE = 4  # questions in one pass: three times as wide as SAM
 _TEXT = ("text_model.", "text_out_dim.")
+_OTHERS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 _WANTED = ("image_encoder.sam_encoder.pos_embed", "image_encoder.neck.0.weight")
 
 CARD = ModelCard(
@@ -71,6 +71,39 @@ WEIGHTS = WeightsCard(
 )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the network; by default the published ones.
+
+    Attributes:
+        side: of the input in pixels.
+        dim: channels of the image encoder.
+        depth: its blocks.
+        heads: of its attention.
+        whole: which of its blocks attend over the whole grid.
+        channels: of embedding and tokens; SAM has 256.
+        text_dim: channels of CLIP's text tower.
+        text_depth: its blocks.
+    """
+
+    side: int = SIZE
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    whole: tuple[int, ...] = (2, 5, 8, 11)
+    channels: int = 768
+    text_dim: int = 512
+    text_depth: int = 12
+
+    @property
+    def low_res(self) -> int:
+        """Side of the network's answer."""
+        return self.side // 4
+
+
+SMALL = Sizes(64, dim=32, depth=2, heads=2, whole=(1,), channels=32, text_dim=16, text_depth=1)
+
+
 class Imis(ImageEncoding, BatchAnswers):
     """The network with everything around it.
 
@@ -80,6 +113,7 @@ class Imis(ImageEncoding, BatchAnswers):
         decoder: `limner.models.imis.network.ImisDecode`.
         make_words: makes `limner.models.imis.network.WordTable`, or what does the same; called at
             the first word.
+        sizes: of the network.
     """
 
     def __init__(
@@ -88,9 +122,11 @@ class Imis(ImageEncoding, BatchAnswers):
         encoder: Network,
         decoder: Network,
         make_words: Callable[[], Network],
+        sizes: Sizes = Sizes(),
     ) -> None:
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder, self._make_words = encoder, decoder, make_words
+        self._sizes = sizes
 
     @cached_property
     def _words(self) -> Network:
@@ -103,7 +139,8 @@ class Imis(ImageEncoding, BatchAnswers):
     def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Squashed to the network's square and normalised."""
         check_understood(self.card, (), view.shape)
-        return network_input(to_eight_bit(view)), InputFrame.squashed(view.shape, SIZE)
+        side = self._sizes.side
+        return network_input(to_eight_bit(view), side), InputFrame.squashed(view.shape, side)
 
     def segment_batch(
         self, embedding: SamEmbedding, questions: Sequence[Question]
@@ -122,7 +159,7 @@ class Imis(ImageEncoding, BatchAnswers):
         """
         frame = embedding.frame
         encoded = [
-            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES))
+            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, self._sizes.low_res))
             for q in questions
         ]
         words = [_word(q.prompts) for q in questions]
@@ -134,7 +171,7 @@ class Imis(ImageEncoding, BatchAnswers):
             chosen = [k for k, word in enumerate(words) if (word is not None) == spoken]
             for group in group_by_length([encoded[k] for k in chosen], MOST_AT_ONCE):
                 indices = [chosen[k] for k in group]
-                inputs = stack_prompts([encoded[k] for k in indices], LOW_RES)
+                inputs = stack_prompts([encoded[k] for k in indices], self._sizes.low_res)
                 text = self._text([words[k] for k in indices])
                 logits, quality = self._decoder(embedding.features, *inputs, text)
                 for index, maps, values in zip(indices, logits, quality, strict=True):
@@ -145,16 +182,16 @@ class Imis(ImageEncoding, BatchAnswers):
         """(B, T, DIM): words as the decoder takes them, all or none given; T is 0 or 1."""
         given = [labels.names().index(word) for word in words if word is not None]
         if not given:
-            return np.zeros((len(words), 0, DIM), np.float32)
+            return np.zeros((len(words), 0, self._sizes.channels), np.float32)
         (tokens,) = self._words(np.array(given, np.float32))
         return tokens[:, None]
 
 
-def network_input(pixels: NDArray[np.uint8]) -> Floats:
-    """(row, column, 3) as (1, 3, SIZE, SIZE), normalised; pixels are picked, not mixed."""
+def network_input(pixels: NDArray[np.uint8], side: int = SIZE) -> Floats:
+    """(row, column, 3) as (1, 3, side, side), normalised; pixels are picked, not mixed."""
     from PIL import Image
 
-    squashed = Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    squashed = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
     values = (np.asarray(squashed) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None], dtype=np.float32)
 
@@ -171,106 +208,88 @@ def _answer(logits: Floats, quality: NDArray[np.float32], frame: InputFrame) -> 
     return Segmentation(frame.to_view(low_res), clip_score(quality[best]), low_res)
 
 
-def _network(path: Path) -> Sam:
-    """The network but for the text tower, with the weights of a file."""
-    from limner.checkpoints.load import fill, read_checkpoint
-    from limner.models.imis.network import network, remap
+def _filled(sizes: Sizes, weights: Weights) -> Sam:
+    """The network but for the text tower."""
+    from limner.models.imis.network import make_network
 
-    whole = network()
-    tensors = remap(read_checkpoint(path, wanted=_WANTED).tensors)
-    fill(whole, {k: v for k, v in tensors.items() if not k.startswith(_TEXT)}, path)
+    whole = make_network(sizes)
+    weights.fill(whole, leave_out=_TEXT)
     return whole
 
 
-def _encoder(path: Path) -> nn.Module:
-    return _network(path).image_encoder
+def _encoder(sizes: Sizes, weights: Weights) -> nn.Module:
+    return _filled(sizes, weights).image_encoder
 
 
-def _decoder(path: Path, exact: bool) -> nn.Module:
+def _decoder(sizes: Sizes, weights: Weights, *, exact: bool) -> nn.Module:
     from limner.models.imis.network import FoldedImisDecode, ImisDecode, ImisMaskDecoder
 
-    whole = _network(path)
+    whole = _filled(sizes, weights)
     assert isinstance(whole.mask_decoder, ImisMaskDecoder)
     kind = ImisDecode if exact else FoldedImisDecode
     return kind(whole.prompt_encoder, whole.mask_decoder)
 
 
-def _word_network(path: Path, *, exact: bool) -> nn.Module:
+def _word_network(sizes: Sizes, weights: Weights, *, exact: bool) -> nn.Module:
     """Numbers of words to tokens: by the text tower of a weights file, or by a table made of it."""
-    from limner.checkpoints.load import fill, read_checkpoint
-    from limner.models.imis.network import (
-        Sentences,
-        TextTower,
-        WordTable,
-        clip_text_model,
-        remap,
-    )
+    from limner.models.imis.network import Sentences, TextTower, WordTable, clip_text_model
 
-    tensors = remap(read_checkpoint(path, wanted=_WANTED).tensors)
-    tensors = {k: v for k, v in tensors.items() if k.startswith(_TEXT)}
-    if not tensors:
+    if isinstance(weights, FileWeights) and not any(n.startswith(_TEXT) for n in weights.tensors()):
         raise CheckpointError(
-            f"{path} is without the text tower, so it understands clicks and boxes only; words "
-            f"need the authors' whole file, {WEIGHTS.name}."
+            f"{weights.path} is without the text tower, so it understands clicks and boxes only; "
+            f"words need the authors' whole file, {WEIGHTS.name}."
         )
     purpose = f"understand words with {CARD.name}"
-    tower = TextTower(
-        clip_text_model(errors.require("transformers", extra="text", purpose=purpose))
-    )
-    fill(tower, tensors, path)
+    transformers = errors.require("transformers", extra="text", purpose=purpose)
+    text_model = clip_text_model(transformers, sizes.text_dim, sizes.text_depth)
+    tower = TextTower(text_model, sizes.text_dim, sizes.channels)
+    weights.fill(tower, leave_out=_OTHERS)
     sentences = [labels.token_ids(name) for name in labels.names()]
     return Sentences(tower, sentences) if exact else WordTable(tower, sentences)
 
 
-def _build(
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> Imis:
-    if weights is None:
-        raise CheckpointError(
-            f"{CARD.name} needs its weights, {WEIGHTS.name}: {WEIGHTS.note}. Or give the file with "
-            "--weights."
-        )
-    if weights.is_dir():
-        raise CheckpointError(f"{weights} is a folder; name the weights file, {WEIGHTS.name}.")
-    from limner.checkpoints.digest import sha256_of
-    from limner.runtime import compile_module
-
-    sha256 = sha256_of(weights)  # the file is read, with PyTorch, the first time only
-    key = f"imis-{sha256}"
-    compiled = partial(compile_module, device=device, exact=exact)
-    encoder = compiled(
-        partial(_encoder, weights),
-        key=f"{key}-encoder",
-        inputs=[(1, 3, SIZE, SIZE)],
-        precision="auto",
-        remember=keep_embeddings,
+def _parts(sizes: Sizes) -> Sequence[Part]:
+    grid, low_res, channels = sizes.side // 16, sizes.low_res, sizes.channels
+    prompts = [(None, None, 2), (None, None), (None, 1, low_res, low_res), (None,)]
+    return (
+        Part(
+            "encoder",
+            partial(_encoder, sizes),
+            [(1, 3, sizes.side, sizes.side)],
+            precision="auto",
+            encodes=True,
+        ),
+        Part(
+            "decoder",
+            partial(_decoder, sizes, exact=False),
+            [(1, channels, grid, grid), *prompts, (None, None, channels)],
+            published=partial(_decoder, sizes, exact=True),
+        ),
+        Part(  # needed at the first word only
+            "words",
+            partial(_word_network, sizes, exact=False),
+            [(None,)],
+            published=partial(_word_network, sizes, exact=True),
+            deferred=True,
+        ),
     )
-    side = SIZE // 16
-    encoded = [
-        (None, None, 2),
-        (None, None),
-        (None, 1, LOW_RES, LOW_RES),
-        (None,),
-        (None, None, DIM),
-    ]
-    decoder = compiled(
-        partial(_decoder, weights, exact),
-        key=f"{key}-decoder",
-        inputs=[(1, DIM, side, side), *encoded],
-        precision="fp32",
-    )
-    words = partial(  # needed at the first word only
-        compiled,
-        partial(_word_network, weights, exact=exact),
-        key=f"{key}-words",
-        inputs=[(None,)],
-        precision="fp32",
-    )
-    return Imis(replace(CARD, weights_sha256=sha256), encoder, decoder, words)
 
 
-VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)}
+def _remap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    from limner.models.imis.network import remap
+
+    return remap(state)
+
+
+IMIS = Published(
+    CARD,
+    (WEIGHTS,),
+    network="imis",
+    sizes=Sizes(),
+    small=SMALL,
+    parts=_parts,
+    model=lambda c: Imis(c.card, c["encoder"], c["decoder"], c.deferred["words"], c.sizes),
+    wanted=_WANTED,
+    remap=_remap,
+)
+VARIANTS = {"vit_b": IMIS.variant()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from limner.networks.blocks.mask_decoder import MaskDecoder, Perceptron, Sam
 from limner.networks.blocks.prompt_encoder import PromptEncoder
 from limner.networks.blocks.vit import ImageEncoder
 
-SIZE = 1024  # side of the input
-GRID = SIZE // 16  # side of the embedding
+if TYPE_CHECKING:
+    from limner.models.imis import Sizes
+
 DIM = 768  # channels of embedding and tokens; SAM has 256
 TEXT_DIM = 512  # of CLIP's text tower
 SEMANTIC_DIM = 512  # of what the network says about the kind of object
@@ -34,11 +35,11 @@ Value = TypeVar("Value")
 class ImisMaskDecoder(MaskDecoder):
     """SAM's decoder with words added to the masks, and a vector per mask for the kind of object."""
 
-    def __init__(self) -> None:
-        super().__init__(DIM)
-        self.semantic_tokens = nn.Embedding(self.num_masks, DIM)
-        self.text_output = nn.Linear(DIM, DIM // 8)
-        self.semantic_prediction_head = Perceptron(DIM, 256, SEMANTIC_DIM)
+    def __init__(self, dim: int = DIM) -> None:
+        super().__init__(dim)
+        self.semantic_tokens = nn.Embedding(self.num_masks, dim)
+        self.text_output = nn.Linear(dim, dim // 8)
+        self.semantic_prediction_head = Perceptron(dim, 256, SEMANTIC_DIM)
 
     def own_tokens(self) -> Tensor:
         """(9, DIM): quality, masks, kinds of object."""
@@ -149,13 +150,15 @@ class TextTower(nn.Module):
 
     Args:
         text_model: CLIP's text transformer: ``text_model(input_ids=(B, N))`` has a
-            ``pooler_output`` of (B, TEXT_DIM).
+            ``pooler_output`` of (B, text_dim).
+        text_dim: its channels.
+        dim: of the decoder's tokens.
     """
 
-    def __init__(self, text_model: nn.Module) -> None:
+    def __init__(self, text_model: nn.Module, text_dim: int = TEXT_DIM, dim: int = DIM) -> None:
         super().__init__()
         self.text_model = text_model
-        self.text_out_dim = nn.Linear(TEXT_DIM, DIM)
+        self.text_out_dim = nn.Linear(text_dim, dim)
 
     def forward(self, sentence: Tensor) -> Tensor:
         """Token numbers (B, N), marks included, none padded, to (B, DIM)."""
@@ -196,7 +199,7 @@ class WordTable(nn.Module):
 
     def __init__(self, tower: TextTower, sentences: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        table = torch.empty(len(sentences), DIM)
+        table = torch.empty(len(sentences), tower.text_out_dim.out_features)
         for length in {len(sentence) for sentence in sentences}:  # together, but never padded
             rows = [k for k, sentence in enumerate(sentences) if len(sentence) == length]
             with torch.no_grad():
@@ -208,25 +211,36 @@ class WordTable(nn.Module):
         return self.table[number.long()]
 
 
-def network() -> Sam:
-    """All but the text tower: its encoder takes (B, 3, SIZE, SIZE), normalised; `ImisDecode` is to
-    be made of the rest.
+def make_network(sizes: Sizes) -> Sam:
+    """All but the text tower, without weights: its encoder takes (B, 3, side, side), normalised;
+    `ImisDecode` is to be made of the rest.
     """
-    encoder = ImageEncoder(SIZE, out_channels=DIM, eps=_EPS)
-    return Sam(encoder, PromptEncoder(DIM, GRID, SIZE), ImisMaskDecoder())
+    encoder = ImageEncoder(
+        sizes.side,
+        dim=sizes.dim,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        whole=sizes.whole,
+        out_channels=sizes.channels,
+        eps=_EPS,
+    )
+    prompts = PromptEncoder(sizes.channels, sizes.side // 16, sizes.side)
+    return Sam(encoder, prompts, ImisMaskDecoder(sizes.channels))
 
 
-def clip_text_model(transformers: ModuleType) -> nn.Module:
+def clip_text_model(transformers: ModuleType, dim: int = TEXT_DIM, depth: int = 12) -> nn.Module:
     """CLIP's text transformer as the authors built it, untrained; nothing is fetched.
 
     Args:
         transformers: the package, 5 or newer.
+        dim: its channels.
+        depth: its blocks.
     """
     config = transformers.CLIPTextConfig(
         vocab_size=49408,
-        hidden_size=TEXT_DIM,
-        intermediate_size=2048,
-        num_hidden_layers=12,
+        hidden_size=dim,
+        intermediate_size=4 * dim,
+        num_hidden_layers=depth,
         num_attention_heads=8,
         max_position_embeddings=77,
         hidden_act="quick_gelu",

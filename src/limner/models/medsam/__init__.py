@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -26,7 +25,8 @@ from PIL import Image
 from scipy import ndimage, sparse
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import Part, Published
 from limner.adapters.sam import (
     EncodedPrompts,
     Floats,
@@ -43,20 +43,18 @@ from limner.adapters.sam import (
     sigmoid,
     to_eight_bit,
 )
+from limner.adapters.sam_network import sam_parts
 from limner.checkpoints.cards import WeightsCard
-from limner.errors import CheckpointError
 from limner.models.medsam import lite
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
 Bytes = NDArray[np.uint8]
 Entry = TypeVar("Entry")
 
-SIZE, LOW_RES = 1024, 256  # sides of the network's input and answer
+SIZE, STEP = 1024, 4  # side of the network's input; pixels of it per pixel of its answer
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
 CLEAR = 0  # the mask for prompts that leave no doubt
 _AMBIGUOUS = (1, 2, 3)  # those for prompts that do
@@ -123,21 +121,29 @@ class MedSam(ImageEncoding, BatchAnswers):
         encoder: (1, 3, 1024, 1024) to features.
         decoder: `limner.networks.blocks.mask_decoder.SamDecode`.
         exact: squash images as the authors do, by scikit-image, instead of tens of times faster.
+        size: side of the network's input.
     """
 
     def __init__(
-        self, card: ModelCard, encoder: Network, decoder: Network, *, exact: bool = False
+        self,
+        card: ModelCard,
+        encoder: Network,
+        decoder: Network,
+        *,
+        exact: bool = False,
+        size: int = SIZE,
     ) -> None:
         self.card = replace(card, runtime=encoder.description)
-        self._encoder, self._decoder, self._exact = encoder, decoder, exact
+        self._encoder, self._decoder = encoder, decoder
+        self._exact, self._size = exact, size
 
     def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Squashed and spread to 0…1."""
         check_understood(self.card, (), view.shape)
-        image = squash(to_eight_bit(view), SIZE, exact=self._exact)
+        image = squash(to_eight_bit(view), self._size, exact=self._exact)
         low = image.min()
         spread = (image - low) / max(float(image.max() - low), 1e-8)
-        return _channels_first(spread), InputFrame.squashed(view.shape, SIZE)
+        return _channels_first(spread), InputFrame.squashed(view.shape, self._size)
 
     def segment_batch(
         self, embedding: SamEmbedding, questions: Sequence[Question]
@@ -170,22 +176,25 @@ class SamPredictor(ImageEncoding, BatchAnswers):
         card: its facts.
         encoder: (1, 3, 1024, 1024) to features.
         decoder: `limner.networks.blocks.mask_decoder.SamDecode`.
+        size: side of the network's input.
     """
 
-    def __init__(self, card: ModelCard, encoder: Network, decoder: Network) -> None:
+    def __init__(
+        self, card: ModelCard, encoder: Network, decoder: Network, *, size: int = SIZE
+    ) -> None:
         self.card = replace(card, runtime=encoder.description)
-        self._encoder, self._decoder = encoder, decoder
+        self._encoder, self._decoder, self._size = encoder, decoder, size
 
     def prepared(self, view: View) -> tuple[Floats, InputFrame]:
         """Shrunk or enlarged to 1024 pixels on the longer side, normalised, padded with 0."""
         check_understood(self.card, (), view.shape)
-        frame = InputFrame.longest(view.shape, SIZE)
+        frame = InputFrame.longest(view.shape, self._size)
         rows, columns = frame.inside
         resized = Image.fromarray(to_eight_bit(view)).resize(
             (columns, rows), Image.Resampling.BILINEAR
         )
         colours = np.asarray(resized, dtype=np.float32) - np.array(MEAN, np.float32)
-        padded = np.zeros((SIZE, SIZE, 3), np.float32)
+        padded = np.zeros((self._size, self._size, 3), np.float32)
         padded[:rows, :columns] = colours / np.array(STD, np.float32)
         return _channels_first(padded), frame
 
@@ -235,7 +244,7 @@ class SamPredictor(ImageEncoding, BatchAnswers):
         """The masks that `chosen` picks by question and predicted quality."""
         frame = embedding.frame
         encoded = [
-            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, LOW_RES))
+            encode_prompts(self.card, q.prompts, frame, mask_input(q, frame, self._size // STEP))
             for q in questions
         ]
         answers = [[empty_answer(frame.shape)] for _ in encoded]
@@ -378,90 +387,78 @@ def _published(name: str) -> str:
     return name
 
 
-def _network(path: Path) -> Sam:
-    """The network with the weights of a file."""
-    from limner.checkpoints.load import fill, read_checkpoint
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of Segment Anything's network; by default ViT-B's.
+
+    Attributes:
+        side: of the input in pixels.
+        dim: channels of the image encoder.
+        depth: its blocks.
+        heads: of its attention.
+        whole: which of its blocks attend over the whole grid.
+        channels: of the embedding.
+    """
+
+    side: int = SIZE
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    whole: tuple[int, ...] = (2, 5, 8, 11)
+    channels: int = 256
+
+
+SMALL = Sizes(side=64, dim=32, depth=2, heads=2, whole=(1,), channels=32)
+
+
+def make_network(sizes: Sizes) -> Sam:
+    """Segment Anything's network, without weights."""
     from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
     from limner.networks.blocks.prompt_encoder import PromptEncoder
     from limner.networks.blocks.vit import ImageEncoder
 
-    network = Sam(ImageEncoder(SIZE), PromptEncoder(), MaskDecoder())
-    fill(network, remap(read_checkpoint(path, wanted=WANTED).tensors), path)
-    return network
-
-
-def _encoder(path: Path) -> nn.Module:
-    return _network(path).image_encoder
-
-
-def _decoder(path: Path, exact: bool) -> nn.Module:
-    from limner.networks.blocks.folded import FoldedDecode
-
-    whole = _network(path)
-    return whole.decode() if exact else FoldedDecode(whole.prompt_encoder, whole.mask_decoder)
-
-
-def _networks(
-    card: ModelCard, weights: Path | None, device: str, exact: bool, keep: bool
-) -> tuple[ModelCard, Network, Network]:
-    """The card with the weights' hash, the encoder and the decoder."""
-    if weights is None:
-        raise CheckpointError(
-            f"{card.name} needs its weights. Get them with: limner models fetch {card.name}, or "
-            "give a file with --weights."
-        )
-    from limner.checkpoints.archive import weights_file
-    from limner.checkpoints.digest import sha256_of
-    from limner.runtime import compile_module
-
-    sha256 = sha256_of(weights_file(weights))
-    compiled = partial(compile_module, device=device, exact=exact)
-    encoder = compiled(
-        partial(_encoder, weights),
-        key=f"sam-vit_b-{sha256}-encoder",
-        inputs=[(1, 3, SIZE, SIZE)],
-        precision="auto",
-        remember=keep,
+    encoder = ImageEncoder(
+        sizes.side,
+        dim=sizes.dim,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        whole=sizes.whole,
+        out_channels=sizes.channels,
     )
-    decoder = compiled(
-        partial(_decoder, weights, exact),
-        key=f"sam-vit_b-{sha256}-decoder",
-        inputs=[
-            (1, 256, SIZE // 16, SIZE // 16),
-            (None, None, 2),
-            (None, None),
-            (None, 1, LOW_RES, LOW_RES),
-            (None,),
-        ],
-        precision="fp32",  # bf16 would add 2 % of error to the encoder's 1 %
+    prompts = PromptEncoder(sizes.channels, grid=sizes.side // 16, input_size=sizes.side)
+    return Sam(encoder, prompts, MaskDecoder(sizes.channels))
+
+
+def _parts(sizes: Sizes) -> Sequence[Part]:
+    return sam_parts(
+        partial(make_network, sizes),
+        sizes.side,
+        sizes.side // 16,
+        low_res=sizes.side // STEP,
+        channels=sizes.channels,
     )
-    return replace(card, weights_sha256=sha256), encoder, decoder
 
 
-def _build(
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> MedSam:
-    return MedSam(*_networks(CARD, weights, device, exact, keep_embeddings), exact=exact)
-
-
-def _build_points(
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> SamPredictor:
-    return SamPredictor(*_networks(POINTS_CARD, weights, device, exact, keep_embeddings))
-
+MEDSAM = Published(
+    CARD,
+    WEIGHTS,
+    network="sam-vit_b",
+    sizes=Sizes(),
+    small=SMALL,
+    parts=_parts,
+    model=lambda c: MedSam(c.card, c["encoder"], c["decoder"], exact=c.exact, size=c.sizes.side),
+    wanted=WANTED,
+    remap=remap,
+)
+POINTS = replace(
+    MEDSAM,
+    card=POINTS_CARD,
+    weights=(*POINTS_WEIGHTS, *WEIGHTS),
+    model=lambda c: SamPredictor(c.card, c["encoder"], c["decoder"], size=c.sizes.side),
+)
 
 VARIANTS = {
-    "vit_b": Variant(CARD, _build, WEIGHTS, keeps_embeddings=True),
-    "vit_b_points": Variant(
-        POINTS_CARD, _build_points, (*POINTS_WEIGHTS, *WEIGHTS), keeps_embeddings=True
-    ),
+    "vit_b": MEDSAM.variant(),
+    "vit_b_points": POINTS.variant(),
     **lite.VARIANTS,
 }

@@ -8,17 +8,17 @@ done slice by slice: the box of a slice follows from the mask on the one before,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import Part, Published
 from limner.adapters.resize_area import resize_area
 from limner.adapters.sam import (
     HIGH_CORNER,
@@ -34,14 +34,12 @@ from limner.adapters.sam import (
     resize_bilinear,
     to_eight_bit,
 )
-from limner.adapters.weights import hash_weights
+from limner.adapters.sam_network import sam_parts
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.prompts.types import Box, Prompt
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
@@ -182,77 +180,47 @@ def next_box(
     return low, high
 
 
-class _Weights:
-    """The network with the weights of a file, read when somebody needs it."""
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the network: channels, blocks, heads and windows of the encoder's stages, channels
+    of the embedding.
+    """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @cached_property
-    def _network(self) -> Sam:
-        from limner.checkpoints.load import fill, read_checkpoint
-        from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
-        from limner.networks.blocks.prompt_encoder import PromptEncoder
-        from limner.networks.blocks.tiny_vit import TinyViT
-
-        network = Sam(TinyViT(SIZE), PromptEncoder(grid=GRID, input_size=SIZE), MaskDecoder())
-        fill(network, read_checkpoint(self._path, network.state_dict().keys()).tensors, self._path)
-        return network
-
-    def encoder(self) -> nn.Module:
-        """The expensive half."""
-        return self._network.image_encoder
-
-    def decoder(self) -> nn.Module:
-        """The cheap half as published."""
-        return self._network.decode()
-
-    def folded(self) -> nn.Module:
-        """The cheap half, arranged for speed."""
-        from limner.networks.blocks.folded import FoldedDecode
-
-        return FoldedDecode(self._network.prompt_encoder, self._network.mask_decoder)
+    dims: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (2, 4, 5, 10)
+    windows: tuple[int, ...] = (7, 7, 14, 7)
+    channels: int = 256
 
 
-def _build(
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> LiteMedSam:
-    digest = hash_weights(weights, CARD.name, f"{WEIGHTS.name}: {WEIGHTS.note}")
-    assert weights is not None
-    from limner import runtime
+SMALL = Sizes((8, 8, 16, 16), (1, 1, 1, 1), (1, 1, 2, 2), channels=32)
 
-    file = _Weights(weights)
 
-    def compiled(
-        build: Callable[[], nn.Module], what: str, shapes: Any, precision: str, remember: bool
-    ) -> Network:
-        return runtime.compile_module(
-            build,
-            key=f"{digest}-litemedsam-{what}",
-            inputs=shapes,
-            device=device,
-            exact=exact,
-            precision=precision,
-            remember=remember,
-        )
+def make_network(sizes: Sizes = Sizes()) -> Sam:
+    """The network, without weights; its names are the published ones."""
+    from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
+    from limner.networks.blocks.prompt_encoder import PromptEncoder
+    from limner.networks.blocks.tiny_vit import TinyViT
 
-    encoded = [(None, None, 2), (None, None), (None, 1, SIZE, SIZE), (None,)]
-    return LiteMedSam(
-        replace(CARD, weights_sha256=digest),
-        compiled(file.encoder, "encoder", [(1, 3, SIZE, SIZE)], "auto", keep_embeddings),
-        compiled(
-            file.decoder if exact else file.folded,
-            "decoder",
-            [(1, 256, GRID, GRID), *encoded],
-            "fp32",
-            False,
-        ),
+    encoder = TinyViT(
+        SIZE, sizes.dims, sizes.depths, sizes.heads, sizes.windows, out_channels=sizes.channels
     )
+    prompts = PromptEncoder(sizes.channels, grid=GRID, input_size=SIZE)
+    return Sam(encoder, prompts, MaskDecoder(sizes.channels))
 
 
-LITE = Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)
-VARIANTS = {"lite": LITE}
+def _parts(sizes: Sizes) -> Sequence[Part]:
+    network = partial(make_network, sizes)
+    return sam_parts(network, SIZE, GRID, low_res=SIZE, channels=sizes.channels)
+
+
+LITE = Published(
+    CARD,
+    (WEIGHTS,),
+    network="litemedsam",
+    sizes=Sizes(),
+    small=SMALL,
+    parts=_parts,
+    model=lambda c: LiteMedSam(c.card, c["encoder"], c["decoder"]),
+)
+VARIANTS = {"lite": LITE.variant()}

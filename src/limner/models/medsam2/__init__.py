@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +30,9 @@ from limner.adapters.protocols import (
     PreviousFrame,
     Question,
     Segmentation,
-    Variant,
     View,
 )
+from limner.adapters.published import Compiled, Part, Published, Weights
 from limner.adapters.sam import (
     HIGH_CORNER,
     LOW_CORNER,
@@ -50,7 +49,6 @@ from limner.adapters.sam import (
     sigmoid,
     to_eight_bit,
 )
-from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import PromptError
 from limner.models.medsam2.memory import add_frame, read_memory
@@ -422,7 +420,29 @@ def most_stable(logits: Floats, quality: Floats) -> int:
     return CLEAR if least >= STABLE_FROM * most else most_trusted(quality)
 
 
-def _part(path: Path, size: int, which: str) -> nn.Module:
+@dataclass(frozen=True)
+class Sizes:
+    """Side of the input in pixels; whether the encoder is a reduced one."""
+
+    side: int
+    small: bool = False
+
+
+def make_network(sizes: Sizes, weights: Weights) -> Any:
+    """The network with its weights, a `transformers.Sam2VideoModel`.
+
+    Raises:
+        CheckpointError: weights of another network.
+        MissingDependency: transformers is not installed.
+    """
+    from limner.models.medsam2 import network
+
+    made = network.make_network(sizes.side, small=sizes.small)
+    weights.fill(made)
+    return made
+
+
+def _part(sizes: Sizes, which: str, weights: Weights) -> nn.Module:
     from limner.models.medsam2 import network
 
     made = {
@@ -431,57 +451,63 @@ def _part(path: Path, size: int, which: str) -> nn.Module:
         "memory": network.MemoryEncoder,
         "attention": network.MemoryAttention,
     }
-    return made[which](network.network_of(path, size))
+    return made[which](make_network(sizes, weights))
 
 
-def _build(
-    card: ModelCard,
-    advice: str,
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> Sam2:
-    digest = hash_weights(weights, card.name, advice)
-    assert weights is not None
-    from limner.runtime import compile_module
-
-    size = card.limits(2)[0]  # type: ignore[index]
+def _parts(sizes: Sizes) -> Sequence[Part]:
+    size = sizes.side
     grid = size // 16
-
-    def compiled(
-        which: str, inputs: Sequence[tuple[int | None, ...]], *, low: bool, remember: bool = False
-    ) -> Network:
-        return compile_module(
-            partial(_part, weights, size, which),
-            key=f"sam2-{size}-{digest}-{which}",
-            inputs=inputs,
-            device=device,
-            exact=exact,
-            precision="auto" if low else "fp32",
-            remember=remember,
-            examples=[tuple(3 if n is None else n for n in shape) for shape in inputs],
-        )
-
     coarse, low_res = (1, 256, grid, grid), (1, 1, 4 * grid, 4 * grid)
     features = (1, 32, 4 * grid, 4 * grid), (1, 64, 2 * grid, 2 * grid)
     known = [(None, grid**2, 64), (None,), (None, 256), (None,)]
+    inputs: dict[str, list[tuple[int | None, ...]]] = {
+        "encoder": [(1, 3, size, size)],
+        "decoder": [coarse, *features, (1, None, 2), (1, None), low_res, (1,)],
+        "memory": [coarse, (1, 1, size, size), (1,)],
+        "attention": [coarse, *known],
+    }
     # The authors compute all in bf16. Here those parts are that take the time and were measured to
     # leave masks as they are (`docs/notes/medsam2.md`).
-    parts = Sam2Parts(
-        compiled("encoder", [(1, 3, size, size)], low=True, remember=keep_embeddings),
-        compiled("decoder", [coarse, *features, (1, None, 2), (1, None), low_res, (1,)], low=False),
-        compiled("memory", [coarse, (1, 1, size, size), (1,)], low=False),
-        compiled("attention", [coarse, *known], low=True),
+    return [
+        Part(
+            which,
+            partial(_part, sizes, which),
+            shapes,
+            precision="auto" if which in ("encoder", "attention") else "fp32",
+            examples=[tuple(3 if n is None else n for n in shape) for shape in shapes],
+            encodes=which == "encoder",
+        )
+        for which, shapes in inputs.items()
+    ]
+
+
+def _remap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    from limner.models.medsam2.network import remap
+
+    return remap(state)
+
+
+def _model(compiled: Compiled[Sizes]) -> Sam2:
+    parts = Sam2Parts(*(compiled[which] for which in ("encoder", "decoder", "memory", "attention")))
+    smooth = compiled.card.name == SAM2_CARD.name
+    return Sam2(compiled.card, parts, compiled.sizes.side, smooth=smooth)
+
+
+def _published(card: ModelCard, weights: tuple[WeightsCard, ...], side: int) -> Published[Sizes]:
+    return Published(
+        card,
+        weights,
+        network=f"sam2-{side}",
+        sizes=Sizes(side),
+        small=Sizes(128, small=True),
+        parts=_parts,
+        model=_model,
+        wanted=_WANTED,
+        remap=_remap,
     )
-    smooth = card.name == SAM2_CARD.name
-    return Sam2(replace(card, weights_sha256=digest), parts, size, smooth=smooth)
 
 
-def _variant(card: ModelCard, weights: tuple[WeightsCard, ...]) -> Variant:
-    advice = f"{weights[0].name}: limner models fetch {card.name}"
-    return Variant(card, partial(_build, card, advice), weights, keeps_embeddings=True)
-
-
-VARIANTS = {"tiny": _variant(CARD, WEIGHTS), "sam2_tiny": _variant(SAM2_CARD, SAM2_WEIGHTS)}
+_WANTED = ("image_encoder.trunk.pos_embed", "maskmem_tpos_enc", "sam_mask_decoder.iou_token.weight")
+MEDSAM2 = _published(CARD, WEIGHTS, 512)
+SAM2_TINY = _published(SAM2_CARD, SAM2_WEIGHTS, 1024)
+VARIANTS = {"tiny": MEDSAM2.variant(), "sam2_tiny": SAM2_TINY.variant()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,9 +105,12 @@ def _renamed(name: str, last: Mapping[str, int]) -> str:
     return name
 
 
-def network(size: int) -> Any:
-    """SAM 2.1 with Hiera-tiny for images of `size` pixels a side, weights by chance; a
-    `transformers.Sam2VideoModel`.
+def make_network(size: int, *, small: bool = False) -> Any:
+    """SAM 2.1 with Hiera-tiny, untrained; a `transformers.Sam2VideoModel`.
+
+    Args:
+        size: side of the input in pixels.
+        small: with an encoder of fewer channels and blocks, for tests.
 
     Raises:
         MissingDependency: transformers is not installed.
@@ -119,32 +121,34 @@ def network(size: int) -> Any:
 
     sides = [[size // step, size // step] for step in (4, 8, 16)]
     vision = Sam2VisionConfig(
-        backbone_config=Sam2HieraDetConfig(image_size=[size, size]), backbone_feature_sizes=sides
+        backbone_config=Sam2HieraDetConfig(image_size=[size, size], **(_SMALL if small else {})),
+        backbone_feature_sizes=sides,
+        **({"backbone_channel_list": _SMALL["embed_dim_per_stage"][::-1]} if small else {}),
     )
     config = Sam2VideoConfig(
         vision_config=vision,
         prompt_encoder_config=Sam2VideoPromptEncoderConfig(image_size=size),
         image_size=size,
         memory_attention_rope_feat_sizes=sides[-1],
+        **(_SMALL_REST if small else {}),
     )
     return Sam2VideoModel(config)
 
 
-def network_of(path: Path, size: int) -> Any:
-    """The network with the weights of a file as the authors write it.
-
-    Raises:
-        CheckpointError: of another network.
-        MissingDependency: transformers is not installed.
-    """
-    from limner.checkpoints.load import fill, read_checkpoint
-
-    made = network(size)
-    fill(made, remap(read_checkpoint(path, WANTED).tensors), path)
-    return made
-
-
-WANTED = ("image_encoder.trunk.pos_embed", "maskmem_tpos_enc", "sam_mask_decoder.iou_token.weight")
+_SMALL: dict[str, Any] = {  # of `transformers.Sam2HieraDetConfig`
+    "hidden_size": 16,
+    "blocks_per_stage": [1, 2, 1, 1],
+    "embed_dim_per_stage": [16, 32, 64, 128],
+    "num_attention_heads_per_stage": [1, 2, 4, 8],
+    "global_attention_blocks": [2],
+}
+_SMALL_REST: dict[str, Any] = {  # of `transformers.Sam2VideoConfig`
+    "mask_decoder_config": {"mlp_dim": 64, "num_hidden_layers": 1},
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 64,
+    "memory_fuser_num_layers": 1,
+    "memory_fuser_intermediate_dim": 64,
+}
 
 
 class ImageEncoder(nn.Module):

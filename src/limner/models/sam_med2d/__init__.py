@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import Part, Published
 from limner.adapters.sam import (
     Floats,
     ImageEncoding,
@@ -33,12 +33,11 @@ from limner.adapters.sam import (
     sigmoid,
     to_eight_bit,
 )
+from limner.adapters.sam_network import sam_parts
 from limner.checkpoints.cards import WeightsCard
-from limner.errors import CheckpointError, PromptError
+from limner.errors import PromptError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
@@ -133,62 +132,56 @@ def mask_probabilities(question: Question, frame: InputFrame) -> Floats | None:
     return None if logits is None else sigmoid(logits)
 
 
-def _network(path: Path) -> Sam:
-    """The network with the weights of a file."""
-    from limner.checkpoints.load import fill, read_checkpoint
-    from limner.models.sam_med2d.network import network
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the network: channels, blocks, heads and whole-grid blocks of the image encoder,
+    channels inside the gate of its adapters, channels of the embedding.
+    """
 
-    whole = network()
-    fill(whole, read_checkpoint(path, wanted=_WANTED).tensors, path)
-    return whole
-
-
-def _encoder(path: Path) -> nn.Module:
-    return _network(path).image_encoder
-
-
-def _decoder(path: Path, exact: bool) -> nn.Module:
-    from limner.networks.blocks.folded import FoldedDecode
-
-    whole = _network(path)
-    return whole.decode() if exact else FoldedDecode(whole.prompt_encoder, whole.mask_decoder)
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    whole: tuple[int, ...] = (2, 5, 8, 11)
+    gate: int = 192
+    channels: int = 256
 
 
-def _build(
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> SamMed2d:
-    if weights is None:
-        raise CheckpointError(
-            f"{CARD.name} needs its weights, {WEIGHTS.name}: {WEIGHTS.note}. Or give the file with "
-            "--weights."
-        )
-    if weights.is_dir():
-        raise CheckpointError(f"{weights} is a folder; name the weights file, {WEIGHTS.name}.")
-    from limner.checkpoints.digest import sha256_of
-    from limner.runtime import compile_module
+SMALL = Sizes(dim=32, depth=2, heads=2, whole=(1,), gate=8, channels=32)
 
-    sha256 = sha256_of(weights)  # the file is read, with PyTorch, the first time only
-    compiled = partial(compile_module, device=device, exact=exact)
-    encoder = compiled(
-        partial(_encoder, weights),
-        key=f"sam_med2d-{sha256}-encoder",
-        inputs=[(1, 3, SIZE, SIZE)],
-        precision="auto",
-        remember=keep_embeddings,
+
+def make_network(sizes: Sizes = Sizes()) -> Sam:
+    """The network, without weights."""
+    from limner.models.sam_med2d.network import Adapter
+    from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
+    from limner.networks.blocks.prompt_encoder import PromptEncoder
+    from limner.networks.blocks.vit import ImageEncoder
+
+    encoder = ImageEncoder(
+        SIZE,
+        dim=sizes.dim,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        whole=sizes.whole,
+        out_channels=sizes.channels,
+        adapter=partial(Adapter, sizes.dim, sizes.gate),
     )
-    side = SIZE // 16
-    encoded = [(None, None, 2), (None, None), (None, 1, LOW_RES, LOW_RES), (None,)]
-    decoder = compiled(
-        partial(_decoder, weights, exact),
-        key=f"sam_med2d-{sha256}-decoder",
-        inputs=[(1, 256, side, side), *encoded],
-        precision="fp32",
-    )
-    return SamMed2d(replace(CARD, weights_sha256=sha256), encoder, decoder)
+    prompts = PromptEncoder(sizes.channels, grid=SIZE // 16, input_size=SIZE)
+    return Sam(encoder, prompts, MaskDecoder(sizes.channels))
 
 
-VARIANTS = {"vit_b": Variant(CARD, _build, (WEIGHTS,), keeps_embeddings=True)}
+def _parts(sizes: Sizes) -> Sequence[Part]:
+    network = partial(make_network, sizes)
+    return sam_parts(network, SIZE, SIZE // 16, low_res=LOW_RES, channels=sizes.channels)
+
+
+SAM_MED2D = Published(
+    CARD,
+    (WEIGHTS,),
+    network="sam_med2d",
+    sizes=Sizes(),
+    small=SMALL,
+    parts=_parts,
+    model=lambda c: SamMed2d(c.card, c["encoder"], c["decoder"]),
+    wanted=_WANTED,
+)
+VARIANTS = {"vit_b": SAM_MED2D.variant()}

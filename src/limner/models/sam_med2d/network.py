@@ -1,17 +1,11 @@
-"""SAM-Med2D as PyTorch modules (https://arxiv.org/abs/2308.16184): SAM at 256 with an adapter in
-every block of the image encoder. Named as in the published file.
+"""SAM-Med2D's adapter in every block of SAM's image encoder (https://arxiv.org/abs/2308.16184).
+Named as in the published file.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from limner.networks.blocks.mask_decoder import MaskDecoder, Sam
-from limner.networks.blocks.prompt_encoder import PromptEncoder
-from limner.networks.blocks.vit import ImageEncoder
-
-SIZE = 256  # side of the input
-GRID = SIZE // 16  # side of the embedding
 _DIM = 768  # channels in the image encoder
 _GATE = 192  # channels inside the gate
 
@@ -47,9 +41,3 @@ class Adapter(nn.Module):
         seen: Tensor = x + self.spatial(gated).permute(0, 2, 3, 1)
         out: Tensor = self.norm(seen)
         return out
-
-
-def network() -> Sam:
-    """The whole network: (B, 3, SIZE, SIZE), normalised, to (B, 256, g, g), and SAM's prompts."""
-    encoder = ImageEncoder(SIZE, adapter=Adapter)
-    return Sam(encoder, PromptEncoder(grid=GRID, input_size=SIZE), MaskDecoder())

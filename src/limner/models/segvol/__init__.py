@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 
 from limner.adapters.axes import Axes, facing
 from limner.adapters.prompt_checks import check_understood
-from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, Variant, View
+from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
+from limner.adapters.published import Compiled, FileWeights, Part, Published, Weights
 from limner.adapters.sam import NEGATIVE, POSITIVE, one_box, resize_bilinear, sigmoid
-from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
 from limner.models.segvol import vocabulary as words
 from limner.models.segvol.prompts import VolumePrompts, WindowPrompts
+from limner.models.segvol.sizes import PUBLISHED, SMALL, Plan
 from limner.models.segvol.tokens import sentence
 from limner.models.segvol.volume import (
     SIZE,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CELLS, DIM = (8, 16, 16), 768  # of the embedding: places, channels
 ORIENTATION = "SAR"  # where the axes run to: head, front, right
 BACKGROUND = -10.0  # logits where the volume is not looked at: the order of what it says outside
 MOST_AT_ONCE = 2  # questions in one pass of the decoder, 100 MB each; more are no faster
@@ -130,7 +130,7 @@ class VolumeEmbedding:
         shape: of the view.
         axes: how the view is turned for the network.
         volume: prepared, turned.
-        coarse: features of the whole, float32 (1, DIM, *CELLS).
+        coarse: features of the whole, float32 (1, dim, *cells).
         windows: those of what was looked at closely.
     """
 
@@ -249,7 +249,7 @@ class SegVol(BatchAnswers):
         return sentence(word, self.card.name, self._weights)
 
     def _speak(self, texts: Sequence[str]) -> dict[str, Floats]:
-        """Words as the decoder takes them, (DIM,)."""
+        """Words as the decoder takes them, (dim,)."""
         new = [word for word in dict.fromkeys(texts) if word not in self._vectors]
         if new:
             speaker = self._networks.make_speaker()
@@ -308,7 +308,7 @@ class SegVol(BatchAnswers):
                 part = alike[start : start + MOST_AT_ONCE]
                 points, labels = (np.stack([tokens[k][j] for k in part]) for j in (0, 1))
                 spoken = [[t] for k in part if (t := window_prompts[k].text) is not None]
-                text = np.array(spoken, np.float32).reshape(len(part), -1, DIM)
+                text = np.array(spoken, np.float32).reshape(len(part), -1, features.shape[1])
                 (low_res,) = self._networks.decoder(features, points, labels, text)
                 answers.update(zip(part, low_res[:, 0], strict=True))
         return [answers[k] for k in range(len(window_prompts))]
@@ -349,84 +349,85 @@ def _expected_dice(logits: NDArray[np.float32]) -> float:
     return 2.0 * common / (inside + shares) if inside else 0.0
 
 
-def _part(path: Path, *names: str) -> nn.Module:
-    """Parts of the network with the weights of a file."""
-    from limner.checkpoints.load import fill, read_checkpoint
-    from limner.models.segvol.network import parts, remap
+def make_part(plan: Plan, name: str, weights: Weights, *more: str) -> Any:
+    """Parts of the network with their weights.
 
-    tensors = remap(read_checkpoint(path, wanted=_WANTED).tensors)
+    Args:
+        plan: sizes of the network.
+        name: of a part, such as ``"image_encoder"``.
+        weights: of the network.
+        more: names of further parts.
+    """
+    from limner.models.segvol.network import parts
+
+    names = (name, *more)
     others = tuple(part for part in _PARTS if part.removesuffix(".") not in names)
-    given = {name: value for name, value in tensors.items() if not name.startswith(others)}
-    if names == ("text_encoder",) and not given:
-        raise CheckpointError(
-            f"{path} is without the text tower, so it understands clicks and boxes only; words "
-            f"need the authors' whole file, {WEIGHTS.name}."
-        )
-    network = parts(*names)
-    fill(network, given, path)
+    network = parts(plan, *names)
+    weights.fill(network, leave_out=others)
     return network
 
 
-def _encoder(path: Path) -> Any:
-    return _part(path, "image_encoder").image_encoder
+def _encoder(plan: Plan, weights: Weights) -> nn.Module:
+    encoder: nn.Module = make_part(plan, "image_encoder", weights).image_encoder
+    return encoder
 
 
-def _decoder(path: Path) -> nn.Module:
+def _decoder(plan: Plan, weights: Weights) -> nn.Module:
     from limner.models.segvol.network import SegVolDecode
 
-    network: Any = _part(path, "prompt_encoder", "mask_decoder")
+    network = make_part(plan, "prompt_encoder", weights, "mask_decoder")
     return SegVolDecode(network.prompt_encoder, network.mask_decoder)
 
 
-def _speaker(path: Path) -> Any:
-    return _part(path, "text_encoder").text_encoder
+def _text_encoder(plan: Plan, weights: Weights) -> nn.Module:
+    part = "text_encoder"
+    if isinstance(weights, FileWeights) and not any(n.startswith(part) for n in weights.tensors()):
+        raise CheckpointError(
+            f"{weights.path} is without the text tower, so it understands clicks and boxes only; "
+            f"words need the authors' whole file, {WEIGHTS.name}."
+        )
+    encoder: nn.Module = make_part(plan, part, weights).text_encoder
+    return encoder
 
 
-def _build(
-    card: ModelCard,
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-    keep_embeddings: bool = False,
-) -> SegVol:
-    advice = (
-        f"{WEIGHTS.name}: limner models fetch {card.name} gets it, --weights gives another file"
+def _parts(plan: Plan) -> Sequence[Part]:
+    return (
+        Part(
+            "encoder", partial(_encoder, plan), [(1, 1, *plan.size)], precision="auto", encodes=True
+        ),
+        Part(
+            "decoder",
+            partial(_decoder, plan),
+            [(1, plan.dim, *plan.cells), (None, None, 3), (None, None), (None, None, plan.dim)],
+        ),
+        Part("text", partial(_text_encoder, plan), [(1, None)], deferred=True),
     )
-    from limner.checkpoints.archive import weights_file
-
-    file = None if weights is None else weights_file(weights)
-    sha256 = hash_weights(file, card.name, advice)
-    assert file is not None
-    from limner.runtime import compile_module
-
-    compiled = partial(compile_module, device=device, exact=exact)
-    encoder = compiled(
-        partial(_encoder, file),
-        key=f"segvol-{sha256}-encoder",
-        inputs=[(1, 1, *SIZE)],
-        precision="auto",
-        remember=keep_embeddings,
-    )
-    decoder = compiled(
-        partial(_decoder, file),
-        key=f"segvol-{sha256}-decoder",
-        inputs=[(1, DIM, *CELLS), (None, None, 3), (None, None), (None, None, DIM)],
-        precision="fp32",
-    )
-    speaker = partial(
-        compiled,
-        partial(_speaker, file),
-        key=f"segvol-{sha256}-text",
-        inputs=[(1, None)],
-        precision="fp32",
-    )
-    networks = Networks(encoder, decoder, speaker)
-    as_published = card is PUBLISHED_CARD
-    return SegVol(replace(card, weights_sha256=sha256), networks, file, as_published=as_published)
 
 
+def _remap(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    from limner.models.segvol.network import remap
+
+    return remap(state)
+
+
+def _model(compiled: Compiled[Plan]) -> SegVol:
+    networks = Networks(compiled["encoder"], compiled["decoder"], compiled.deferred["text"])
+    as_published = compiled.card.name == PUBLISHED_CARD.name
+    return SegVol(compiled.card, networks, compiled.file, as_published=as_published)
+
+
+SEGVOL = Published(
+    CARD,
+    (WEIGHTS,),
+    network="segvol",
+    sizes=PUBLISHED,
+    small=SMALL,
+    parts=_parts,
+    model=_model,
+    wanted=_WANTED,
+    remap=_remap,
+)
 VARIANTS = {
-    tag: Variant(card, partial(_build, card), (WEIGHTS,), keeps_embeddings=True)
-    for tag, card in (("vit_b", CARD), ("vit_b_published", PUBLISHED_CARD))
+    "vit_b": SEGVOL.variant(),
+    "vit_b_published": replace(SEGVOL, card=PUBLISHED_CARD).variant(),
 }

@@ -7,63 +7,18 @@ Parts are named as in the published file, apart from what `remap` renames.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from limner.models.segvol.sizes import PUBLISHED, Plan
 from limner.networks.blocks.clip_text import ClipText
 from limner.networks.blocks.mask_decoder import MaskDecoder
 from limner.networks.blocks.prompt_encoder3d import PromptEncoder3d
 from limner.networks.blocks.vit3d import VolumeEncoder
 
-SIZE = (32, 256, 256)  # of the input, (D, H, W)
-PATCH = (4, 16, 16)  # voxels per token
-CELLS = (8, 16, 16)  # of the embedding
-DIM = 768  # channels of embedding and tokens
-TEXT_DIM = 512  # of CLIP's text tower
-
 Value = TypeVar("Value")
-Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of the network; by default the published ones.
-
-    Attributes:
-        size: of the input in voxels, (D, H, W), multiples of `patch`.
-        patch: voxels per token, likewise.
-        dim: channels of embedding and tokens, a multiple of 16 and of `heads`.
-        depth: blocks of the volume's encoder.
-        heads: of its attention.
-        hidden: channels inside its MLPs.
-        text_dim: channels of the text tower, a multiple of `text_heads`.
-        text_depth: its blocks.
-        text_heads: of its attention.
-        text_hidden: channels inside its MLPs.
-    """
-
-    size: Shape = SIZE
-    patch: Shape = PATCH
-    dim: int = DIM
-    depth: int = 12
-    heads: int = 12
-    hidden: int = 3072
-    text_dim: int = TEXT_DIM
-    text_depth: int = 12
-    text_heads: int = 8
-    text_hidden: int = 2048
-
-    @property
-    def cells(self) -> Shape:
-        """Of the embedding, (d, h, w)."""
-        d, h, w = (n // p for n, p in zip(self.size, self.patch, strict=True))
-        return d, h, w
-
-
-PUBLISHED = Plan()
 
 
 class SegVolMaskDecoder(MaskDecoder):
@@ -182,16 +137,17 @@ class SegVolNetwork(nn.Module):
         self.text_encoder = TextEncoder(plan)
 
 
-def parts(*names: str) -> nn.Module:
+def parts(plan: Plan, *names: str) -> nn.Module:
     """Some parts of `SegVolNetwork`, not filled: their values are whatever was in memory.
 
     Nothing is initialised, which would take longer than reading a file.
 
     Args:
+        plan: sizes of the network.
         names: of the parts.
     """
     with torch.device("meta"):
-        network = SegVolNetwork()
+        network = SegVolNetwork(plan)
     for name in [n for n, _ in network.named_children() if n not in names]:
         delattr(network, name)
     return network.to_empty(device="cpu")

@@ -26,11 +26,10 @@ from limner.adapters.protocols import (
     MemoryLimits,
     ModelCard,
     Segmentation,
-    Variant,
     View,
 )
+from limner.adapters.published import Compiled, FileWeights, Part, Published, Weights
 from limner.adapters.sam import resize_bilinear, sigmoid, to_eight_bit
-from limner.adapters.weights import hash_weights
 from limner.checkpoints.cards import WeightsCard
 from limner.prompts.types import Prompt
 
@@ -292,16 +291,59 @@ _WANTED = ("key_encoder.conv1.weight", "key_proj.key_proj.weight", "decoder.pred
 
 def network_of(path: Path) -> XMemNetwork:
     """The network with the weights of a file, of the sizes that they have."""
-    from limner.checkpoints.load import fill, read_checkpoint
+    return make_network(read_sizes(path), FileWeights(path, _WANTED))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the network; by default the published ones.
+
+    Attributes:
+        shapes: of weights in a file, which tell channels of keys, values, sensory memory, masks and
+            adapters (`XMemNetwork.for_weights`); None for those below.
+        key: channels of keys.
+        value: of what is remembered.
+        hidden: of the sensory memory.
+        width: channels of the encoders' first layer.
+        depths: blocks of the key encoder's stages.
+        side: pixels of a frame's shorter side.
+    """
+
+    shapes: Shapes | None = None
+    key: int = 64
+    value: int = 512
+    hidden: int = 64
+    width: int = 64
+    depths: tuple[int, int, int] = (3, 4, 6)
+    side: int = SHORTER_SIDE
+
+
+SMALL = Sizes(key=8, value=16, hidden=8, width=8, depths=(1, 1, 1), side=64)
+
+
+def read_sizes(path: Path) -> Sizes:
+    """The sizes that the weights in a file have."""
+    shapes = _shapes(path)
+    value = shapes.get("value_encoder.fuser.block2.conv2.weight", (512,))[0]
+    hidden = max(1, shapes.get("decoder.hidden_update.transform.weight", (0,))[0] // 3)
+    return Sizes(shapes, value=value, hidden=hidden)
+
+
+def make_network(sizes: Sizes, weights: Weights) -> XMemNetwork:
+    """The network with its weights."""
     from limner.models.xmem.network import XMemNetwork
 
-    tensors = read_checkpoint(path, _WANTED).tensors
-    network = XMemNetwork.for_weights({n: tuple(t.shape) for n, t in tensors.items()})
-    fill(network, tensors, path)
+    if sizes.shapes is not None:
+        network = XMemNetwork.for_weights(sizes.shapes)
+    else:
+        network = XMemNetwork(
+            sizes.key, sizes.value, sizes.hidden, width=sizes.width, depths=sizes.depths
+        )
+    weights.fill(network)
     return network
 
 
-def _part(path: Path, which: str) -> nn.Module:
+def _part(sizes: Sizes, which: str, weights: Weights) -> nn.Module:
     from limner.models.xmem import network as parts
 
     made = {
@@ -309,63 +351,34 @@ def _part(path: Path, which: str) -> nn.Module:
         "memory": parts.MemoryEncoder,
         "decoder": parts.MaskDecoder,
     }
-    return made[which](network_of(path))
+    return made[which](make_network(sizes, weights))
 
 
-def build(
-    card: ModelCard,
-    advice: str,
-    *,
-    weights: Path | None = None,
-    device: str = "auto",
-    exact: bool = False,
-) -> XMem:
-    """The model with the weights of a file.
-
-    Args:
-        card: of the model.
-        advice: how to get the file, the rest of a sentence.
-        weights: with the authors' names, perhaps with adapters; None is refused.
-        device: as for `limner.create_model`.
-        exact: as for `limner.create_model`.
-
-    Raises:
-        CheckpointError: no file, or of another network.
-    """
-    digest = hash_weights(weights, card.name, advice)
-    assert weights is not None
-    from limner.runtime import compile_module
-
-    shapes = _shapes(weights)
-    value = shapes.get("value_encoder.fuser.block2.conv2.weight", (512,))[0]
-    sensory = max(1, shapes.get("decoder.hidden_update.transform.weight", (0,))[0] // 3)
-
-    def compiled(which: str, inputs: Sequence[_Size]) -> Network:
-        return compile_module(
-            partial(_part, weights, which),
-            key=f"xmem-{digest}-{which}",
-            inputs=[size.shape for size in inputs],
-            device=device,
-            exact=exact,
-            precision="fp32",
-            examples=[size.example for size in inputs],
-        )
-
-    one, several = partial(_Size, 1), partial(_Size, None)
-    shared = [one(512, 16), one(512, 16), one(512, 8), one(256, 4)]
-    hidden = several(sensory, 16)
+def _parts(sizes: Sizes) -> Sequence[Part]:
     # float32 until bf16 has been shown to leave masks as they are: with random weights, the only
     # ones measured so far, Dice is 0.96, 0.96 and 0.83 for a small object (`docs/notes/xmem.md`).
-    parts = XMemParts(
-        compiled("frame", [one(3, 1)]),
-        compiled("memory", [one(3, 1), one(1024, 16), several(2, 1), hidden]),
-        compiled("decoder", [*shared, several(value, 16), hidden]),
-    )
-    return XMem(replace(card, weights_sha256=digest), parts, sensory)
+    one, several = partial(_Input, 1), partial(_Input, None)
+    deep, wide, narrow = 16 * sizes.width, 8 * sizes.width, 4 * sizes.width
+    shared = [one(wide, 16), one(wide, 16), one(wide, 8), one(narrow, 4)]
+    hidden = several(sizes.hidden, 16)
+    inputs = {
+        "frame": [one(3, 1)],
+        "memory": [one(3, 1), one(deep, 16), several(2, 1), hidden],
+        "decoder": [*shared, several(sizes.value, 16), hidden],
+    }
+    return [
+        Part(
+            which,
+            partial(_part, sizes, which),
+            [size.shape for size in sized],
+            examples=[size.example for size in sized],
+        )
+        for which, sized in inputs.items()
+    ]
 
 
 @dataclass(frozen=True)
-class _Size:
+class _Input:
     """An input: its number (None: open), its channels, its stride."""
 
     number: int | None
@@ -381,5 +394,20 @@ class _Size:
         return self.number or 3, self.channels, 96 // self.stride, 160 // self.stride
 
 
-_ADVICE = f"{WEIGHTS[0].name}: limner models fetch {CARD.name}"
-VARIANTS = {"base": Variant(CARD, partial(build, CARD, _ADVICE), WEIGHTS)}
+def _model(compiled: Compiled[Sizes]) -> XMem:
+    parts = XMemParts(compiled["frame"], compiled["memory"], compiled["decoder"])
+    return XMem(compiled.card, parts, compiled.sizes.hidden, side=compiled.sizes.side)
+
+
+XMEM = Published(
+    CARD,
+    WEIGHTS,
+    network="xmem",
+    sizes=Sizes(),
+    small=SMALL,
+    parts=_parts,
+    model=_model,
+    wanted=_WANTED,
+    read_sizes=read_sizes,
+)
+VARIANTS = {"base": XMEM.variant()}

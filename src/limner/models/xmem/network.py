@@ -29,6 +29,8 @@ class XMemNetwork(nn.Module):
         mask_channels: of masks beside the image: 2 (the object, all others), or 1 of the variant
             that was trained with single objects.
         adapters: channels inside of adapters in the key encoder; 0 for none.
+        width: channels of the encoders' first layer; all others are multiples of it.
+        depths: blocks of the key encoder's stages.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class XMemNetwork(nn.Module):
         mask_channels: int = 2,
         *,
         adapters: int = 0,
+        width: int = 64,
+        depths: tuple[int, int, int] = (3, 4, 6),
     ) -> None:
         super().__init__()
-        self.key_encoder = KeyEncoder(adapters)
-        self.value_encoder = ValueEncoder(value, hidden, mask_channels)
-        self.key_proj = KeyProjection(key)
-        self.decoder = Decoder(value, hidden)
+        self.key_encoder = KeyEncoder(adapters, width, depths)
+        self.value_encoder = ValueEncoder(value, hidden, mask_channels, width)
+        self.key_proj = KeyProjection(key, 16 * width)
+        self.decoder = Decoder(value, hidden, width)
         self.hidden = hidden
 
     @classmethod
@@ -98,19 +102,26 @@ class KeyEncoder(Stem):
 
     Args:
         adapters: channels inside of the adapter behind each block; 0 for none.
+        width: channels of the first layer.
+        depths: blocks of the stages.
     """
 
-    def __init__(self, adapters: int = 0) -> None:
-        super().__init__(3)
-        self.res2 = stage(Bottleneck, 3, 64, 64, 1)
-        self.layer2 = stage(Bottleneck, 4, 256, 128, 2)
-        self.layer3 = stage(Bottleneck, 6, 512, 256, 2)
-        for blocks, channels in ((self.res2, 256), (self.layer2, 512), (self.layer3, 1024)):
+    def __init__(
+        self, adapters: int = 0, width: int = 64, depths: tuple[int, int, int] = (3, 4, 6)
+    ) -> None:
+        super().__init__(3, width)
+        self.res2 = stage(Bottleneck, depths[0], width, width, 1)
+        self.layer2 = stage(Bottleneck, depths[1], 4 * width, 2 * width, 2)
+        self.layer3 = stage(Bottleneck, depths[2], 8 * width, 4 * width, 2)
+        stages = (self.res2, 4), (self.layer2, 8), (self.layer3, 16)
+        for blocks, channels in ((blocks, factor * width) for blocks, factor in stages):
             for block in blocks if adapters else ():
                 block.adapter = Adapter(channels, adapters)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) to features at strides 16, 8 and 4, of 1024, 512 and 256 channels."""
+        """(B, 3, H, W) to features at strides 16, 8 and 4, of 16, 8 and 4 times `width`
+        channels.
+        """
         f4 = self.res2(self.stem(image))
         f8 = self.layer2(f4)
         return self.layer3(f8), f8, f4
@@ -119,11 +130,11 @@ class KeyEncoder(Stem):
 class KeyProjection(nn.Module):
     """From features to what memory is asked with (section 3.2 of the paper)."""
 
-    def __init__(self, key: int) -> None:
+    def __init__(self, key: int, inside: int = 1024) -> None:
         super().__init__()
-        self.key_proj = nn.Conv2d(1024, key, 3, padding=1)
-        self.d_proj = nn.Conv2d(1024, 1, 3, padding=1)
-        self.e_proj = nn.Conv2d(1024, key, 3, padding=1)
+        self.key_proj = nn.Conv2d(inside, key, 3, padding=1)
+        self.d_proj = nn.Conv2d(inside, 1, 3, padding=1)
+        self.e_proj = nn.Conv2d(inside, key, 3, padding=1)
 
     def forward(self, f16: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, shrinkage (1 and more) and selection (0…1)."""
@@ -208,8 +219,8 @@ class ScalesUpdate(_Gate):
     def __init__(self, hidden: int, value: int = 512, width: int = 256) -> None:
         super().__init__(width, hidden)
         self.g16_conv = nn.Conv2d(value, width, 1)
-        self.g8_conv = nn.Conv2d(256, width, 1)
-        self.g4_conv = nn.Conv2d(257, width, 1)
+        self.g8_conv = nn.Conv2d(width, width, 1)
+        self.g4_conv = nn.Conv2d(width + 1, width, 1)
 
     def forward(self, g16: Tensor, g8: Tensor, g4: Tensor, hidden: Tensor) -> Tensor:
         """Features at strides 16, 8 and 4, the last with the logits, and (N, hidden, h, w)."""
@@ -220,13 +231,13 @@ class ScalesUpdate(_Gate):
 class ValueEncoder(Stem):
     """ResNet-18 of the image with masks, fused with the frame's features."""
 
-    def __init__(self, value: int, hidden: int, mask_channels: int) -> None:
-        super().__init__(3 + mask_channels)
+    def __init__(self, value: int, hidden: int, mask_channels: int, width: int = 64) -> None:
+        super().__init__(3 + mask_channels, width)
         self.mask_channels = mask_channels
-        self.layer1 = stage(BasicBlock, 2, 64, 64, 1)
-        self.layer2 = stage(BasicBlock, 2, 64, 128, 2)
-        self.layer3 = stage(BasicBlock, 2, 128, 256, 2)
-        self.fuser = Fusion(1024 + 256, value)
+        self.layer1 = stage(BasicBlock, 2, width, width, 1)
+        self.layer2 = stage(BasicBlock, 2, width, 2 * width, 2)
+        self.layer3 = stage(BasicBlock, 2, 2 * width, 4 * width, 2)
+        self.fuser = Fusion(16 * width + 4 * width, value)
         if hidden:
             self.hidden_reinforce = DeepUpdate(value, hidden)
 
@@ -251,14 +262,15 @@ class Upsampling(nn.Module):
 class Decoder(nn.Module):
     """What memory says of each object, to logits at a quarter of the image."""
 
-    def __init__(self, value: int, hidden: int) -> None:
+    def __init__(self, value: int, hidden: int, width: int = 64) -> None:
         super().__init__()
-        self.fuser = Fusion(1024 + value + hidden, 512)
+        narrow, wide = 4 * width, 8 * width
+        self.fuser = Fusion(16 * width + value + hidden, wide)
         if hidden:
-            self.hidden_update = ScalesUpdate(hidden)
-        self.up_16_8 = Upsampling(512, 512, 256)
-        self.up_8_4 = Upsampling(256, 256, 256)
-        self.pred = nn.Conv2d(256, 1, 3, padding=1)
+            self.hidden_update = ScalesUpdate(hidden, wide, narrow)
+        self.up_16_8 = Upsampling(wide, wide, narrow)
+        self.up_8_4 = Upsampling(narrow, narrow, narrow)
+        self.pred = nn.Conv2d(narrow, 1, 3, padding=1)
 
 
 class FrameEncoder(nn.Module):

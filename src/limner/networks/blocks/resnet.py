@@ -75,15 +75,16 @@ class Stem(nn.Module):
 
     Args:
         channels: of the image.
+        width: of the result.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int = 64) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
 
     def stem(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to (B, 64, H / 4, W / 4)."""
+        """(B, channels, H, W) to (B, width, H / 4, W / 4)."""
         return functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
 
 

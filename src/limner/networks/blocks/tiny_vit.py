@@ -201,6 +201,7 @@ class TinyViT(nn.Module):
         depths: blocks in each.
         heads: of attention in each; the first is not used.
         windows: sides of its windows, likewise.
+        out_channels: of the embedding.
     """
 
     def __init__(
@@ -210,6 +211,8 @@ class TinyViT(nn.Module):
         depths: Sequence[int] = LITE_DEPTHS,
         heads: Sequence[int] = LITE_HEADS,
         windows: Sequence[int] = LITE_WINDOWS,
+        *,
+        out_channels: int = _OUT,
     ) -> None:
         super().__init__()
         self.patch_embed = PatchStem(dims[0])
@@ -226,14 +229,14 @@ class TinyViT(nn.Module):
             side //= stride
         self.layers = nn.ModuleList(stages)
         self.neck = nn.Sequential(
-            nn.Conv2d(dims[-1], _OUT, 1, bias=False),
-            LayerNorm2d(_OUT),
-            nn.Conv2d(_OUT, _OUT, 3, padding=1, bias=False),
-            LayerNorm2d(_OUT),
+            nn.Conv2d(dims[-1], out_channels, 1, bias=False),
+            LayerNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            LayerNorm2d(out_channels),
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, size, size) to (B, 256, size / 4, size / 4)."""
+        """(B, 3, size, size) to (B, out_channels, size / 4, size / 4)."""
         x = self.patch_embed(image)
         for stage in self.layers:
             x = stage(x)

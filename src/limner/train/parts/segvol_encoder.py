@@ -12,7 +12,7 @@ from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from limner.models.segvol.network import Plan
+from limner.models.segvol.sizes import Plan
 from limner.networks.blocks.vit3d import VolumeEncoder
 from limner.train.config import (
     Betas,

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from limner.datasets import volume_folders
 from limner.models.segvol import vocabulary
-from limner.models.segvol.network import Plan, SegVolDecode, SegVolNetwork
+from limner.models.segvol.network import SegVolDecode, SegVolNetwork
+from limner.models.segvol.sizes import Plan
 from limner.models.segvol.tokens import sentence
 from limner.train.config import Fraction, NotNegative, Whole, Words
 from limner.train.data.segvol_cases import PreparedCase, PseudoLabelOptions, prepare_cases

@@ -19,7 +19,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from limner.datasets import volume_folders
-from limner.models.segvol.network import Plan
+from limner.models.segvol.sizes import Plan
 from limner.networks.blocks.vit3d import VolumeEncoder
 from limner.train.config import Integers, NotNegative
 from limner.train.data.segvol_cases import PreparedCase, prepare_cases
