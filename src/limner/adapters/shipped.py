@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.adapters.early_fusion import EarlyFusionModel, FusionOptions
-from limner.adapters.protocols import ModelCard
+from limner.adapters.protocols import ModelCard, Variant
+from limner.adapters.published import RandomWeights
 from limner.errors import CheckpointError
+from limner.runtime import is_gpu
 
 if TYPE_CHECKING:
     from torch import nn
 
     from limner.runtime import Network
 
+SMALL_WIDTHS, SMALL_DEPTHS = (8, 8, 16, 16), (1, 1, 1, 1)  # of reduced networks with random weights
 FOLDER = Path(__file__).parents[1] / "weights"
 
 
@@ -55,11 +58,26 @@ class ShippedFamily:
         facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
         # whichever file is run, the card names the same hash
         card = replace(self.card, weights_sha256=facts["sha256"][f"{name}.safetensors"])
-        path = FOLDER / f"{name}.{'safetensors' if device.startswith('cuda') else 'onnx'}"
+        path = FOLDER / f"{name}.{'safetensors' if is_gpu(device) else 'onnx'}"
         if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"][path.name]:
             raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
         network = self._compiled(path, device, "fp32" if exact else "auto", facts["agreement"])
         return EarlyFusionModel(network, card, self.options)
+
+    def build_random(
+        self, seed: int, *, device: str = "auto", exact: bool = False
+    ) -> EarlyFusionModel:
+        """The model with a reduced network and random weights."""
+        from limner import runtime
+
+        network = self.network(SMALL_WIDTHS, SMALL_DEPTHS)
+        RandomWeights(seed).fill(network)
+        compiled = runtime.compile(network, device=device, precision="fp32")
+        return EarlyFusionModel(compiled, self.card, self.options)
+
+    def variant(self) -> Variant:
+        """The entry of a family's ``VARIANTS``."""
+        return Variant(self.card, self.build, build_random=self.build_random)
 
     def _compiled(
         self, path: Path, device: str, precision: str, agreement: dict[str, float]

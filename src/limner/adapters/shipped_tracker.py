@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limner.adapters.shipped import FOLDER
+from limner.adapters.published import RandomWeights
+from limner.adapters.shipped import FOLDER, SMALL_DEPTHS, SMALL_WIDTHS
 from limner.errors import CheckpointError
+from limner.runtime import is_gpu
 
 if TYPE_CHECKING:
+    from limner.networks.tracker2d import TrackerNetwork
     from limner.runtime import Network
 
 PARTS = ("frame", "memory", "reader", "decoder")
@@ -49,7 +52,7 @@ def build_parts(
         return _of_file(weights, device), digest
     facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     digest = facts["sha256"][f"{name}.safetensors"]
-    if device.startswith("cuda"):
+    if is_gpu(device):
         return _of_file(_intact(FOLDER / f"{name}.safetensors", facts["sha256"]), device), digest
     precision = "fp32" if exact else "auto"
     made = {
@@ -72,9 +75,8 @@ def _intact(path: Path, hashes: dict[str, str]) -> Path:
 
 def _of_file(path: Path, device: str) -> TrackerParts:
     """The parts in PyTorch, float32."""
-    from limner import runtime
     from limner.checkpoints.load import fill, read_weights
-    from limner.networks.tracker2d import MemoryReader, TrackerNetwork
+    from limner.networks.tracker2d import TrackerNetwork
 
     weights, facts = read_weights(path)
     try:
@@ -85,6 +87,22 @@ def _of_file(path: Path, device: str) -> TrackerParts:
             "limner train wrote."
         ) from error
     fill(network, weights, path)
+    return _compiled(network, device)
+
+
+def build_random_parts(seed: int, *, device: str) -> TrackerParts:
+    """The parts of a reduced network with random weights."""
+    from limner.networks.tracker2d import TrackerNetwork
+
+    network = TrackerNetwork(SMALL_WIDTHS, SMALL_DEPTHS)
+    RandomWeights(seed).fill(network)
+    return _compiled(network, device)
+
+
+def _compiled(network: TrackerNetwork, device: str) -> TrackerParts:
+    from limner import runtime
+    from limner.networks.tracker2d import MemoryReader
+
     parts = (network.frame, network.memory, MemoryReader(), network.decoder)
     made = (runtime.compile(p, device=device, precision="fp32") for p in parts)
     return TrackerParts(*made)

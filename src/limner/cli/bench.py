@@ -92,7 +92,7 @@ def run(
     weights: Annotated[
         list[str] | None, typer.Option(help="FILE, or MODEL=FILE where several are asked.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Ask models about every object and keep what they answered."""
     from limner.bench.config import BenchConfig, parse_weights

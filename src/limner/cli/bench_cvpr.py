@@ -29,7 +29,7 @@ def cvpr(
         Path | None, typer.Option(help="Folder (or file) with gts, where the cases have none.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="The model's weights file.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Answer files of the CVPR 2025 challenge (interactive segmentation of volumes).
 

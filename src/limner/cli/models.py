@@ -180,7 +180,7 @@ def where(name: Name) -> None:
 def optimize(
     name: Annotated[str, typer.Argument(help="A model.")],
     weights: Annotated[Path | None, typer.Option(help="Instead of the kept ones.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     exact: Annotated[bool, typer.Option("--exact", help="The float32 form.")] = False,
 ) -> None:
     """Compile a model for this machine and keep the result, so that later starts are quick."""

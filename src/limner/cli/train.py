@@ -34,7 +34,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="YAML, such as recipes/limner-2d.yaml.")],
     data: Annotated[Path, typer.Option(help="Folder of data sets, or of a pack made from one.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished one is continued.")],
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     start: Annotated[
         Path | None, typer.Option(help="Weights to begin with: of an earlier run, or XMem's.")
     ] = None,

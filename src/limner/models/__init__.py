@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -41,6 +40,7 @@ from limner.adapters.protocols import (
 )
 from limner.checkpoints import store
 from limner.errors import CheckpointError
+from limner.runtime import DEVICE_HINT, is_device
 
 __all__ = [
     "AnyModel",
@@ -144,7 +144,7 @@ def create_model(
         name: ``"family/variant"``, or ``"family"`` where it has one variant; see ``limner models``.
         weights: file with its weights; None for the ones shipped, for those that ``limner models
             fetch`` or ``add`` has put here, or where none are needed.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``.
         exact: compute in float32 even where less was measured to give the same masks.
         keep_embeddings: keep encoded images on disk, so that the same image is not encoded
             again, also by other processes; at most 2 GiB (`docs/models.md`). Answers are the same.
@@ -155,8 +155,8 @@ def create_model(
             model needs one and there is none, and the message says how to get it.
     """
     chosen = variant(name)
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ValueError(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:N.")
+    if not is_device(device):
+        raise ValueError(f"Unknown device {device!r}; {DEVICE_HINT}.")
     options: dict[str, Any] = {"device": device, "exact": exact}
     if keep_embeddings and chosen.keeps_embeddings:
         options["keep_embeddings"] = True

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limner.adapters.early_fusion import Factors, FusionOptions
-from limner.adapters.protocols import ModelCard, Variant, View
+from limner.adapters.protocols import ModelCard, View
 from limner.adapters.shipped import ShippedFamily
 from limner.prompts.types import AREAS, MARKS
 
@@ -55,4 +55,4 @@ def _network(widths: Any, depths: Any) -> nn.Module:
 # and trust, chosen on images that are neither trained nor tested on (docs/notes/limner-2d.md).
 OPTIONS = FusionOptions(stride=(32, 32), upsampling=_upsampling, logit_bias=0.4, region_bias=0.75)
 
-VARIANTS = {"limner-2d": Variant(CARD, ShippedFamily(CARD, OPTIONS, _network).build)}
+VARIANTS = {"limner-2d": ShippedFamily(CARD, OPTIONS, _network).variant()}

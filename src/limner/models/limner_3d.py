@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from limner.adapters.early_fusion import Factors, FusionOptions
-from limner.adapters.protocols import ModelCard, Variant, View
+from limner.adapters.protocols import ModelCard, View
 from limner.adapters.shipped import ShippedFamily
 from limner.prompts.types import AREAS, MARKS
 
@@ -60,4 +60,4 @@ OPTIONS = FusionOptions(
     stride=(8, 32, 32), upsampling=_upsampling, logit_bias=0.1, region_bias=0.75
 )
 
-VARIANTS = {"limner-3d": Variant(CARD, ShippedFamily(CARD, OPTIONS, _network).build)}
+VARIANTS = {"limner-3d": ShippedFamily(CARD, OPTIONS, _network).variant()}

@@ -28,7 +28,7 @@ from limner.adapters.early_fusion import (
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import ModelCard, PreviousFrame, Segmentation, Variant, View
 from limner.adapters.sam import sigmoid
-from limner.adapters.shipped_tracker import TrackerParts, build_parts
+from limner.adapters.shipped_tracker import TrackerParts, build_parts, build_random_parts
 from limner.models import limner_2d
 from limner.networks import tracker_facts as facts
 from limner.networks.blocks.memory import memory_terms, query_terms
@@ -259,4 +259,8 @@ def build(*, weights: Path | None = None, device: str = "auto", exact: bool = Fa
     return LimnerSeq(replace(CARD, weights_sha256=digest), parts)
 
 
-VARIANTS = {"limner-seq": Variant(CARD, build)}
+def _build_random(seed: int, *, device: str = "auto", exact: bool = False) -> LimnerSeq:
+    return LimnerSeq(CARD, build_random_parts(seed, device=device))
+
+
+VARIANTS = {"limner-seq": Variant(CARD, build, build_random=_build_random)}

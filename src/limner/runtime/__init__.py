@@ -11,21 +11,23 @@ masks stay the same.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limner.runtime import _devices
 from limner.runtime._cache import cache_folder
+from limner.runtime._devices import HINT as DEVICE_HINT
+from limner.runtime._devices import is_device, is_gpu
 from limner.runtime._network import Network
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "DEVICE_HINT",
     "LEAST_AGREEMENT",
     "Network",
     "cache_folder",
@@ -33,6 +35,8 @@ __all__ = [
     "compile",
     "compile_module",
     "facts",
+    "is_device",
+    "is_gpu",
 ]
 
 LEAST_AGREEMENT = 0.99  # mean Dice of masks against those of fp32, below which bf16 is not chosen
@@ -51,8 +55,8 @@ def compile(  # `runtime.compile(...)` is how it is called
     Args:
         source: an exported network, ``.onnx`` or OpenVINO's ``.xml``; or a PyTorch module, which
             is put into evaluation mode and moved to the device.
-        device: ``"auto"``, ``"cpu"``, or, for a module, ``"cuda"`` or ``"cuda:N"``. For a module,
-            auto means the GPU where there is one.
+        device: ``"auto"``, ``"cpu"``, or, for a module, ``"mps"``, ``"cuda"`` or ``"cuda:N"``. For
+            a module, auto means the GPU where there is one.
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: see `choose_precision`.
         agreement: mean Dice of the masks against those of fp32, by precision, as measured with
             these weights; from the model's card.
@@ -77,7 +81,7 @@ def compile(  # `runtime.compile(...)` is how it is called
     else:
         from limner.runtime import _torch
 
-        where = _torch.device_of(device)
+        where = _devices.device_of(device)
         chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
         network = _torch.load(source, where, chosen)
     if example is not None:
@@ -109,8 +113,8 @@ def compile_module(
             the weights file, which part of the network, options.
         inputs: a shape per input, None for a size that may change. Branches of Python code are
             taken as for the sizes (2, 3, 64, 64, …) in the places of None.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; auto means the GPU where there is
-            one that PyTorch can use.
+        device: ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:N"``; auto means the GPU
+            where there is one that PyTorch can use, else OpenVINO on the CPU.
         exact: compute as the authors do: PyTorch, operation by operation, float32.
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 where the device has it. Only for
             networks whose answers were measured to stay the same, such as image encoders.
@@ -128,7 +132,7 @@ def compile_module(
     if exact and precision == "bf16":
         raise ValueError("bf16 and exact exclude each other; exact means float32.")
     agreement = {} if exact else {"bf16": 1.0}
-    if not exact and device in ("auto", "cpu") and not (device == "auto" and _has_gpu()):
+    if not exact and device in ("auto", "cpu") and not (device == "auto" and _devices.find_gpu()):
         from limner.runtime import _modules, _openvino
 
         chosen = choose_precision(precision, agreement, _openvino.has_bf16())
@@ -138,7 +142,7 @@ def compile_module(
     else:
         from limner.runtime import _torch
 
-        where = _torch.device_of(device)
+        where = _devices.device_of(device)
         chosen = choose_precision(precision, agreement, _torch.has_bf16(where))
         network = _torch.load(build(), where, chosen, as_it_is=True)
     if remember:
@@ -146,19 +150,6 @@ def compile_module(
 
         return _embeddings.CachedEncoder(network, key)
     return network
-
-
-def _has_gpu() -> bool:
-    """Whether there is a GPU for PyTorch, found out without PyTorch where there is none."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
 
 
 def choose_precision(requested: str, agreement: Mapping[str, float] | None, has_bf16: bool) -> str:

@@ -37,7 +37,7 @@ class TorchNetwork:
     ) -> None:
         torch = _torch()
         self.description = f"PyTorch {torch.__version__} on {device}, {precision}"
-        self.at_once = AT_ONCE if device.type == "cuda" else 1
+        self.at_once = 1 if device.type == "cpu" else AT_ONCE
         self._module = module.eval().to(device)
         self._arranged = _contiguous if as_it_is else _channels_last
         for parameter in self._module.parameters():
@@ -70,31 +70,12 @@ def load(
     return TorchNetwork(module, device, precision, as_it_is)
 
 
-def device_of(name: str) -> torch.device:
-    """The device, auto being the GPU where there is one.
-
-    Raises:
-        ValueError: no such device.
-    """
-    library = _torch()
-    if name == "auto":
-        name = "cuda" if library.cuda.is_available() else "cpu"
-    try:
-        device: torch.device = library.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"Unknown device {name!r}; use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= library.cuda.device_count():
-        count = library.cuda.device_count()
-        raise ValueError(f"Device {name!r} asked for, but PyTorch sees {count} GPUs; use cpu.")
-    return device
-
-
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 natively."""
     if device.type == "cuda":
         return bool(_torch().cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "mps":
+        return False  # nobody has measured it
     from limner.runtime import _openvino  # PyTorch does not tell instructions from imitation
 
     return _openvino.has_bf16()

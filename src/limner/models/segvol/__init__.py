@@ -42,6 +42,7 @@ from limner.models.segvol.volume import (
     Floats,
     Volume,
     Window,
+    make_finite,
     prepare_volume,
     prepare_volume_as_published,
 )
@@ -192,6 +193,7 @@ class SegVol(BatchAnswers):
         pixels = view.array
         if pixels.ndim > len(view.shape):
             pixels = pixels.mean(axis=-1, dtype=np.float32)
+        pixels = make_finite(pixels)
         if self._as_published:
             axes = Axes.same(3) if view.turned is None else view.turned.inverse
             if view.windowed:

@@ -102,6 +102,17 @@ def picked(old: int, new: int, *, exact: bool) -> NDArray[np.int64]:
     return np.minimum((place * scale).astype(np.int64), old - 1)
 
 
+def make_finite(array: Array) -> Array:
+    """The volume itself, or a copy where it holds what is no number: NaN becomes the least of its
+    finite values, as infinities become the least and the largest.
+    """
+    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+        return array
+    finite = array[np.isfinite(array)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    return np.nan_to_num(array, nan=low, posinf=high, neginf=low)
+
+
 def prepare_volume(array: Array, limits: tuple[float, float] | None = None) -> Volume:
     """A volume as the authors prepare it, up to rounding.
 
