@@ -42,11 +42,22 @@ SHAPES = {2: (40, 48), 3: (12, 20, 24)}
 ODD_SHAPES = {2: ((1, 1), (1, 9), (7, 3), (2, 2)), 3: ((1, 1, 1), (1, 9, 8), (5, 2, 3))}
 
 
-def cases(names: list[str]) -> list[tuple[str, int]]:
-    return [(name, ndim) for name in names for ndim in CARDS[name].ndim]
+def cases(names: list[str]) -> list[Any]:
+    """Pairs of a model and a number of axes; networks are slow."""
+    return [
+        pytest.param(name, ndim, marks=pytest.mark.slow if VARIANTS[name].build_random else ())
+        for name in names
+        for ndim in CARDS[name].ndim
+    ]
 
 
-every_model = pytest.mark.parametrize("name", CARDS)
+every_model = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if chosen.build_random else ())
+        for name, chosen in VARIANTS.items()
+    ],
+)
 every_case = pytest.mark.parametrize(("name", "ndim"), cases([*CARDS]))
 sensible_case = pytest.mark.parametrize(("name", "ndim"), cases(SENSIBLE))
 
