@@ -109,7 +109,7 @@ def write_checkpoint(path: Path, spec: Spec, weights: Mapping[str, Array] | None
 
         save_file(dict(made), path)
         return path
-    box = spec["container"]
+    box = spec.get("container", {})
     tensors = {box.get("prefix", "") + k: torch.from_numpy(np.array(v)) for k, v in made.items()}
     content: dict[str, Any] = dict(tensors)
     if box.get("wrap"):

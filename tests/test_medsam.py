@@ -18,6 +18,7 @@ from limner.adapters import sam
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, PromptError
 from limner.models import Question, View, create_model, medsam
+from limner.models.medsam import names
 from limner.prompts import Box, Click, MaskPrompt
 
 pytestmark = pytest.mark.slow
@@ -377,7 +378,7 @@ def test_segment_command(
 
 def hugging_face(name: str) -> str:
     """A published name as ``SamModel`` has it, part by part."""
-    if name == medsam._PE:
+    if name == names._PE:
         return "prompt_encoder.shared_embedding.positional_embedding"
     numbered = {
         "neck": {"0": "conv1", "1": "layer_norm1", "2": "conv2", "3": "layer_norm2"},
@@ -427,9 +428,9 @@ def test_hugging_face_names_are_read() -> None:
     ):
         assert name in theirs
     assert medsam.remap(theirs) == {name: name for name in published}
-    assert medsam.remap({**theirs, medsam._COPY: medsam._PE}) == {n: n for n in published}
+    assert medsam.remap({**theirs, names._COPY: names._PE}) == {n: n for n in published}
     del theirs["prompt_encoder.shared_embedding.positional_embedding"]
-    assert medsam.remap({**theirs, medsam._COPY: medsam._PE}) == {n: n for n in published}
+    assert medsam.remap({**theirs, names._COPY: names._PE}) == {n: n for n in published}
 
 
 def test_published_names_stay() -> None:
@@ -447,7 +448,7 @@ def test_a_file_of_hugging_face_gives_the_same_network(
 ) -> None:
     path = tmp_path / "model.safetensors"
     theirs = {hugging_face(name): value for name, value in state.items()}
-    parity.golden_rule.write_checkpoint(path, {}, {**theirs, medsam._COPY: state[medsam._PE]})
+    parity.golden_rule.write_checkpoint(path, {}, {**theirs, names._COPY: state[names._PE]})
     assert_same(path, state, np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Corrections that stay where the user made them."""
+"""Local correction: a new answer changes the mask near the marks that ask for it, nowhere else."""
 
 from __future__ import annotations
 

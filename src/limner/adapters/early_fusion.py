@@ -1,5 +1,5 @@
-"""Asking a network that sees image and prompts together, in two dimensions or three: enlarging,
-padding, painting prompts, and what becomes of its answer.
+"""Adapter for early-fusion networks in 2D and 3D: upsampling, padding, prompt rasterisation,
+post-processing.
 
 The families limner-2d and limner-3d say how large a view is and which network answers; all else
 about them is here.

@@ -1,4 +1,4 @@
-"""From stored intensities to the pair that a model's adapter maps to black and white.
+"""Intensity limits of an image: the pair that a model's adapter maps to black and white.
 
 CT windows are named here and used only when the user names one; without one, robust limits of the
 whole image are taken, the same for every view of it.

@@ -1,4 +1,4 @@
-"""What prompts say about pixels: marks that must be obeyed, and where the object may be.
+"""Markers from prompts: pixels that are certain, and a prior of where the object may be.
 
 The weightless models share it: each of them only decides the pixels that are left open.
 """

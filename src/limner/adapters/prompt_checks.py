@@ -1,4 +1,4 @@
-"""How models read prompts: the refusal of kinds a card does not list, and one prompt's pixels."""
+"""Checks of prompts against a model card, and the pixels of one prompt."""
 
 from __future__ import annotations
 

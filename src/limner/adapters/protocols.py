@@ -1,4 +1,4 @@
-"""What every model says about itself, and what a session shows it and gets back."""
+"""Model protocols: the card, what a session shows a model, and what it gets back."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the adapters of the SAM family share: from views and prompts to the network's square
-input, and back.
+"""Adapter functions of the SAM family: images, prompts and masks to the network's square input, and
+back.
 
 The networks think in (x, y) pixels of a square input; nothing outside these adapters does. Arrays
 only, so that listing models stays cheap.
@@ -182,7 +182,7 @@ class InputFrame:
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding:
-    """A image as a network of the family sees it.
+    """An image as a network of the family sees it.
 
     Attributes:
         features: float32 (1, channels, grid, grid).

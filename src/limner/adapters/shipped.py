@@ -1,4 +1,4 @@
-"""Building the models whose weights are in the package."""
+"""Builder of the models whose weights ship with the package."""
 
 from __future__ import annotations
 

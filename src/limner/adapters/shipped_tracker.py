@@ -1,4 +1,4 @@
-"""Building the parts of a network that follows objects, from the package or from a file."""
+"""Builder of the built-in tracker in its parts, from the package or from a weights file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights file that a published model was given."""
+"""SHA-256 of the weights file that a published model was given."""
 
 from __future__ import annotations
 

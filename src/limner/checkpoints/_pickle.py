@@ -1,4 +1,4 @@
-"""Pickles read as data: tensors are found, nothing is ever imported, constructed or called.
+"""Safe reader of pickled weights: tensors are found, nothing is imported, constructed or called.
 
 A pickle is a program for a small stack machine whose instructions can call any function by name.
 This is that machine without the power: a name is searched in a short table of what

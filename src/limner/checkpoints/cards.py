@@ -1,4 +1,4 @@
-"""Where a published weights file comes from; facts, no code."""
+"""Weights cards: where a published weights file comes from; facts, no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickled NumPy arrays of plain values, read as data: nothing is imported, constructed or called.
+"""Safe reader of pickled NumPy arrays: nothing is imported, constructed or called.
 
 NumPy stores lists of dictionaries as a pickle of an array of objects. Of what a pickle can name
 only NumPy's own arrays, numbers and types are understood here; anything else is refused.

@@ -1,4 +1,4 @@
-"""From the sources on a card to the addresses that are tried, mirrors first; the hub's own cache.
+"""Download addresses of a weights card, mirrors first; files in the hub's own cache.
 
 No request is made here.
 """

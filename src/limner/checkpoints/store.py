@@ -1,4 +1,4 @@
-"""The folder in which weights files are kept, and what is known of each.
+"""The weights store: the folder of kept files, with a record of each.
 
 Beside ``FILE`` lies ``FILE.json``: its hash, where it came from and when, and its licence.
 """

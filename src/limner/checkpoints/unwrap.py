@@ -1,4 +1,4 @@
-"""Which of the things in a checkpoint are the weights, and what their names are without prefixes.
+"""Unwrapping of a checkpoint: which entry holds the weights, and their names without prefixes.
 
 People save weights bare, beside an optimiser, under half a dozen names, and from parallel training
 with ``module.`` before every name; all of that is the same network.

@@ -28,7 +28,7 @@ MOST_ENLARGED = 4  # times, as in training
 
 CARD = ModelCard(
     name="limner-2d",
-    summary="built-in network for pictures, slices and frames; any modality",
+    summary="built-in network for images, slices and frames; any modality",
     ndim=(2,),
     prompts=MARKS | AREAS,
     licence="CC-BY-SA-4.0",  # two of the sets it learnt from are share-alike; see the card

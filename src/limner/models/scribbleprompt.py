@@ -39,7 +39,7 @@ MOST_AT_ONCE = 8  # questions in one pass: about 0.5 GB
 
 CARD = ModelCard(
     name="scribbleprompt/unet",
-    summary="ScribblePrompt: clicks, boxes and scribbles on grey pictures of any modality",
+    summary="ScribblePrompt: clicks, boxes and scribbles on grey images of any modality",
     ndim=(2,),
     prompts=frozenset({"click", "box", "scribble"}),
     licence="Apache-2.0",

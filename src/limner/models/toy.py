@@ -8,7 +8,8 @@ small images.
 To add a family, copy this file to ``models/<family>.py``, fill the card, write `embed` and
 `segment` (and `segment_batch`, where one pass can answer several questions), and list the variants;
 nothing is registered anywhere. ``pytest tests/test_models.py -k <family>`` then checks shapes,
-determinism, prompt kinds and obedience to clicks.
+determinism, prompt kinds and obedience to clicks. A family with a weights file is described by a
+`limner.adapters.published.Published`, and tested by its reduced network with random weights.
 """
 
 from __future__ import annotations

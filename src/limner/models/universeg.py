@@ -41,7 +41,7 @@ NOTHING = -10.0  # logit everywhere where no example says what is meant
 
 CARD = ModelCard(
     name="universeg/v1",
-    summary="UniverSeg: does to a picture what was done to the examples that it is shown",
+    summary="UniverSeg: does to an image what was done to the examples that it is shown",
     ndim=(2,),
     prompts=frozenset({"example"}),
     licence="OpenRAIL++-M, research only",
@@ -77,7 +77,7 @@ class UniverSegModel:
     """The network with everything around it.
 
     Args:
-        network: a image (1, 1, SIZE, SIZE) and pairs (S, 2, SIZE, SIZE) to logits
+        network: an image (1, 1, SIZE, SIZE) and pairs (S, 2, SIZE, SIZE) to logits
             (1, 1, SIZE, SIZE).
         card: its facts.
     """
@@ -133,7 +133,7 @@ class SplitNetwork:
         self._first, self._further = first, further
 
     def __call__(self, *inputs: Floats) -> tuple[Floats, ...]:
-        """A image and pairs to logits; see `UniverSegModel`."""
+        """An image and pairs to logits; see `UniverSegModel`."""
         image, pairs = inputs
         groups = [pairs[k : k + AT_ONCE] for k in range(0, len(pairs), AT_ONCE)]
         own, seen, small = zip(*(self._first(image, some) for some in groups), strict=True)

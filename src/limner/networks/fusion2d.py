@@ -1,4 +1,4 @@
-"""What a promptable 2D network sees, as facts that training and every runtime share.
+"""Input channels and constants of the promptable networks, shared by training and inference.
 
 No PyTorch here, so that an adapter that runs the exported network can paint the same input.
 

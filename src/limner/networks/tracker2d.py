@@ -1,4 +1,4 @@
-"""A network that follows one object from frame to frame, by what it remembers of frames before.
+"""The tracker network: one object from frame to frame, by a memory of frames before.
 
 The idea of a memory of pixels, read by how alike they are, is that of space-time memory networks
 (https://arxiv.org/abs/1904.00607) and XMem (https://arxiv.org/abs/2207.07115), whose anisotropic

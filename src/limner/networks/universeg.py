@@ -1,4 +1,4 @@
-"""UniverSeg's network (https://arxiv.org/abs/2304.06131): a U-Net whose blocks let a image and
+"""UniverSeg's network (https://arxiv.org/abs/2304.06131): a U-Net whose blocks let an image and
 each of the pairs that show the task look at each other. Names of parameters are the published ones.
 
 `UniverSeg` computes in the published order. `FirstLevel` and `Further` together give the same but
@@ -80,7 +80,7 @@ class CrossBlock(nn.Module):
 
 
 class UniverSeg(nn.Module):
-    """A image, and pairs of image and mask that show what is meant, to logits.
+    """An image, and pairs of image and mask that show what is meant, to logits.
 
     Args:
         width: features at every level.

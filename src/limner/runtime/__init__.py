@@ -1,4 +1,4 @@
-"""Networks as plain functions from arrays to arrays, on whatever runs them best.
+"""Inference runtimes: networks as functions from arrays to arrays, on whatever runs them best.
 
 An exported file runs in OpenVINO on the CPU, a PyTorch module in PyTorch or, converted once, in
 OpenVINO as well (`compile_module`). This package is the only place that imports OpenVINO; importing

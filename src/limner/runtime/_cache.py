@@ -1,4 +1,4 @@
-"""Files that limner can make again, kept so that it need not: compiled networks, embeddings.
+"""On-disk LRU cache (checksummed) for compiled networks and embeddings.
 
 OpenVINO has a cache of its own. This one exists because that one loads a file with a changed
 weight without a word, never shrinks, and does not say when it cannot write.

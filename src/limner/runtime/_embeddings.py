@@ -1,4 +1,4 @@
-"""Encoded images on disk, for those who open the same images again; kept only on request.
+"""On-disk cache of image embeddings, for images that are opened again; kept only on request.
 
 `load` and `save` are the whole interface; `CachedEncoder` puts them around an encoder, so that
 neither the adapter nor the session has to know.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # 500 images of a ViT-B at 1024 pixels. In float32, though half of it would do nearly as well: so
 # an answer never depends on whether its image was seen before.
-DISK_CACHE = DiskCache("embeddings", ".embedding", 2 * 2**30, "pictures are encoded again")
+DISK_CACHE = DiskCache("embeddings", ".embedding", 2 * 2**30, "images are encoded again")
 
 _LARGEST_COUNT = 64  # arrays in an entry; a larger number means another format
 

@@ -1,4 +1,4 @@
-"""PyTorch modules, converted for OpenVINO once; later starts need neither them nor PyTorch.
+"""Conversion of PyTorch modules for OpenVINO, once; later starts need neither them nor PyTorch.
 
 By OpenVINO's front end for PyTorch itself; its `convert_model` does the same and tells Google.
 """

@@ -1,4 +1,4 @@
-"""Networks in OpenVINO on the CPU: exported files, and what `_modules` converts."""
+"""OpenVINO runtime on the CPU: exported files, and what `_modules` converts."""
 
 from __future__ import annotations
 

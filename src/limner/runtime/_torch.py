@@ -1,4 +1,4 @@
-"""PyTorch modules, as they are, on the CPU or a GPU."""
+"""PyTorch runtime: modules as they are, on the CPU or a GPU."""
 
 from __future__ import annotations
 

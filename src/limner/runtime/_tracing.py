@@ -1,4 +1,4 @@
-"""Recording what a PyTorch module computes, without computing it.
+"""Tracing of a PyTorch module by shapes, without computing it.
 
 `torch.jit.trace` runs the module once to see its operations; for a ViT-B that is ten seconds and
 2.8 GB on a laptop for a result that nobody uses. Here all that depends on the inputs is only

@@ -1,8 +1,8 @@
 """Segmentation without any weights: region growing, graph cut and random walk from the prompts.
 
 This is what a user has today without a trained model, made as good as is reasonable; the benchmark
-always shows it. Three of them share the reading of the prompts (`_seeds`) and the statistics of
-colour (`_colour`); they differ in how they decide the pixels between:
+always shows it. Three of them share the reading of the prompts (`limner.adapters.markers`) and the
+statistics of colour (`colour`); they differ in how they decide the pixels between:
 
 - ``region`` grows from the seeds along similar colours and stops where the border of what it has
   has the strongest contrast.
@@ -13,10 +13,10 @@ colour (`_colour`); they differ in how they decide the pixels between:
 
 Constants of colour and growth were checked on training images with `limner bench`, and
 those of lone clicks also on phantoms; the others are older and were not chosen anew.
-A correction changes the answer only where it was made (`_correct`).
+A correction changes the answer only where it was made (`limner.adapters.correction`).
 
 ``copy`` and ``flow`` carry a drawn mask over the frames of a video or the slices of a volume
-(`_flow`).
+(`optical_flow`).
 """
 
 from __future__ import annotations

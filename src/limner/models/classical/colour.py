@@ -1,4 +1,4 @@
-"""How well a pixel's intensity or colour fits what is known of the object and of the rest."""
+"""Colour models: how likely a pixel's intensity is of the object against the rest."""
 
 from __future__ import annotations
 

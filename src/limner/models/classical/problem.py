@@ -1,4 +1,4 @@
-"""The question that the weightless models answer: which pixels of a window are the object."""
+"""The segmentation problem of the classical models: features, markers and prior of a window."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 
 The authors' weights file is not theirs to be had by a plain download; see the note of its card.
 Unlike SAM it works in 768 channels, its words join the prompts and are added to every mask, and its
-image is squashed to a square by picking pixels. Words are a closed list (`_imis_labels`): the
+image is squashed to a square by picking pixels. Words are a closed list (`vocabulary`): the
 network was never shown others, and the authors' own code refuses them. Clicks of earlier rounds are
 shown again together with the last answer, where the authors' training forgot them.
 """
@@ -54,7 +54,7 @@ _WANTED = ("image_encoder.sam_encoder.pos_embed", "image_encoder.neck.0.weight")
 
 CARD = ModelCard(
     name="imis/vit_b",
-    summary="IMIS-Net: clicks, boxes and words on pictures of any modality",
+    summary="IMIS-Net: clicks, boxes and words on images of any modality",
     ndim=(2,),
     prompts=frozenset({"click", "box", "mask", "text"}),
     licence="none stated by the authors",

@@ -1,4 +1,4 @@
-"""medsam: MedSAM, which outlines what is in a box (https://doi.org/10.1038/s41467-024-44824-z), and
+"""MedSAM, which outlines what is in a box (https://doi.org/10.1038/s41467-024-44824-z), and
 Segment Anything, whose network it is (https://arxiv.org/abs/2304.02643).
 
 ``vit_b`` is MedSAM as its authors run it: the image is squashed to a square of 1024 pixels by
@@ -6,23 +6,21 @@ cubic interpolation and spread to 0…1, the box is the only prompt, and probabi
 are resized. ``vit_b_points`` is the predictor of Segment Anything, for its own weights and for
 those trained like it: the aspect is kept, colours are normalised, clicks, boxes, rough masks and
 the answer before are understood. MedSAM's weights load there, too, but were never shown clicks.
-``lite`` is LiteMedSAM (`_litemedsam`).
+``lite`` is LiteMedSAM (`limner.models.medsam.lite`).
 
 Files with the names of the authors and of Hugging Face's ``SamModel`` are both read.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, sparse
 
 from limner.adapters.prompt_checks import check_understood
 from limner.adapters.protocols import BatchAnswers, ModelCard, Question, Segmentation, View
@@ -46,13 +44,13 @@ from limner.adapters.sam import (
 from limner.adapters.sam_network import sam_parts
 from limner.checkpoints.cards import WeightsCard
 from limner.models.medsam import lite
+from limner.models.medsam.names import WANTED, remap
+from limner.models.medsam.squash import squash
 
 if TYPE_CHECKING:
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
-Bytes = NDArray[np.uint8]
-Entry = TypeVar("Entry")
 
 SIZE, STEP = 1024, 4  # side of the network's input; pixels of it per pixel of its answer
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
@@ -62,7 +60,7 @@ SOURCE = "https://doi.org/10.1038/s41467-024-44824-z, https://github.com/bowang-
 
 CARD = ModelCard(
     name="medsam/vit_b",
-    summary="MedSAM: what is in a box, pictures of any modality",
+    summary="MedSAM: what is in a box, images of any modality",
     ndim=(2,),
     prompts=frozenset({"box"}),
     licence="Apache-2.0",
@@ -269,122 +267,6 @@ def _is_open(encoded: EncodedPrompts) -> bool:
 def _channels_first(image: NDArray[np.floating]) -> Floats:
     """(row, column, 3) to (1, 3, row, column), float32."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None], dtype=np.float32)
-
-
-def squash(image: Bytes, size: int, *, exact: bool) -> Bytes:
-    """Resize to a square by cubic splines, blurring first where it shrinks; fractions are cut off.
-
-    The same as scikit-image's ``resize(order=3, anti_aliasing=True, preserve_range=True)``, which
-    takes 2 to 4 s on the measuring machine where this takes 0.1 to 0.7 s, and a third of that on
-    grey images. Values differ in the last bits, so that of images with noise every pixel came
-    out the same, and of images with flat areas some pixels one grey level lower or higher, where
-    the exact value is a whole number.
-
-    Args:
-        image: (row, column, 3).
-        size: of the square's sides.
-        exact: by scikit-image itself.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    if exact:
-        from skimage.transform import resize
-
-        values = resize(  # type: ignore[no-untyped-call]
-            image, (size, size), order=3, preserve_range=True, anti_aliasing=True
-        )
-        return np.asarray(values, dtype=np.uint8)
-    grey = bool((image == image[..., :1]).all())
-    channels = [
-        _resize_columns(_resize_columns(image[..., k].astype(np.float64), size), size)
-        for k in range(1 if grey else 3)
-    ]
-    values = np.clip(np.stack(channels * (3 if grey else 1), axis=-1), image.min(), image.max())
-    return values.astype(np.uint8)
-
-
-def _resize_columns(channel: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """(row, column) to (size, row): columns resized, axes swapped."""
-    old = channel.shape[1]
-    blur = max(0.0, (old / size - 1.0) / 2.0)
-    if blur > 0:
-        channel = ndimage.gaussian_filter1d(channel, blur, axis=1, mode="mirror")
-    channel = ndimage.spline_filter1d(channel, 3, axis=1, mode="mirror")
-    return np.asarray(_cubic(old, size) @ np.ascontiguousarray(channel.T), dtype=np.float64)
-
-
-def _cubic(old: int, new: int) -> sparse.csr_matrix:
-    """(new, old): values at the new pixels' centres from the coefficients of a cubic spline."""
-    place = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(place).astype(np.int64)
-    t = place - first
-    weights = np.stack(
-        [
-            (1 - t) ** 3 / 6,
-            (4 - 6 * t**2 + 3 * t**3) / 6,
-            (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6,
-            t**3 / 6,
-        ],
-        axis=1,
-    )
-    index = first[:, None] + np.arange(-1, 3)
-    period = max(1, 2 * (old - 1))  # mirrored about the centres of the outer pixels
-    index = np.abs(index) % period
-    index = np.minimum(index, period - index) if old > 1 else np.zeros_like(index)
-    where = np.repeat(np.arange(new), 4), index.ravel()
-    return sparse.csr_matrix((weights.ravel(), where), shape=(new, old))
-
-
-_PE = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-# Hugging Face's names, in part or whole, and the published ones, replaced in this order.
-_HUGGING_FACE = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"^vision_encoder\.", "image_encoder."),
-        (r"^(image_encoder)\.layers\.", r"\1.blocks."),
-        (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
-        (r"\.neck\.conv1\.", ".neck.0."),
-        (r"\.neck\.layer_norm1\.", ".neck.1."),
-        (r"\.neck\.conv2\.", ".neck.2."),
-        (r"\.neck\.layer_norm2\.", ".neck.3."),
-        (r"^prompt_encoder\.shared_embedding\.positional_embedding$", _PE),
-        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-        (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
-        (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
-        (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
-        (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
-        (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
-        (r"\.upscale_conv1\.", ".output_upscaling.0."),
-        (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
-        (r"\.upscale_conv2\.", ".output_upscaling.3."),
-        (r"(_mlps\.\d+|_head)\.layers\.0\.", r"\1.layers.1."),
-        (r"(_mlps\.\d+|_head)\.proj_in\.", r"\1.layers.0."),
-        (r"(_mlps\.\d+|_head)\.proj_out\.", r"\1.layers.2."),
-        (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
-    )
-)
-_COPY = "shared_image_embedding.positional_embedding"  # Hugging Face's second copy of the positions
-_CONSTANTS = ("pixel_mean", "pixel_std")  # which some tools save
-_WANTED = ("pos_embed", "neck.0.weight", "neck.conv1.weight")
-WANTED = tuple(f"{encoder}.{n}" for encoder in ("image_encoder", "vision_encoder") for n in _WANTED)
-
-
-def remap(state: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Published names from those of any known layout: the authors' or Hugging Face's."""
-    names = {name: value for name, value in state.items() if name not in _CONSTANTS}
-    if not any(name.startswith("vision_encoder.") for name in names):
-        return names
-    positions = names.pop(_COPY, None)
-    renamed = {_published(name): value for name, value in names.items()}
-    if positions is not None:
-        renamed.setdefault(_PE, positions)
-    return renamed
-
-
-def _published(name: str) -> str:
-    for pattern, published in _HUGGING_FACE:
-        name = pattern.sub(published, name)
-    return name
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def next_box(
 
     Args:
         mask: (row, column), on the slice before.
-        number: of the object. The mask is shrunk as a image of this grey level, so that of a
+        number: of the object. The mask is shrunk as an image of this grey level, so that of a
             number of 2 or more also thin parts survive the rounding; as published.
 
     Returns:

@@ -353,7 +353,7 @@ class Sam2(BatchAnswers):
 
 
 def network_input(view: View, size: int, *, smooth: bool) -> Floats:
-    """A image as (1, 3, size, size), squashed and normalised.
+    """An image as (1, 3, size, size), squashed and normalised.
 
     Args:
         view: two-dimensional.

@@ -1,4 +1,4 @@
-"""What SAM 2 remembers of one object: a mapping of arrays that grows no further than it is used.
+"""SAM 2's memory bank of one object, a mapping of arrays that is bounded.
 
 ``given`` and ``found`` are the numbers of the frames that the user answered for and of the others,
 in the order in which they were remembered. Each has ``…_features``, bits of bfloat16 (K, T, 64),

@@ -152,7 +152,7 @@ _SMALL_REST: dict[str, Any] = {  # of `transformers.Sam2VideoConfig`
 
 
 class ImageEncoder(nn.Module):
-    """A image (1, 3, S, S) as features (1, 32, 4g, 4g), (1, 64, 2g, 2g) and (1, 256, g, g); and
+    """An image (1, 3, S, S) as features (1, 32, 4g, 4g), (1, 64, 2g, 2g) and (1, 256, g, g); and
     what is added to the last where there is no memory, (1, 256).
     """
 

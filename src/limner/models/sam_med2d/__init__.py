@@ -51,7 +51,7 @@ _WANTED = (
 
 CARD = ModelCard(
     name="sam_med2d/vit_b",
-    summary="SAM-Med2D: clicks, boxes and rough masks on pictures of any modality",
+    summary="SAM-Med2D: clicks, boxes and rough masks on images of any modality",
     ndim=(2,),
     prompts=frozenset({"click", "box", "mask"}),
     licence="Apache-2.0",

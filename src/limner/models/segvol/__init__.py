@@ -2,7 +2,7 @@
 (https://arxiv.org/abs/2311.13385, https://github.com/BAAI-DCAI/SegVol).
 
 A network of Segment Anything's kind for volumes of 32 x 256 x 256, one mask at a time. It looks
-twice (`_segvol_zoom`), by itself: the whole volume shrunk, then windows at full resolution around
+twice (`zoom`), by itself: the whole volume shrunk, then windows at full resolution around
 what was found; so sessions show it the whole. ``vit_b`` is how limner asks it, ``vit_b_published``
 repeats the authors' script to the voxel, with its defects.
 

@@ -1,6 +1,4 @@
-"""What SegVol is asked: prompts on the whole volume shrunk and on windows of it, and masks between
-the two.
-"""
+"""Prompts for SegVol: on the whole volume shrunk, on windows of it, and masks between the two."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """CLIP's tokenizer (byte pairs, https://arxiv.org/abs/1508.07909, as in
-https://github.com/openai/CLIP) for words that `_segvol_words` has no numbers of.
+https://github.com/openai/CLIP) for words that `vocabulary` has no numbers of.
 
 Its list of merges is not part of limner. It is looked for where people have it: in a file or folder
 that ``LIMNER_CLIP`` names, beside the weights, among the kept weights, inside an installed

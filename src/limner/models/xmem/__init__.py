@@ -64,7 +64,7 @@ WEIGHTS = (
         name="XMem.pth",
         sources=(f"{_RELEASE}/XMem.pth",),
         licence="MIT",
-        note="trained on still pictures, then on DAVIS and YouTube-VOS",
+        note="trained on still images, then on DAVIS and YouTube-VOS",
     ),
     WeightsCard(
         name="XMem-s012.pth",

@@ -1,4 +1,4 @@
-"""SAM's mask decoder: from a image's embedding and prompts to masks and their predicted quality
+"""SAM's mask decoder: from an image's embedding and prompts to masks and their predicted quality
 (https://arxiv.org/abs/2304.02643, appendix A). Names of parameters are the published ones.
 
 A family whose decoder has more tokens or outputs derives from `MaskDecoder`: it overrides
@@ -34,7 +34,7 @@ class Perceptron(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Prompts and a image to masks.
+    """Prompts and an image to masks.
 
     Args:
         dim: channels of the embedding and the tokens.
@@ -80,11 +80,11 @@ class MaskDecoder(nn.Module):
         """
         own = self.own_tokens()[None]
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        features_in = embedding + dense
+        image = embedding + dense
         tokens, flat = self.transformer(
-            tokens, features_in.flatten(2).transpose(1, 2), places.flatten(2).transpose(1, 2)
+            tokens, image.flatten(2).transpose(1, 2), places.flatten(2).transpose(1, 2)
         )
-        features: Tensor = self.output_upscaling(flat.transpose(1, 2).reshape(features_in.shape))
+        features: Tensor = self.output_upscaling(flat.transpose(1, 2).reshape(image.shape))
         return tokens, features
 
     def masks(self, tokens: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Normalisation over the channels of a image laid out channels first."""
+"""Normalisation over the channels of an image laid out channels first."""
 
 from __future__ import annotations
 
