@@ -456,3 +456,11 @@ def test_what_is_remembered_needs_no_network(cache: Path) -> None:
     kept = runtime.facts()["kept"].split(", ")
     assert kept == ["0 of 6,442 MB networks", "0 of 2,147 MB embeddings"]
     assert _embeddings.DISK_CACHE.size() > 256
+
+
+def test_the_hash_of_the_code_covers_what_says_how_large_networks_are() -> None:
+    package = Path(_modules.__file__).parents[1]
+    families = [p for p in (package / "models").rglob("*.py") if "Published(" in p.read_text()]
+    assert len(families) > 5
+    for path in (*families, package / "models/segvol/sizes.py", package / "adapters/published.py"):
+        assert _modules._DEFINES.search(path.read_bytes()), path

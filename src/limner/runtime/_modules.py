@@ -29,8 +29,12 @@ _BATCH, _COUNT, _SIDE = 2, 3, 64
 _LARGE = 1 << 12  # elements; smaller weights are not worth the trouble
 _MULTIPLIES = {"MatMul", "Convolution", "GroupConvolution"}  # transposed ones stay in float32
 
-# What sets files that define networks, or convert them, apart from adapters.
-_DEFINES = re.compile(rb"^(import|from) torch\b|^ *class \w+\(.*Module\b|TorchScript", re.MULTILINE)
+# What sets files that define networks, their sizes and parts, or convert them, apart from others.
+_DEFINES = re.compile(
+    rb"^(import|from) torch\b|^ *class \w+\(.*Module\b|\bnn\.Module\b|TorchScript"
+    rb"|\bPart\(|\bmake_network\b|^class (Sizes|Plan)\b",
+    re.MULTILINE,
+)
 
 
 def load(
