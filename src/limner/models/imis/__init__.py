@@ -11,7 +11,7 @@ shown again together with the last answer, where the authors' training forgot th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from limner.adapters.sam import (
 from limner.checkpoints.cards import WeightsCard
 from limner.errors import CheckpointError, PromptError
 from limner.models.imis import vocabulary as labels
+from limner.models.imis.sizes import PUBLISHED, SIZE, SMALL, Sizes
 from limner.prompts.types import Prompt, TextPrompt
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from limner.networks.blocks.mask_decoder import Sam
     from limner.runtime import Network
 
-SIZE = 1024  # side of the network's input
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of red, green, blue, 0…255; SAM
 MOST_AT_ONCE = 4  # questions in one pass: three times as wide as SAM
 _TEXT = ("text_model.", "text_out_dim.")
@@ -71,39 +71,6 @@ WEIGHTS = WeightsCard(
 )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the network; by default the published ones.
-
-    Attributes:
-        side: of the input in pixels.
-        dim: channels of the image encoder.
-        depth: its blocks.
-        heads: of its attention.
-        whole: which of its blocks attend over the whole grid.
-        channels: of embedding and tokens; SAM has 256.
-        text_dim: channels of CLIP's text tower.
-        text_depth: its blocks.
-    """
-
-    side: int = SIZE
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    whole: tuple[int, ...] = (2, 5, 8, 11)
-    channels: int = 768
-    text_dim: int = 512
-    text_depth: int = 12
-
-    @property
-    def low_res(self) -> int:
-        """Side of the network's answer."""
-        return self.side // 4
-
-
-SMALL = Sizes(64, dim=32, depth=2, heads=2, whole=(1,), channels=32, text_dim=16, text_depth=1)
-
-
 class Imis(ImageEncoding, BatchAnswers):
     """The network with everything around it.
 
@@ -122,7 +89,7 @@ class Imis(ImageEncoding, BatchAnswers):
         encoder: Network,
         decoder: Network,
         make_words: Callable[[], Network],
-        sizes: Sizes = Sizes(),
+        sizes: Sizes = PUBLISHED,
     ) -> None:
         self.card = replace(card, runtime=encoder.description)
         self._encoder, self._decoder, self._make_words = encoder, decoder, make_words
@@ -285,7 +252,7 @@ IMIS = Published(
     CARD,
     (WEIGHTS,),
     network="imis",
-    sizes=Sizes(),
+    sizes=PUBLISHED,
     small=SMALL,
     parts=_parts,
     model=lambda c: Imis(c.card, c["encoder"], c["decoder"], c.deferred["words"], c.sizes),

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from limner.models.imis.sizes import Sizes
 from limner.models.imis.vocabulary import END, START
 from limner.networks.blocks import folded
 from limner.networks.blocks.mask_decoder import MaskDecoder, Perceptron, Sam
 from limner.networks.blocks.prompt_encoder import PromptEncoder
 from limner.networks.blocks.vit import ImageEncoder
-
-if TYPE_CHECKING:
-    from limner.models.imis import Sizes
 
 DIM = 768  # channels of embedding and tokens; SAM has 256
 TEXT_DIM = 512  # of CLIP's text tower
