@@ -15,7 +15,7 @@ _FIRST = "image_encoder.patch_embed.seq.0.c.weight"
 class _Kind:
     """One kind of network: how to tell it, what it is called, which model takes its weights."""
 
-    told_by: Callable[[Shapes], bool]
+    matches: Callable[[Shapes], bool]
     what: str
     model: str | None
 
@@ -89,7 +89,7 @@ def recognise(shapes: Shapes) -> str:
         shapes: of the weights by name.
     """
     for kind in _KINDS:
-        if kind.told_by(shapes):
+        if kind.matches(shapes):
             if kind.model is not None:
                 return f"It looks like {kind.what}, which --model {kind.model} takes."
             return f"It looks like {kind.what}; give the file of the model that you named."
