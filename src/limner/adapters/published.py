@@ -2,7 +2,7 @@
 
 A family says which network there is (`Part`), how large it is as published and how large a reduced
 one for tests is, and what the adapter makes of the compiled parts. Finding and hashing the file,
-renaming its tensors, compiling, keeping what was compiled, and the complaints are here, once.
+renaming its tensors, compiling, keeping what was compiled, and the error messages are here, once.
 """
 
 from __future__ import annotations
