@@ -90,7 +90,7 @@ def overall(plain: ByProtocol, measure: str, *, over: str) -> Table:
         f"{MEASURES[measure].title}, mean over {over}",
         ["sets", "model", *(name for _, name, _ in columns)],
         body,
-        f"{counts}. In brackets: 95 % bootstrap interval over pictures or patients within sets.",
+        f"{counts}. In brackets: 95 % bootstrap interval over images or patients within sets.",
         num_words=2,
     )
 
