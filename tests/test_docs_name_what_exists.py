@@ -128,20 +128,20 @@ def _command_line() -> Any:
     return typer.main.get_command(importlib.import_module("limner.cli.__main__").app)
 
 
-def find_commands(text: str) -> Iterator[str]:
-    """Command lines of code blocks, and those that prose quotes."""
+def find_commands(text: str) -> Iterator[tuple[str, bool]]:
+    """Command lines, and whether they are whole: those of code blocks are, unless abridged by …"""
     for language, block in FENCE.findall(text):
         if language in ("", "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
-                    yield " ".join(part.split())
-    yield from QUOTED.findall(FENCE.sub("", text))
+                    yield " ".join(part.split()), "…" not in part
+    yield from ((quoted, False) for quoted in QUOTED.findall(FENCE.sub("", text)))
 
 
 def find_wrong_commands(text: str) -> Iterator[str]:
     """Command lines of ``limner`` that it would refuse, and options that scripts do not have."""
-    for line in find_commands(text):
-        if line.startswith("limner ") and (problem := _refusal(line)):
+    for line, is_whole in find_commands(text):
+        if line.startswith("limner ") and (problem := _refusal(line, is_whole)):
             yield f"command {line}: {problem}"
         script = re.match(r"python ((?:\w+/)+\w+\.py)", line)
         if script and (CHECKOUT / script[1]).is_file():
@@ -155,8 +155,8 @@ def find_wrong_commands(text: str) -> Iterator[str]:
                 yield f"command {line}: no such target"
 
 
-def _refusal(line: str) -> str:
-    """Why the command line would be refused: its commands and options; values are not looked at."""
+def _refusal(line: str, is_whole: bool) -> str:
+    """Why the command line would be refused; of one that is not whole, commands and options."""
     words = shlex.split(line)[1:]
     command = _command_line()
     while words and words[0] in getattr(command, "commands", {}):
@@ -165,11 +165,16 @@ def _refusal(line: str) -> str:
     if words and re.fullmatch("[a-z]+", words[0]) and commands:
         return f"no command {words[0]}"
     if words and words[0].endswith((".yaml", "RECIPE")) and "run" in commands:
-        command = commands["run"]  # limner train RECIPE
+        command, commands = commands["run"], {}  # limner train RECIPE
     for word in words:
         option = word.split("=")[0]
         if OPTION.fullmatch(option) and option not in _options(command) | ALLOWED_OPTIONS:
             return f"no option {option}"
+    if is_whole and words and not commands:
+        try:
+            command.make_context(command.name, words)
+        except Exception as error:  # of the click that typer uses, whichever that is
+            return str(error) or type(error).__name__
     return ""
 
 
@@ -263,6 +268,7 @@ def test_what_it_names_exists(document: Path) -> None:
         ("`limner.io.nowhere` does.", "name limner.io.nowhere"),
         ("```python\nfrom limner.io import nowhere\n```\n", "name limner.io.nowhere"),
         ("```sh\nlimner segment a.png --nowhere 3\n```\n", "no option --nowhere"),
+        ("```sh\nlimner auto a.png\n```\n", "command limner auto a.png: "),
         ("`limner models nowhere`", "no command nowhere"),
         ("`python benchmarks/clicks.py --nowhere`", "no --nowhere"),
         ("`make nowhere`", "no such target"),
