@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
+import inspect
 import re
 import shlex
 import textwrap
@@ -279,6 +279,18 @@ def test_what_it_names_exists(document: Path) -> None:
 def test_what_is_not_there_is_found(text: str, problem: str) -> None:
     found = "\n".join(_find_all(CHECKOUT / "README.md", text))
     assert problem in found
+
+
+def test_verbs_of_sessions_have_the_parameters_that_the_document_gives() -> None:
+    text = (CHECKOUT / "docs" / "sessions.md").read_text(encoding="utf-8")
+    given = re.findall(r"`(\w+)\(([^`]*)\)`", "".join(re.findall(r"^\| (`.+?) \|", text, re.M)))
+    assert len(given) > 10
+    for verb, parameters in given:
+        verbs = limner if verb == "open_session" else limner.Session
+        has = inspect.signature(getattr(verbs, verb)).parameters
+        for name, default in re.findall(r"(\w+)(?:=([^,]+))?", parameters):
+            assert name in has, f"{verb}({name})"
+            assert not default or has[name].default == ast.literal_eval(default), f"{verb}({name})"
 
 
 def test_a_recipe_key_that_is_not_there_is_found() -> None:
