@@ -225,7 +225,7 @@ def test_no_memory_left_is_an_error_of_ours(
     images = [limner.read(path) for path in paths]
     for target in (
         "limner.io._block.inflate",
-        "limner.io.raster.check_chunks",
+        "limner.io.raster.decoding.check_chunks",
         "limner.io.tiff.stack.Stack._raw",
     ):
         monkeypatch.setattr(target, nothing_left)

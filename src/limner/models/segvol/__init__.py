@@ -310,7 +310,8 @@ class SegVol(BatchAnswers):
                 part = alike[start : start + MOST_AT_ONCE]
                 points, labels = (np.stack([tokens[k][j] for k in part]) for j in (0, 1))
                 spoken = [[t] for k in part if (t := window_prompts[k].text) is not None]
-                text = np.array(spoken, np.float32).reshape(len(part), -1, features.shape[1])
+                nothing = np.zeros((len(part), 0, features.shape[1]), np.float32)
+                text = np.array(spoken, np.float32) if spoken else nothing
                 (low_res,) = self._networks.decoder(features, points, labels, text)
                 answers.update(zip(part, low_res[:, 0], strict=True))
         return [answers[k] for k in range(len(window_prompts))]
