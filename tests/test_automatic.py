@@ -249,6 +249,51 @@ def test_auto_first_then_corrected_by_a_click(nifti: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(labels.mask(2), pixels_of() > 900)
 
 
+def test_a_label_that_skips_slices_is_measured() -> None:
+    pixels = pixels_of()
+    pixels[2] = 0
+    image = Image(pixels, Geometry.from_spacing(pixels.shape, SPACING))
+    grey, _ = limner.segment_automatically(image, Bands()).statistics
+    assert (grey.voxels, grey.mean, grey.low) == (180, (500.0,), (1, 4, 5))
+
+
+def test_info_describes_what_the_command_wrote(
+    nifti: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "seg.nii.gz"
+    assert run(["auto", str(nifti), "--model", "toy-automatic/bands", "-o", str(out)]) == 0
+    assert run(["info", f"{out}.limner.json", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["model"], facts["image"]) == ("toy-automatic/bands", str(nifti))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--uncertainty", "{}/u.png"], "a PNG holds whole numbers"),
+        (["--stats", "{}"], "is a folder"),
+        (["--journal", "{}/none/case.limner"], "does not exist; make it first"),
+        (["--journal", "{}/old.limner"], "exists. Continue it"),
+        (["--journal", "{}/case.limner", "--correct-with", "nonesuch"], "Unknown model"),
+        (["--correct-with", "toy"], "goes with --journal"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is(
+    nifti: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "old.limner").write_text("old")
+    before = set(tmp_path.iterdir())
+    command = ["auto", str(nifti), "--model", "toy-automatic/samples", "--samples", "2"]
+    given = [option.format(tmp_path) for option in options]
+    assert run([*command, "-o", str(tmp_path / "seg.nii.gz"), *given]) == 2
+    assert message in capsys.readouterr().err
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_a_session_begins_with_the_labels_as_objects() -> None:
     found = limner.segment_automatically(volume(), Bands())
     with open_correction(found, "toy") as session:

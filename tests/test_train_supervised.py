@@ -283,6 +283,7 @@ def test_volumes_are_turned_as_sessions_turn_them(plain: Path) -> None:
     ("change", "message"),
     [
         ({"patch": [16]}, "2 or 3 axes"),
+        ({"patch": [4, -16, 16]}, "numbers from 1"),
         ({"blocks": [1]}, "a stage has one of each"),
         ({"mirror": [3]}, "axes 0 to 2"),
         ({"spacing": [1.0]}, "one value per axis"),
@@ -300,3 +301,37 @@ def test_overlaps_leave_out_what_nobody_knows() -> None:
     labels = np.array([[1, 1, 0, IGNORED], [2, 2, 0, IGNORED]])
     answer = np.array([[1, 0, 1, 1], [2, 1, 0, 2]])
     np.testing.assert_array_equal(count_overlaps(answer, labels, 2), [[1, 1], [3, 1], [2, 2]])
+
+
+def test_label_maps_without_a_label_are_refused(plain: Path, tmp_path: Path) -> None:
+    cases = labelled(plain)
+    geometry = Geometry.from_spacing(SHAPE, SPACING)
+    for case in cases:
+        assert case.labels is not None
+        limner.write(case.labels, Labels(geometry, array=np.zeros(SHAPE, np.uint8)), like=geometry)
+    layout = Layout((4, 16, 16), widths=(8, 16), blocks=(1, 1))
+    with pytest.raises(FormatError, match="No label map holds a label above 0"):
+        prepare_cases(cases, {}, layout, tmp_path / "prepared")
+
+
+def test_pictures_are_refused_by_a_network_of_volumes(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        write_png(tmp_path / name / "a.png", np.eye(8, dtype=np.uint8))
+    cases, names = find_cases(tmp_path)
+    with pytest.raises(FormatError, match=r"a\.png is a 2D image, and the recipe's patch has 3"):
+        prepare_cases(cases, names, Layout((4, 16, 16)), tmp_path / "prepared")
+
+
+def test_a_case_without_one_of_its_channels_is_named(raw: Path, tmp_path: Path) -> None:
+    cases, names = find_cases(raw)
+    cases[1] = replace(cases[1], images=cases[1].images[:1])
+    layout = Layout((4, 16, 16), widths=(8, 16), blocks=(1, 1))
+    with pytest.raises(FormatError, match=rf"{cases[1].images[0].name}: 1 channel\(s\), and other"):
+        prepare_cases(cases, names, layout, tmp_path / "prepared")
+
+
+def test_an_empty_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(FormatError, match=r"empty\.yaml is empty"):
+        read_recipe(tmp_path / "empty.yaml")

@@ -124,6 +124,11 @@ class NetworkPlan:
         Raises:
             CheckpointError: fields are missing, unknown or of another type; names `source`.
         """
+        if value is None:
+            raise CheckpointError(
+                f"{source} are weights of another model: they do not say what an automatic network "
+                "was trained for. Use a file that limner train wrote."
+            )
         try:
             given = dict(value)
             given["labels"] = {int(k): str(v) for k, v in given["labels"].items()}

@@ -55,7 +55,10 @@ def check_output(
             raise FormatError(f"{path} would be written twice; name another file.")
         if any(_is_same(path, other) for other in inputs if other is not None):
             raise FormatError(f"{path} is one of the inputs and would be lost; name another file.")
-    for path in filter(None, (output, preview, scores, *more)):
+    born = None if journal is not None and journal.exists() else journal
+    for path in filter(None, (output, preview, scores, born, *more)):
+        if path.is_dir():
+            raise FormatError(f"{path} is a folder; name a file in it.")
         folder = path.resolve().parent
         if not folder.is_dir():
             raise FormatError(f"The folder {folder} does not exist; make it first.")

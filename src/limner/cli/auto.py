@@ -72,6 +72,24 @@ class CorrectionOptions:
         str | None, typer.Option(help="Its model; default limner-3d, limner-2d.")
     ] = None
 
+    def check(self) -> None:
+        """Refuse what cannot be begun, before any work is done."""
+        from limner.errors import SessionError
+        from limner.models import create_promptable
+
+        if self.correct_with is not None:
+            if self.journal is None:
+                raise SessionError(
+                    "--correct-with goes with --journal FILE, the session to correct; add it, or "
+                    "leave it out."
+                )
+            create_promptable(self.correct_with)
+        if self.journal is not None and self.journal.exists():
+            raise SessionError(
+                f"The journal {self.journal} exists. Continue it with "
+                f"`limner resume {self.journal}`, or choose another name."
+            )
+
     def open_session(self, found: AutomaticSegmentation) -> None:
         """Begin the journal, if one is wanted."""
         from limner.pipeline.correct import open_correction
@@ -111,14 +129,15 @@ def auto(
     journal, inputs = correction.journal, (model.weights,)
     check_output(output, preview, image, journal=journal, inputs=inputs, others=others)
     _check_images(preview, sampling.uncertainty)
+    correction.check()
     found = _segment(image, model, sampling)
+    correction.open_session(found)  # first: where it cannot be begun, nothing is written
     _write(found, output, dicom_type, stats, sampling.uncertainty)
     if preview is not None:
         from limner.render.overlay import write_preview
 
         limits = (found.labels.manifest or {}).get("options", {}).get("window")
         write_preview(preview, image, found.labels.to_array(), names=found.names, window=limits)
-    correction.open_session(found)
     _report(found, output, journal, time.perf_counter() - began, as_json=as_json)
 
 
@@ -131,6 +150,11 @@ def _check_images(preview: Path | None, uncertainty: Path | None) -> None:
         raise FormatError(f"A preview of labels is a .png, not {preview.name}.")
     if uncertainty is not None:
         choose_image_writer(uncertainty)
+        if uncertainty.suffix.lower() == ".png":
+            raise FormatError(
+                f"{uncertainty}: uncertainty has fractions, and a PNG holds whole numbers; use "
+                ".tif or .nii.gz."
+            )
 
 
 def _segment(

@@ -93,6 +93,9 @@ def _describe_journal(path: Path) -> dict[str, Any]:
 def _describe_manifest(path: Path) -> dict[str, Any]:
     from limner.cli._prompt_files import read_prompts
 
+    automatic = _describe_automatic(path)
+    if automatic is not None:
+        return automatic
     file = read_prompts(path)
     return {
         "path": str(path),
@@ -101,6 +104,23 @@ def _describe_manifest(path: Path) -> dict[str, Any]:
         "prompts": len(file.entries),
         "names": list(file.names.values()),
     }
+
+
+def _describe_automatic(path: Path) -> dict[str, Any] | None:
+    """Facts about the manifest of `limner auto`, which has no prompts; None of another one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["method"] != "automatic":
+            return None
+        return {
+            "path": str(path),
+            "kind": "a manifest of limner auto, made without prompts",
+            "image": value["image"]["path"],
+            "model": value["model"]["name"],
+            "created": value["created"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:

@@ -102,12 +102,13 @@ def _measure_intensity(
     total: Any = 0.0
     squares: Any = 0.0
     for pixels, inside in _cut_slices(image, mask, place):
-        values = pixels[inside].reshape(int(inside.sum()), -1).astype(np.float64)
-        if not len(values):
+        inside_count = int(np.count_nonzero(inside))
+        if not inside_count:  # a label may skip slices
             continue
+        values = pixels[inside].reshape(inside_count, -1).astype(np.float64)
         shift = values.mean(axis=0) if shift is None else shift
         values -= shift
-        count += len(values)
+        count += inside_count
         total = total + values.sum(axis=0)
         squares = squares + (values**2).sum(axis=0)
     assert shift is not None

@@ -60,6 +60,8 @@ def read_recipe(path: Path, **changes: Any) -> TrainConfig:
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is no recipe: it is not UTF-8 text.") from error
     values = parse_yaml(text, str(path))
+    if not values:
+        raise FormatError(f"{path} is empty; a recipe names at least its method (see recipes/).")
     values |= {key: value for key, value in changes.items() if value is not None}
     return make_config(values, str(path), warn=True)
 

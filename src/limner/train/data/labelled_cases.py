@@ -110,7 +110,13 @@ def prepare_cases(
     known, folder = folder / "plan.json", folder / digest
     plan = _read_plan(known, digest)
     if plan is None:
+        _check_axes(cases, len(layout.patch))
         names = names or _find_names(cases)
+        if not any(value > 0 for value in names):
+            raise FormatError(
+                "No label map holds a label above 0; there is nothing to learn. Draw some labels, "
+                "or name them in dataset.json."
+            )
         plan = make_plan(cases, names, layout)
         ignored = [value for value, name in names.items() if name.lower() == IGNORE]
         for number, case in enumerate(cases, 1):
@@ -170,6 +176,17 @@ def read_turned(case: Case) -> tuple[Array, Array, tuple[float, ...], bool]:
     return axes.apply(pixels), axes.apply(labels), spacing, image.geometry.has_spacing
 
 
+def _check_axes(cases: Sequence[Case], ndim: int) -> None:
+    """Refuse 2D images for a network of volumes; one of slices learns from volumes, too."""
+    for case in cases:
+        shape = case.read_image().geometry.shape
+        if len(shape) < ndim:
+            raise FormatError(
+                f"{case.images[0]} is a 2D image, and the recipe's patch has {ndim} axes; give it "
+                "2 axes (patch: [256, 256]) or train on volumes."
+            )
+
+
 def _axes_of(geometry: Geometry) -> Axes:
     return canonical(geometry) if geometry.ndim == 3 else Axes.same(geometry.ndim)
 
@@ -190,6 +207,12 @@ def _prepare(case: Case, plan: NetworkPlan, ignored: Sequence[int], folder: Path
     if case.annotated is not None and not set(map(str, plan.labels)) <= case.annotated:
         places[places == 0] = IGNORED  # may be one of those that were not annotated
     shape = resampled_shape(labels.shape, spacing, plan.spacing if measured else None)
+    if pixels.shape[-1] != len(plan.normalization):
+        raise FormatError(
+            f"{case.images[0]}: {pixels.shape[-1]} channel(s), and other cases have "
+            f"{len(plan.normalization)}. Add the files of the missing channels, or take the case "
+            "out."
+        )
     normalized = plan.normalize(resample_linear(pixels, shape), labels.ndim)
     rng = np.random.default_rng(0)
     write_case(folder, _file_name(case), normalized, resample_nearest(places, shape), rng)

@@ -80,6 +80,10 @@ class Config(TrainConfig):
     def _check_network(self) -> Config:
         if len(self.patch) not in (2, 3):
             raise ValueError(f"patch={list(self.patch)}; it has 2 or 3 axes.")
+        for name in ("patch", "widths", "blocks"):
+            values = getattr(self, name)
+            if min(values, default=0) < 1:
+                raise ValueError(f"{name}={list(values)}; it holds numbers from 1.")
         if len(self.widths) != len(self.blocks):
             raise ValueError(
                 f"{len(self.widths)} widths and {len(self.blocks)} blocks; a stage has one of each."
