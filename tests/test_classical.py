@@ -267,6 +267,16 @@ def test_an_island_is_kept_only_where_a_seed_asked_for_it(name: str) -> None:
     assert dice(both, left | right) > 0.9
 
 
+@every_method
+def test_a_border_across_thick_slices_only_has_a_score(name: str) -> None:
+    pixels = np.repeat([70.0] * 3 + [170.0] * 4 + [70.0] * 3, 2).reshape(-1, 2)
+    model = create_model(name)
+    embedding = model.embed(View(pixels, (9.0, 0.5), (0.0, 255.0)))
+    answer = model.segment(embedding, [MaskPrompt(pixels > 100)])
+    assert np.array_equal(answer.logits > 0, pixels > 100)
+    assert 0.5 < answer.score <= 1.0
+
+
 @settings(max_examples=times(20), deadline=None)
 @given(st.data())
 def test_no_combination_of_prompts_breaks_or_disobeys(data: st.DataObject) -> None:

@@ -238,8 +238,17 @@ def _score(mask: Mask, problem: SegmentationProblem) -> float:
         return 0.0
     depth = signed_distance(mask, problem.spacing)
     likely = 0.5 * (1.0 + np.tanh(0.5 * problem.ratio_of(mask)))
-    inner, outer = likely[(depth > 0) & (depth < 4)], likely[(depth < 0) & (depth > -4)]
+    inner, outer = likely[_near_border(depth)], likely[_near_border(-depth)]
     return float(np.clip(0.5 * (inner.mean() + 1.0 - outer.mean()), 0.0, 1.0))
+
+
+def _near_border(depth: Array) -> Mask:
+    """The pixels of positive depth within four steps of the finest axis from the border; where none
+    is as near, as across thick slices, the nearest ones.
+    """
+    inside: Mask = depth > 0
+    near: Mask = (depth < 4) | (depth <= depth[inside].min())
+    return inside & near
 
 
 def _variant(name: str, summary: str, solve: Solver) -> Variant:
