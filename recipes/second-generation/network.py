@@ -33,7 +33,7 @@ _STAGES = (
     (1, 3, 1, 6, 192, 320),
 )
 _STEM, _JUDGE = 32, 64
-_SHIFTS = (0.0, 0.0, 1.5, -1.5)  # of the answers' logits at the start: as it is, larger, smaller
+_SHIFTS = (0.0, 1.5, -1.5)  # of the candidates' logits at the start: as it is, larger, smaller
 
 
 class FrozenNormConv(nn.Module):
@@ -165,7 +165,9 @@ class CandidateUNet2d(nn.Module):
         self.lift = nn.ModuleList(nn.Conv2d(_WIDTHS[k + 1], _WIDTHS[k], 1) for k in levels)
         self.told = nn.ModuleList(nn.Conv2d(NUM_PROMPTS, _WIDTHS[k], 1) for k in levels)
         self.up = nn.ModuleList(ResidualBlock(_WIDTHS[k], _WIDTHS[k]) for k in levels)
-        self.to_logits = nn.Conv2d(finest, NUM_ANSWERS * folded, 3, padding=1)
+        self.to_logits = nn.Conv2d(finest, folded, 3, padding=1)
+        self.vary = ResidualBlock(finest, finest)
+        self.to_candidates = nn.Conv2d(finest, (NUM_ANSWERS - 1) * folded, 3, padding=1)
         self.judge = nn.Sequential(nn.Linear(deepest + 3 * finest + 2, _JUDGE), nn.ReLU())
         self.to_quality = nn.Linear(_JUDGE, 1)
         self.quality_shift = nn.Parameter(torch.zeros(NUM_ANSWERS))
@@ -196,7 +198,9 @@ class CandidateUNet2d(nn.Module):
             if level == 0:
                 wide = wide + self.fine(folded)
             x = up(wide)
-        logits = self.to_logits(x)
+        # Candidates learn in a block of their own: they must not change the first answer.
+        candidates = self.to_candidates(self.vary(x.detach()))
+        logits = torch.cat([self.to_logits(x), candidates], dim=1)
         return self.unfold(logits), self._quality(deepest, x, logits, prompts)
 
     def _quality(self, deepest: Tensor, finest: Tensor, logits: Tensor, prompts: Tensor) -> Tensor:
@@ -259,10 +263,10 @@ def from_probe(weights: dict[str, Tensor], generator: torch.Generator) -> dict[s
         nothing = kernel.new_zeros(kernel.shape[0], extra, *kernel.shape[2:])
         found[name] = torch.cat([kernel, nothing], dim=1)
     kernel, bias = found["to_logits.weight"], found["to_logits.bias"]
-    noise = torch.randn(NUM_ANSWERS, *kernel.shape, generator=generator) * kernel.std() * 0.1
-    noise[:2] = 0
-    found["to_logits.weight"] = (kernel + noise).flatten(0, 1)
-    found["to_logits.bias"] = torch.cat([bias + shift for shift in _SHIFTS])
+    noise = torch.randn(len(_SHIFTS), *kernel.shape, generator=generator) * kernel.std() * 0.1
+    noise[0] = 0
+    found["to_candidates.weight"] = (kernel + noise).flatten(0, 1)
+    found["to_candidates.bias"] = torch.cat([bias + shift for shift in _SHIFTS])
     judge = found["judge.0.weight"]
     found["judge.0.weight"] = torch.cat([judge, judge.new_zeros(len(judge), _WIDTHS[0] + 2)], dim=1)
     found["quality_shift"] = torch.zeros(NUM_ANSWERS)
@@ -273,6 +277,19 @@ def load_weights(network: CandidateUNet2d, weights: dict[str, Tensor]) -> None:
     """Weights of this network or of the probe, in any precision."""
     if any(name.startswith("enc.") for name in weights):
         weights = from_probe(weights, torch.Generator().manual_seed(0))
+    if "to_candidates.weight" not in weights:
+        weights = _separated(weights)
+    for name, value in network.vary.state_dict().items():  # begins as if it were not there
+        weights.setdefault(f"vary.{name}", value)
     network.load_state_dict(
         {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
     )
+
+
+def _separated(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Candidates that shared the first answer's convolution, in one of their own."""
+    kernel, bias = weights["to_logits.weight"], weights["to_logits.bias"]
+    own = _FOLD**2
+    parts = {"to_logits.weight": kernel[:own], "to_logits.bias": bias[:own]}
+    parts |= {"to_candidates.weight": kernel[own:], "to_candidates.bias": bias[own:]}
+    return weights | parts

@@ -61,7 +61,7 @@ class Settings:
 
     batch_size: int = 8
     sizes: tuple[int, ...] = (192, 192, 256)
-    set_power: float = 0.25
+    set_power: float = 0.4
     invented: float = 0.12
     synthetic: float = 0.12
     disturbed_again: float = 0.25
