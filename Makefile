@@ -13,9 +13,10 @@ API := $(addprefix limner.,adapters datasets errors geometry io metrics models p
 
 help:
 	@echo "make demo       set up, then delineate real images and phantoms; prints where the overlays are"
-	@echo "make test       set up, then run all tests, in parallel"
+	@echo "make test       set up, then run the tests, in parallel; all but what only test-long runs"
 	@echo "make test-fast  the tests that take no seconds each: for every save"
-	@echo "make test-long  kill, fuzz and property tests with ROUNDS=$(ROUNDS) times the seeds and examples"
+	@echo "make test-long  published networks at full size; kill, fuzz and property tests with"
+	@echo "                ROUNDS=$(ROUNDS) times the seeds and examples"
 	@echo "make coverage   all tests, then which lines none of them ran"
 	@echo "make lint       set up, then check style and types"
 	@echo "make format     style that can be mended by itself"
@@ -27,13 +28,13 @@ demo: $(VENV)/.core
 	$(BIN)/limner demo
 
 test: $(VENV)/.test
-	$(PYTEST) $(PARALLEL)
+	$(PYTEST) $(PARALLEL) -m "not full_size"
 
 test-fast: $(VENV)/.test
-	$(PYTEST) $(PARALLEL) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow and not full_size"
 
 test-long: $(VENV)/.test
-	LIMNER_TEST_ROUNDS=$(ROUNDS) $(PYTEST) $(PARALLEL) -m long
+	LIMNER_TEST_ROUNDS=$(ROUNDS) $(PYTEST) $(PARALLEL) -m "long or full_size"
 
 coverage: $(VENV)/.test
 	$(PYTEST) $(PARALLEL) --cov --cov-report=term --cov-report=html:coverage-html

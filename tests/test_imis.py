@@ -98,6 +98,7 @@ def golden() -> Run:
     return Run(file, case, picture, model, embedding, stages, answers, decoder)
 
 
+@pytest.mark.full_size
 def test_the_picture_is_encoded_as_the_authors_do(golden: Run) -> None:
     parity.check(imis.network_input(golden.picture), golden.case, "input", 1e-9)
     assert len(golden.stages) == 5
@@ -106,6 +107,7 @@ def test_the_picture_is_encoded_as_the_authors_do(golden: Run) -> None:
     assert np.array_equal(golden.stages["embedding"], golden.embedding.features)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", FIRST_ROUND)
 def test_answers_are_the_authors(golden: Run, name: str) -> None:
     answer = golden.answers[name]
@@ -115,6 +117,7 @@ def test_answers_are_the_authors(golden: Run, name: str) -> None:
         parity.check(answer.logits[None, None], golden.case, f"{name}.logits", MASKS)
 
 
+@pytest.mark.full_size
 def test_the_first_of_two_boxes_is_answered_like_the_box_alone(golden: Run) -> None:
     box = golden.answers["box"].logits
     parity.check_mask(box, golden.case, "two_boxes.mask", 1e-4, (0, 0))
@@ -122,6 +125,7 @@ def test_the_first_of_two_boxes_is_answered_like_the_box_alone(golden: Run) -> N
     parity.check(both, golden.case, "two_boxes.logits", MASKS)
 
 
+@pytest.mark.full_size
 def test_the_second_round_sees_the_first_answer(golden: Run) -> None:
     source = golden.answers[str(golden.case["second_round.mask_input_from"])]
     prompts = said(golden.case, "second_round")
@@ -133,6 +137,7 @@ def test_the_second_round_sees_the_first_answer(golden: Run) -> None:
     parity.check_mask(answer.logits, golden.case, "second_round.mask", 5e-4, (0, 0))
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", [*FIRST_ROUND, "second_round"])
 def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> None:
     """Tokens, all masks, their quality, and the vectors for the kind of object."""
@@ -167,12 +172,14 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
     assert quality.argmax() == case[f"{name}.best"]
 
 
+@pytest.mark.full_size
 def test_a_question_among_others_is_answered_as_if_alone(golden: Run) -> None:
     for name in ("click_moved", "box_text"):  # together with others of their form, and not
         alone = golden.model.segment(golden.embedding, said(golden.case, name))
         assert alone.logits == pytest.approx(golden.answers[name].logits, abs=2e-4)
 
 
+@pytest.mark.full_size
 def test_the_sentences_are_the_authors(golden: Run) -> None:
     for name in ("text", "box_text"):
         known = labels.find(str(golden.case[f"{name}.text_key"]))
@@ -195,6 +202,7 @@ def test_a_table_of_words_holds_what_the_tower_says_of_each() -> None:
     assert not torch.allclose(alone[0], alone[1], atol=1e-2)
 
 
+@pytest.mark.full_size
 def test_a_session_shows_earlier_clicks_and_the_last_answer_again(
     golden: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +228,7 @@ def test_a_session_shows_earlier_clicks_and_the_last_answer_again(
     assert np.array_equal(named, golden.answers["box_text"].logits > 0)
 
 
+@pytest.mark.full_size
 def test_the_command_line(golden: Run, tmp_path: Path) -> None:
     picture, out = tmp_path / "p.png", tmp_path / "mask.png"
     Picture.fromarray(golden.picture).save(picture)
@@ -230,6 +239,7 @@ def test_the_command_line(golden: Run, tmp_path: Path) -> None:
     parity.check_mask(mask - 0.5, golden.case, "text_click.mask", 0.0, (0, 0))
 
 
+@pytest.mark.full_size
 def test_openvino_answers_the_same_questions(golden: Run) -> None:
     """Also those with no points or no words, which are empty inputs."""
     from limner.runtime import compile_module

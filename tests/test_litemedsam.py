@@ -233,6 +233,7 @@ def volume(case: parity.Case) -> np.ndarray:
     return np.asarray(pixels)
 
 
+@pytest.mark.full_size
 def test_the_published_way_through_a_volume(
     model: LiteMedSam, case: parity.Case, volume: np.ndarray
 ) -> None:

@@ -126,11 +126,13 @@ def test_the_picture_is_squashed_as_published(case: parity.Case) -> None:
         parity.check(squashed, case, "resized", 1e-12)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("stage", ["input", "enc.patch_embed", "enc.block0", "enc.block2"])
 def test_early_stages(answered: Answered, case: parity.Case, stage: str) -> None:
     parity.check(answered.stages[stage], case, stage, EMBEDDING / 2)
 
 
+@pytest.mark.full_size
 def test_embedding(answered: Answered, case: parity.Case) -> None:
     parity.check(answered.stages["enc.block11"], case, "enc.block11", EMBEDDING)
     parity.check(answered.stages["embedding"], case, "embedding", EMBEDDING)
@@ -155,6 +157,7 @@ def test_prompts_as_tokens_and_maps(weights: Path, case: parity.Case) -> None:
         parity.check(encoder.positions().numpy(), case, "dense_pe", 1e-6)
 
 
+@pytest.mark.full_size
 def test_low_resolution_logits(model: medsam.MedSam, answered: Answered, case: parity.Case) -> None:
     asked = [
         sam.encode_prompts(medsam.CARD, [box_of(corners)], answered.embedding.frame)
@@ -165,6 +168,7 @@ def test_low_resolution_logits(model: medsam.MedSam, answered: Answered, case: p
     assert np.abs(np.stack([d[1][:1] for d in decoded]) - case["iou"]).max() < 4e-6
 
 
+@pytest.mark.full_size
 def test_probabilities_and_masks(answered: Answered, case: parity.Case) -> None:
     probability = sam.sigmoid(np.stack(answered.logits))[:, None]
     parity.check(probability, case, "probability", LOGITS)
@@ -174,6 +178,7 @@ def test_probabilities_and_masks(answered: Answered, case: parity.Case) -> None:
         assert (np.asarray(mask) != golden).sum() <= 3  # a session keeps logits in whole steps
 
 
+@pytest.mark.full_size
 def test_twenty_boxes_together_are_as_each_alone(model: medsam.MedSam, answered: Answered) -> None:
     rng = np.random.default_rng(4)
     low = rng.integers(0, 200, (20, 2))
@@ -187,6 +192,7 @@ def test_twenty_boxes_together_are_as_each_alone(model: medsam.MedSam, answered:
         assert np.abs(judged - quality).max() < 1e-5
 
 
+@pytest.mark.full_size
 def test_one_box_is_enough(model: medsam.MedSam, answered: Answered) -> None:
     box = Box((10, 10), (40, 40))
     nothing, something = model.segment_batch(answered.embedding, [Question([]), Question([box])])
@@ -250,10 +256,12 @@ def rounds(
     return answers
 
 
+@pytest.mark.full_size
 def test_embedding_of_the_predictor(seen: medsam.SamEmbedding, points_case: parity.Case) -> None:
     parity.check(seen.features, points_case, "embedding", EMBEDDING)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_of_prompts(rounds: dict[str, Any], points_case: parity.Case, name: str) -> None:
     answer = rounds[name]
@@ -276,6 +284,7 @@ def test_rounds_of_prompts(rounds: dict[str, Any], points_case: parity.Case, nam
     )
 
 
+@pytest.mark.full_size
 def test_all_masks_of_clicks(
     predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
@@ -295,6 +304,7 @@ def test_all_masks_of_clicks(
         assert np.abs(quality[1:] - points_case[f"{name}.iou"]).max() < 5e-6
 
 
+@pytest.mark.full_size
 def test_three_masks_are_proposed_for_clicks_and_one_for_boxes(
     predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
@@ -317,6 +327,7 @@ def test_three_masks_are_proposed_for_clicks_and_one_for_boxes(
     assert [len(answers) for answers in predictor.propose(seen, [answered])] == [1]
 
 
+@pytest.mark.full_size
 def test_a_session_shows_the_answer_before_again(
     predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, points_case: parity.Case
 ) -> None:
@@ -336,6 +347,7 @@ def test_a_session_shows_the_answer_before_again(
             assert ((expected.logits > 0) != mask).sum() <= 3
 
 
+@pytest.mark.full_size
 def test_rough_masks_and_answers_on_other_views(
     predictor: medsam.SamPredictor, seen: medsam.SamEmbedding, rounds: dict[str, Any]
 ) -> None:
@@ -360,6 +372,7 @@ def test_rough_masks_and_answers_on_other_views(
 # The command line.
 
 
+@pytest.mark.full_size
 def test_segment_command(
     weights: Path, case: parity.Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

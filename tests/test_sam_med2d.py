@@ -100,6 +100,7 @@ def golden() -> Run:
     return Run(file, case, picture, model, embedding, stages, answers, decoder)
 
 
+@pytest.mark.full_size
 def test_the_picture_is_encoded_as_the_authors_do(golden: Run) -> None:
     parity.check(sam_med2d.network_input(golden.picture), golden.case, "input", 1e-9)
     for name, value in golden.stages.items():
@@ -107,6 +108,7 @@ def test_the_picture_is_encoded_as_the_authors_do(golden: Run) -> None:
     assert np.array_equal(golden.stages["embedding"], golden.embedding.features)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", ["point", "box", "points_prev"])
 def test_answers_are_the_authors(golden: Run, name: str) -> None:
     """The last one is shown the answer before as probabilities."""
@@ -116,6 +118,7 @@ def test_answers_are_the_authors(golden: Run, name: str) -> None:
     parity.check_mask(answer.logits, golden.case, f"{name}.mask", 1e-4, 0)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", CASES)
 def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> None:
     """Tokens, all masks and their quality; with a single output it is the first mask."""
@@ -140,6 +143,7 @@ def test_everything_the_decoder_says_is_as_published(golden: Run, name: str) -> 
     parity.check_mask(on_view, case, f"{name}.mask", 1e-4)
 
 
+@pytest.mark.full_size
 def test_a_session_shows_earlier_clicks_and_the_last_answer_again(golden: Run) -> None:
     first, second = Click((150, 140)), Click((7, 411), positive=False)
     with limner.open_session(golden.picture, golden.model) as session:
@@ -158,6 +162,7 @@ def test_a_session_shows_earlier_clicks_and_the_last_answer_again(golden: Run) -
     assert not np.array_equal(shown, forgotten)
 
 
+@pytest.mark.full_size
 def test_the_command_line(golden: Run, tmp_path: Path) -> None:
     picture, out = tmp_path / "p.png", tmp_path / "mask.png"
     Picture.fromarray(golden.picture).save(picture)
@@ -168,6 +173,7 @@ def test_the_command_line(golden: Run, tmp_path: Path) -> None:
     parity.check_mask(mask - 0.5, golden.case, "box.mask", 0.0, 0)
 
 
+@pytest.mark.full_size
 def test_openvino_answers_the_same(golden: Run) -> None:
     from limner.runtime import compile_module
 

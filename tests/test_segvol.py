@@ -741,6 +741,7 @@ def stages(golden: Run) -> tuple[dict[str, np.ndarray], Any]:
     return found, decoder
 
 
+@pytest.mark.full_size
 def test_the_volume_is_encoded_as_the_authors_do(
     golden: Run, stages: tuple[dict[str, np.ndarray], Any]
 ) -> None:
@@ -752,6 +753,7 @@ def test_the_volume_is_encoded_as_the_authors_do(
     parity.check(stages[0]["dense_pe"], golden.case, "dense_pe", 1e-6)
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("name", PROMPTS)
 def test_everything_the_decoder_says_is_as_published(
     golden: Run, stages: tuple[dict[str, np.ndarray], Any], name: str
@@ -844,6 +846,7 @@ def written(case: parity.Case, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.full_size
 def test_the_command_line_gives_the_authors_answer(
     golden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -864,6 +867,7 @@ def test_the_command_line_gives_the_authors_answer(
     assert np.abs(watch.logits[wrong]).max(initial=0.0) < 2e-4
 
 
+@pytest.mark.full_size
 def test_a_session_with_clicks_gives_the_authors_answer(
     golden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -886,6 +890,7 @@ def test_a_session_with_clicks_gives_the_authors_answer(
     assert np.abs(watch.logits[wrong]).max(initial=0.0) < 2e-4
 
 
+@pytest.mark.full_size
 def test_the_fast_runtime_says_the_same(
     golden: Run,
     stages: tuple[dict[str, np.ndarray], Any],

@@ -272,6 +272,7 @@ def test_a_run_does_not_go_on_with_another_file(
         export(trained, tmp_path, base=other)
 
 
+@pytest.mark.full_size
 def test_the_whole_file_opens_and_answers_differently(
     trained: Path, folder: Path, base: Path, tmp_path: Path
 ) -> None:

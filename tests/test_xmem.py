@@ -403,6 +403,7 @@ def test_the_converted_network_agrees(weights: Path, model: xmem.XMem) -> None:
 # The command line.
 
 
+@pytest.mark.full_size
 def test_propagate_command(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
