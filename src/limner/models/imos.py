@@ -1,5 +1,5 @@
 """imos: iMOS, which is XMem trained on with medical sequences (https://arxiv.org/abs/2309.17264):
-one frame is annotated, and its objects are carried through the sequence in both directions.
+one frame is annotated, and its objects are propagated through the sequence in both directions.
 
 The authors offer no weights, and their paper says that adapters align the image encoder, which
 stays as it is, to medical images, but not where they are or how wide. What their code trains is

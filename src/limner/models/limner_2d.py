@@ -7,7 +7,7 @@ idea of fusing early is ScribblePrompt's (https://arxiv.org/abs/2312.07381) and 
 (https://arxiv.org/abs/2503.08373); the network, its training (recipes/limner-2d.yaml) and the
 weights are this project's. What it learnt from and how well it does: ``weights/limner-2d.md``.
 
-OpenVINO runs it from the ONNX file; PyTorch does where a GPU is asked for or where the weights are
+OpenVINO runs it from the ONNX file; PyTorch does where a GPU is requested or where the weights are
 given as safetensors, such as those of a fine-tuning run.
 """
 

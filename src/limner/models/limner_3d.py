@@ -8,7 +8,7 @@ were trained on volumes by recipes/limner-3d.yaml; on what and with what result 
 ``weights/limner-3d.md``.
 
 Prompts may be in 3D or drawn on a slice along any axis. OpenVINO runs the ONNX file; PyTorch does
-where a GPU is asked for or where the weights are given as safetensors.
+where a GPU is requested or where the weights are given as safetensors.
 """
 
 from __future__ import annotations

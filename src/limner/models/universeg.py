@@ -2,7 +2,7 @@
 (https://arxiv.org/abs/2304.06131, https://github.com/JJGO/UniverSeg).
 
 No clicks, no boxes: the only prompts are examples, and the more the better, up to the 64 it was
-trained with. Each image, asked about or shown, is squashed to 128x128 in grey of 0…1 by the same
+trained with. Each image, query or example, is squashed to 128x128 in grey of 0…1 by the same
 rule. Nothing is remembered between rounds: an answer depends on image and examples alone.
 """
 
@@ -144,7 +144,7 @@ class SplitNetwork:
 def encode_example(example: Example, window: tuple[float, float] | None) -> Floats:
     """An example as the network sees it.
 
-    Its image is treated like the one that is asked about: bytes divided by 255; other numbers by
+    Its image is treated like the query: bytes divided by 255; other numbers by
     the window the user asked for, else by robust limits of that image. Its mask is squashed by
     taking the nearest pixel, so that it stays a mask: each of the network's pixels is in it if the
     pixel under its centre is.

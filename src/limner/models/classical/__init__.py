@@ -8,14 +8,14 @@ statistics of colour (`colour`); they differ in how they decide the pixels betwe
   has the strongest contrast.
 - ``graphcut`` finds the mask of least energy (colour, place, contrast) exactly and repeats with the
   colours it found (GrabCut, Rother et al. 2004, https://doi.org/10.1145/1015706.1015720).
-- ``randomwalk`` asks for the probability that a walk which avoids edges ends on the object (Grady
+- ``randomwalk`` computes the probability that a walk which avoids edges ends on the object (Grady
   2005, random walker with priors, https://doi.org/10.1109/CVPR.2005.239).
 
 Constants of colour and growth were checked on training images with `limner bench`, and
 those of lone clicks also on phantoms; the others are older and were not chosen anew.
 A correction changes the answer only where it was made (`limner.adapters.correction`).
 
-``copy`` and ``flow`` carry a drawn mask over the frames of a video or the slices of a volume
+``copy`` and ``flow`` propagate a drawn mask over the frames of a video or the slices of a volume
 (`optical_flow`).
 """
 

@@ -1,6 +1,6 @@
-"""Carrying a drawn mask without any weights: copied, or moved by the optical flow.
+"""Propagation of a drawn mask without any weights: copied, or moved by the optical flow.
 
-What is drawn stays as it is. ``copy`` never looks at the frames; ``flow`` moves the mask of the
+What is drawn stays as it is. ``copy`` never reads the frames; ``flow`` moves the mask of the
 frame before by the dense motion between the two (iterative Lucas and Kanade, Le Besnerais and
 Champagnat 2005, https://doi.org/10.1109/ICIP.2005.1529706, as scikit-image has it). What a learnt
 model gains over them is what it knows of objects. ILK was chosen by measurement, on volumes and

@@ -36,9 +36,9 @@ def walk_randomly(problem: SegmentationProblem) -> NDArray[np.float32]:
     target = np.where(fixed, starts, belief).ravel()
     system, diagonal = _laplacian(problem.shape, links, strength)
     inverse = sparse.diags_array(1.0 / diagonal)
-    chance, _ = linalg.cg(system, strength * target, x0=target, rtol=1e-3, maxiter=300, M=inverse)
-    chance = np.clip(chance.reshape(problem.shape), 1e-4, 1.0 - 1e-4)
-    return np.asarray(np.log(chance) - np.log1p(-chance), dtype=np.float32)
+    inside, _ = linalg.cg(system, strength * target, x0=target, rtol=1e-3, maxiter=300, M=inverse)
+    inside = np.clip(inside.reshape(problem.shape), 1e-4, 1.0 - 1e-4)
+    return np.asarray(np.log(inside) - np.log1p(-inside), dtype=np.float32)
 
 
 def _laplacian(

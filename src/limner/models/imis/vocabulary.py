@@ -1,6 +1,6 @@
 """The words that IMIS-Net knows: label names of its training sets, and CLIP's token numbers.
 
-A label is asked for in one fixed sentence. Which names there are, and which names of the data sets
+A label is named in one fixed sentence. Which names there are, and which names of the data sets
 mean the same, was read from the authors' table of categories; the numbers are those of CLIP's
 tokenizer (https://github.com/openai/CLIP), so none is needed to run the model.
 """

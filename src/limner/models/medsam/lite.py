@@ -3,7 +3,8 @@
 
 Unlike MedSAM, the aspect of the image is kept and the rest is padding, the box is cut to whole
 pixels of the network's input, and logits are resized before they become probabilities. Volumes are
-done slice by slice: the box of a slice follows from the mask on the one before, `LiteMedSam.carry`.
+done slice by slice: the box of a slice follows from the mask on the one before
+(`LiteMedSam.next_prompts`).
 """
 
 from __future__ import annotations

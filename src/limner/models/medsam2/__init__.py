@@ -2,10 +2,11 @@
 (https://arxiv.org/abs/2504.03600, https://github.com/bowang-lab/MedSAM2), and SAM 2.1 itself
 (https://arxiv.org/abs/2408.00714).
 
-Clicks, boxes and masks are answered on a frame, and the answer is carried through the others by a
-memory: all frames that the user answered for, features of the six frames before, and pointers to
-the object on fifteen. ``tiny`` is MedSAM2 as its authors run it, at 512 pixels; ``sam2_tiny`` is
-SAM 2.1 at 1024. Both are squashed to a square; the authors' file of either loads in the other.
+Clicks, boxes and masks are answered on a frame, and the answer is propagated through the others
+by a memory: all frames that the user answered for, features of the six frames before, and
+pointers to the object on fifteen. ``tiny`` is MedSAM2 as its authors run it, at 512 pixels;
+``sam2_tiny`` is SAM 2.1 at 1024. Both are squashed to a square; the authors' file of either loads
+in the other.
 
 The network is that of `transformers` (`limner.models.medsam2.network`); what is kept of a frame,
 and when, is decided here and in `limner.models.medsam2.memory`.
@@ -69,7 +70,7 @@ STABLE_BY, STABLE_FROM = (
 
 CARD = ModelCard(
     name="medsam2/tiny",
-    summary="MedSAM2: clicks, boxes and masks on a frame, carried through volumes and videos",
+    summary="MedSAM2: clicks, boxes and masks on a frame, propagated through volumes and videos",
     ndim=(2,),
     prompts=frozenset({"click", "box", "mask"}),
     licence="CC-BY-SA-4.0",  # of the weights; the code is Apache-2.0
@@ -79,7 +80,7 @@ CARD = ModelCard(
 )
 SAM2_CARD = ModelCard(
     name="medsam2/sam2_tiny",
-    summary="SAM 2.1 (Hiera-tiny): clicks, boxes and masks on a frame, carried through videos",
+    summary="SAM 2.1 (Hiera-tiny): clicks, boxes and masks on a frame, propagated through videos",
     ndim=(2,),
     prompts=frozenset({"click", "box", "mask"}),
     licence="Apache-2.0",
@@ -185,7 +186,7 @@ class Sam2(BatchAnswers):
 
     def embed(self, view: View) -> EncodedView:
         """The image, encoded."""
-        return self._looked(view, smooth=self._smooth)
+        return self._encode_view(view, smooth=self._smooth)
 
     def segment_batch(
         self, embedding: EncodedView, questions: Sequence[Question]
@@ -239,7 +240,7 @@ class Sam2(BatchAnswers):
             view: what is seen.
             origin: not looked at: the network was taught whole frames.
         """
-        return self._looked(view, smooth=False)
+        return self._encode_view(view, smooth=False)
 
     def remember(
         self,
@@ -307,7 +308,7 @@ class Sam2(BatchAnswers):
 
     # The network.
 
-    def _looked(self, view: View, *, smooth: bool) -> EncodedView:
+    def _encode_view(self, view: View, *, smooth: bool) -> EncodedView:
         check_understood(self.card, (), view.shape)
         frame = InputFrame.squashed(view.shape, self.size)
         fine, middle, coarse, alone = self._parts.encoder(

@@ -1,4 +1,4 @@
-"""SAM 2's network (https://arxiv.org/abs/2408.00714) in the parts that an adapter asks for, over
+"""SAM 2's network (https://arxiv.org/abs/2408.00714) in the parts that an adapter needs, over
 the modules of `transformers`, and the names of the authors' weights.
 
 Its inference session is not used: that keeps every frame. Shapes below are for a side of S pixels,

@@ -2,9 +2,9 @@
 (https://arxiv.org/abs/2308.16184, https://github.com/OpenGVLab/SAM-Med2D).
 
 It sees 256 pixels a side, picked from the image and not mixed. Of its three masks the one that it
-trusts most counts, whatever was said. A mask goes back into it as probabilities, where SAM takes
-logits. Colours are red, green, blue, as in the authors' predictor; their training read them the
-other way round.
+trusts most counts, whatever the prompts were. A mask goes back into it as probabilities,
+where SAM takes logits. Colours are red, green, blue, as in the authors' predictor; their training
+read them the other way round.
 """
 
 from __future__ import annotations

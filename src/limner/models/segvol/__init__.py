@@ -1,9 +1,9 @@
 """segvol: SegVol, which finds what words, clicks and a box mean in a CT volume
 (https://arxiv.org/abs/2311.13385, https://github.com/BAAI-DCAI/SegVol).
 
-A network of Segment Anything's kind for volumes of 32 x 256 x 256, one mask at a time. It looks
+A network of Segment Anything's kind for volumes of 32 x 256 x 256, one mask at a time. It views
 twice (`zoom`), by itself: the whole volume shrunk, then windows at full resolution around
-what was found; so sessions show it the whole. ``vit_b`` is how limner asks it, ``vit_b_published``
+what was found; so sessions show it the whole. ``vit_b`` is limner's own way, ``vit_b_published``
 repeats the authors' script to the voxel, with its defects.
 
 As the authors' scripts name it, the first axis runs from feet to head, the others from back to

@@ -1,7 +1,7 @@
 """CLIP's tokenizer (byte pairs, https://arxiv.org/abs/1508.07909, as in
 https://github.com/openai/CLIP) for words that `vocabulary` has no numbers of.
 
-Its list of merges is not part of limner. It is looked for where people have it: in a file or folder
+Its list of merges is not part of limner. It is searched where people have it: in a file or folder
 that ``LIMNER_CLIP`` names, beside the weights, among the kept weights, inside an installed
 ``open_clip`` or ``clip`` (neither is imported), and in the Hugging Face hub's cache.
 """

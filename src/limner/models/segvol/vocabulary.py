@@ -1,6 +1,6 @@
 """The names of structures that SegVol was trained with, and CLIP's token numbers of them.
 
-Any words may be asked for, in one fixed sentence; those of the list are what the network has seen.
+Any words may be given, in one fixed sentence; those of the list are what the network has seen.
 Names were read from the list of data sets that the authors trained with (M3D-Seg), the numbers are
 those of CLIP's tokenizer (https://github.com/openai/CLIP), so none is needed for these names, nor
 for others that are made of the same words; for the rest see `limner.models.segvol.tokens`.

@@ -1,6 +1,6 @@
 """CT volumes as SegVol's input: mapped to 0…1, cut to the foreground, shrunk to 32 x 256 x 256.
 
-Nothing is copied but what is looked at. There are two ways to prepare a volume: `prepare_volume`
+Nothing is copied but what is used. There are two ways to prepare a volume: `prepare_volume`
 reads the limits of intensity from counts; `prepare_volume_as_published` repeats the authors'
 arithmetic in float32 to the bit and needs a copy of the volume for it.
 """

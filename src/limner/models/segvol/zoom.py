@@ -35,12 +35,12 @@ MOST_POINTS = 4  # clicks shown per window in the published way, after a first o
 
 @dataclass(frozen=True, eq=False)
 class ZoomedAnswer:
-    """What both looks gave.
+    """What both views gave.
 
     Attributes:
         coarse: logits of the whole, float32 of `SIZE`.
-        bounds: of the closer look in the volume, None if there was none.
-        logits: of the closer look, of that shape, float32; NaN where no window was looked at.
+        bounds: of the closer view in the volume, None if there was none.
+        logits: of the closer view, of that shape, float32; NaN where no window was looked at.
     """
 
     coarse: Floats
@@ -79,7 +79,7 @@ def zoom_in(
         volume_prompts: the prompts.
         coarse: logits of the whole, answered to ``volume_prompts.shrunk(volume.shape)``.
         decode_window: the network.
-        before: bounds of the closer look of the round before, kept if they still do, since its
+        before: bounds of the closer view of the round before, kept if they still do, since its
             windows are known.
     """
     mask = Reflection(coarse > 0, volume.shape)
@@ -189,7 +189,7 @@ def zoom_in_as_published(
         # The authors pad the image and what was found, but not the user's prompts; so those are
         # shifted against both where the region is smaller than a window.
         shift = np.maximum(0, np.array(bounds[0]) - start)
-        shown = _asked_as_published(
+        shown = _draw_as_published(
             mask, prompts, start, bounds, shift, choose or drawn, alone=len(windows) == 1
         )
         _add(decode_window(volume.window(start, bounds), shown), start, bounds, total, count)
@@ -204,15 +204,15 @@ def drawn(positions: Indices) -> tuple[Points, NDArray[np.float32]]:
     nothing = np.full((1, 3), -1.0, np.float32)
     if not len(positions):
         return nothing, np.full(1, PADDING, np.float32)
-    chance = np.random.default_rng(0)
-    order = [chance.integers(len(positions)), *chance.permutation(len(positions))[:MOST_POINTS]]
+    rng = np.random.default_rng(0)
+    order = [rng.integers(len(positions)), *rng.permutation(len(positions))[:MOST_POINTS]]
     points = positions[order].astype(np.float32)
     missing = MOST_POINTS + 1 - len(points)
     labels = np.repeat(np.array([POSITIVE, PADDING], np.float32), [len(points), missing])
     return np.concatenate([points, np.repeat(nothing, missing, axis=0)]), labels
 
 
-def _asked_as_published(
+def _draw_as_published(
     mask: Reflection,
     prompts: WindowPrompts,
     start: Indices,

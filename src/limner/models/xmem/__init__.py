@@ -1,10 +1,10 @@
-"""xmem: XMem, which carries drawn masks through a video or the slices of a volume with a memory of
-frames before (https://arxiv.org/abs/2207.07115, https://github.com/hkchengrex/XMem).
+"""xmem: XMem, which propagates drawn masks through a video or the slices of a volume with a
+memory of frames before (https://arxiv.org/abs/2207.07115, https://github.com/hkchengrex/XMem).
 
 The user draws objects on one frame or on several (a mask, a line around, a brush); what is drawn
-stays as it is. All objects are carried together and exclude one another. As published, frames are
-scaled to 480 pixels on the shorter side, colours are normalised, and sides are padded to multiples
-of 16, on both sides; `XMem.adjusted` changes the scale and how much is remembered.
+stays as it is. All objects are propagated together and exclude one another. As published, frames
+are scaled to 480 pixels on the shorter side, colours are normalised, and sides are padded to
+multiples of 16, on both sides; `XMem.adjusted` changes the scale and how much is remembered.
 
 iMOS, which is this network trained on with medical sequences, is the family `imos`.
 """
@@ -50,7 +50,7 @@ DRAWN = 10.0  # logit of what the user drew
 
 CARD = ModelCard(
     name="xmem/base",
-    summary="XMem: carries drawn masks through videos and slices, by memory of frames before",
+    summary="XMem: propagates drawn masks through videos and slices, by memory of frames before",
     ndim=(2,),
     prompts=frozenset({"lasso", "mask", "scribble"}),
     licence="MIT",
@@ -172,7 +172,7 @@ class XMem:
         logits = np.where(mask, np.float32(DRAWN), np.float32(-DRAWN))
         return Segmentation(logits, 1.0 if mask.any() else 0.0)
 
-    # What is carried on.
+    # What is kept from frame to frame.
 
     def encode_frame(self, view: View) -> EncodedFrame:
         """A frame, once for all objects."""
