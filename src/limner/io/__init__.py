@@ -112,9 +112,21 @@ def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
         else:
             found = _labels_of(cast(ImageReader, module).read(path), path)
     if geometry is not None and found.geometry != geometry:
+        if found.geometry.shape != geometry.shape and _differ_by_slice_axis(found, geometry):
+            own = found.geometry
+            shape = geometry.shape
+            found = found.on_grid(Geometry(shape, own.affine, has_spacing=own.has_spacing))
         _check_grid(found.geometry, geometry, path, placeless=entry.placeless)
         found.geometry = geometry
     return found
+
+
+def _differ_by_slice_axis(labels: Labels, geometry: Geometry) -> bool:
+    """Whether one is a volume of one slice and the other an image of its size, as programs write
+    a single slice in space.
+    """
+    own, wanted = labels.geometry.shape, geometry.shape
+    return own == (1, *wanted) or wanted == (1, *own)
 
 
 def write(

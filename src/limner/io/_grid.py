@@ -73,11 +73,23 @@ def _complete(axes: NDArray[np.float64], sizes: Sequence[int]) -> None:
             axes[k] = normal / length if length > 0 else axes[k]
 
 
+def as_written(geometry: Geometry) -> Geometry:
+    """The grid as ITK can hold it.
+
+    ITK's 2D images lie in the plane of the patient's x and y, through the origin. A single slice
+    that lies anywhere else becomes a volume of one slice, else ITK, 3D Slicer and ITK-SNAP refuse
+    it or put it elsewhere.
+    """
+    if geometry.ndim == 3 or len(axes_of(geometry)[1]) == 2:
+        return geometry
+    return Geometry((1, *geometry.shape), geometry.affine, has_spacing=geometry.has_spacing)
+
+
 def axes_of(geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Inverse of `geometry_from_axes`: rows of LPS vectors, fastest axis first, and the origin.
 
-    A 2D image that lies in the plane of the patient's x and y gives vectors of 2 numbers (as ITK
-    writes it), any other vectors of 3.
+    A 2D image that lies in the plane of the patient's x and y, through the origin, gives vectors of
+    2 numbers (as ITK writes it), any other vectors of 3.
     """
     vectors = geometry.affine[:3, 3 - geometry.ndim : 3].T[::-1].copy()
     origin = geometry.affine[:3, 3].copy()

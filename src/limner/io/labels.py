@@ -104,6 +104,18 @@ class Labels:
             raise ValueError("The label map of Labels is made anew; copy=False cannot be had.")
         return np.array(self._flat(), dtype=dtype)
 
+    def on_grid(self, geometry: Geometry) -> Labels:
+        """The same labels on a grid of the same size, which may have another number of axes where
+        one of them is a volume of one slice.
+        """
+        if self._array is not None:
+            array = self._array.reshape(geometry.shape)
+            moved = Labels(geometry, array=array, names=self.names, manifest=self.manifest)
+        else:
+            masks = {i: self.mask(i).reshape(geometry.shape) for i in self.ids}
+            moved = Labels(geometry, masks=masks, names=self.names, manifest=self.manifest)
+        return moved
+
     def num_overlapping(self) -> int:
         """How many pixels belong to more than one object."""
         if self._array is not None or len(self._masks) < 2:

@@ -19,7 +19,7 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io._block import Block, block_image
-from limner.io._grid import axes_of, find_sibling, geometry_from_axes
+from limner.io._grid import as_written, axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import zlib_compress
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -255,12 +255,9 @@ def _write(
         raise GeometryError(
             "MetaImage cannot hold a sheared grid (a tilted gantry); write .nii.gz or .nrrd."
         )
+    geometry = as_written(geometry)
     vectors, origin = axes_of(geometry)
     vectors, origin = vectors / _MILLIMETRES[unit], origin / _MILLIMETRES[unit]
-    if vectors.shape != (geometry.ndim, geometry.ndim):
-        raise GeometryError(
-            "MetaImage cannot hold a 2D image that is tilted in space; write .nii.gz or .nrrd."
-        )
     code = pixels.dtype.str[1:]
     if code not in _WRITTEN_TYPES:
         raise FormatError(f"MetaImage does not hold {pixels.dtype}; convert the image to float32.")

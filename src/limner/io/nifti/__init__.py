@@ -23,6 +23,7 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._block import Block, block_image
+from limner.io._grid import as_written
 from limner.io._inflate import GZIP_MAGIC, gzip_writer, peek_gzip
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -35,6 +36,7 @@ from limner.io.nifti.header import (
     new_header,
     parse_header,
     read_header,
+    repeats_grid,
     scaling_of,
 )
 
@@ -176,6 +178,9 @@ def _write(
     num_channels: int | None,
     intent: int,
 ) -> None:
+    if not repeats_grid(geometry, like):
+        grid = as_written(geometry)
+        pixels, geometry = pixels.reshape(grid.shape + pixels.shape[geometry.ndim :]), grid
     header = new_header(pixels, geometry, like, num_channels)
     header["intent_code"] = intent
     if num_channels is not None and int(header["datatype"]) not in COLOURS:

@@ -270,6 +270,11 @@ def metadata_of(header: Any, facts: NiftiHeader) -> dict[str, Any]:
     }
 
 
+def repeats_grid(geometry: Geometry, like: Image | None) -> bool:
+    """Whether `like` is a NIfTI image on the same grid, whose header is repeated."""
+    return like is not None and like.geometry == geometry and "nifti_grid" in like.metadata
+
+
 def new_header(
     pixels: Array, geometry: Geometry, like: Image | None, num_channels: int | None
 ) -> Any:
@@ -284,7 +289,7 @@ def new_header(
     Raises:
         FormatError: NIfTI has no such pixel type.
     """
-    known = {} if like is None or like.geometry != geometry else like.metadata
+    known = like.metadata if like is not None and repeats_grid(geometry, like) else {}
     large = max(pixels.shape) > _MAX_NIFTI1_SIZE or known.get("nifti_version") == 2
     header = _header_class(2 if large else 1)()
     dims = list(geometry.shape[::-1])

@@ -21,7 +21,7 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._block import Block, block_image
-from limner.io._grid import axes_of, find_sibling, geometry_from_axes
+from limner.io._grid import as_written, axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import gzip_writer
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -306,9 +306,12 @@ def _write(
     code = pixels.dtype.str[1:]
     if code not in WRITTEN_TYPES:
         raise FormatError(f"NRRD does not hold {pixels.dtype}; convert the image to float32.")
+    grid = as_written(geometry)
+    if grid.ndim > geometry.ndim:
+        pixels = pixels[None]
     kind = _CHANNEL_KINDS_BY_COUNT.get(num_channels or 1, "vector")
     header = _header_lines(
-        WRITTEN_TYPES[code], geometry, units, num_channels, kind if segments is None else "list"
+        WRITTEN_TYPES[code], grid, units, num_channels, kind if segments is None else "list"
     )
     header += fields_of(segments or ())
     with atomic_path(path) as temporary:
