@@ -78,6 +78,10 @@ Channel = Annotated[
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="Open in spite of gaps, uneven steps, NaN and the like.")
 ]
+AnyFrame = Annotated[
+    bool,
+    typer.Option("--any-frame", help="Take a SEG or RTSTRUCT of another frame of reference."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 DicomType = Annotated[
     str | None, typer.Option("--type", help="For .dcm: seg, seg-labelmap or rtstruct.")

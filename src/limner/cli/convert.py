@@ -26,6 +26,7 @@ def convert(
     series: options.Series = None,
     channel: options.Channel = None,
     lenient: options.Lenient = False,
+    any_frame: options.AnyFrame = False,
     dicom_type: options.DicomType = None,
 ) -> None:
     """Convert an image or a segmentation; nothing is resampled or reoriented."""
@@ -41,7 +42,7 @@ def convert(
         if like is not None:
             image = limner.read(like, series=series, strict=not lenient)
         try:
-            found = limner.read_labels(source, like=image)
+            found = limner.read_labels(source, like=image, any_frame=any_frame)
         except (FormatError, GeometryError) as error:
             if labels or like is not None or holds_labels(source):
                 raise

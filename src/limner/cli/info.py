@@ -26,13 +26,14 @@ def info(
     like: Annotated[
         Path | None, typer.Option(help="The image that a segmentation belongs to.")
     ] = None,
+    any_frame: options.AnyFrame = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a file or folder holds: an image, a segmentation, a journal or a manifest."""
     import limner
     from limner.errors import SeriesChoice
 
-    facts = _describe_other(path, like)
+    facts = _describe_other(path, like, any_frame=any_frame)
     if facts is not None:
         _show(facts, as_json=as_json)
         return
@@ -60,7 +61,7 @@ def _show(facts: dict[str, Any], *, as_json: bool) -> None:
         print(f"{'object':>18}  {found['id']}: {', '.join(filter(None, parts))}")
 
 
-def _describe_other(path: Path, like: Path | None) -> dict[str, Any] | None:
+def _describe_other(path: Path, like: Path | None, *, any_frame: bool) -> dict[str, Any] | None:
     """Facts about a file that is no image; None where it is one, or is not there."""
     from limner.io import holds_labels
 
@@ -72,7 +73,7 @@ def _describe_other(path: Path, like: Path | None) -> dict[str, Any] | None:
         if _JOURNAL.match(file.read(64)):
             return _describe_journal(path)
     if holds_labels(path) or path.name.lower().endswith(".seg.nrrd"):
-        return _describe_labels(path, like)
+        return _describe_labels(path, like, any_frame=any_frame)
     return None
 
 
@@ -123,14 +124,14 @@ def _describe_automatic(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
+def _describe_labels(path: Path, like: Path | None, *, any_frame: bool) -> dict[str, Any]:
     """Facts about a segmentation, which is read."""
     import numpy as np
 
     import limner
     from limner.io.formats import choose_reader
 
-    labels = limner.read_labels(path, like=like)
+    labels = limner.read_labels(path, like=like, any_frame=any_frame)
     overlapping = labels.num_overlapping()
     if overlapping:
         sizes = {i: int(labels.mask(i).sum()) for i in labels.ids}
@@ -143,10 +144,12 @@ def _describe_labels(path: Path, like: Path | None) -> dict[str, Any]:
         "kind": "segmentation",
         **_describe_grid(labels.geometry),
         "num_objects": len(labels.ids),
+        "empty_objects": len(labels.empty_ids),
         "overlapping_pixels": overlapping,
     }
     facts["objects"] = [
-        {"id": i, "name": labels.names.get(i), "pixels": sizes.get(i, 0)} for i in labels.ids
+        {"id": i, "name": labels.names.get(i), "pixels": sizes.get(i, 0)}
+        for i in sorted(labels.ids + labels.empty_ids)
     ]
     return facts
 

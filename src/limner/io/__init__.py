@@ -86,27 +86,34 @@ def read(
     return Reoriented(image, axis) if axis != 0 else image
 
 
-def read_labels(path: str | Path, *, like: Like | None = None) -> Labels:
+def read_labels(path: str | Path, *, like: Like | None = None, any_frame: bool = False) -> Labels:
     """Read a segmentation.
 
     Args:
         path: a file of any format that limner writes, or any integer image.
         like: the image (or its grid or path) that it belongs to. Its grid is taken where the file
             has none, or the same within a tenth of a pixel. RTSTRUCT needs it.
+        any_frame: take a DICOM segmentation or structure set of another frame of reference (patient
+            coordinate system) than `like` as if it were the same, with a warning.
 
     Raises:
-        FormatError: the file is missing, damaged or holds no labels.
+        FormatError: the file is missing, damaged or holds no labels, or lies in another frame of
+            reference than `like`.
         GeometryError: it lies on another grid than `like`.
     """
     path = Path(path)
     image, geometry = _as_like(like)
     if isinstance(image, Reoriented):
-        return labels_as_reoriented(read_labels(path, like=image.stored), image)
+        return labels_as_reoriented(
+            read_labels(path, like=image.stored, any_frame=any_frame), image
+        )
     entry = choose_reader(path, labels=True)
     module = entry.load()
     with plain_errors(path):
         if isinstance(module, LabelReader):
-            found = module.read_labels(path, like=image)
+            # Of the formats only DICOM's have a frame of reference.
+            options = {"any_frame": True} if any_frame and entry.module.startswith("dicom.") else {}
+            found = module.read_labels(path, like=image, **options)
         elif module.NAME == "dicom":
             raise FormatError(f"{path} is a DICOM image, not a segmentation (SEG or RTSTRUCT).")
         else:
@@ -168,6 +175,8 @@ def write(
         _refuse_to_replace(path, image)
     if not target.keeps_overlaps:
         _warn_of_overlaps(found, path)
+    if not target.keeps_empty:
+        _warn_of_empty(found, path)
     with plain_errors(path):
         module = cast(LabelWriter, target.format.load())
         module.write(path, found, like=image, **target.options)
@@ -316,6 +325,15 @@ def _join(numbers: tuple[float, ...]) -> str:
 def _refuse_to_replace(path: Path, image: Image) -> None:
     if image.is_made_of(path):
         raise FormatError(f"{path} is the image itself; write to another file.")
+
+
+def _warn_of_empty(labels: Labels, path: Path) -> None:
+    if labels.ids and labels.empty_ids:
+        _log.warning(
+            "%s: left out, without a pixel: %s. .seg.nrrd and .dcm keep empty objects.",
+            path,
+            ", ".join(labels.name(i) for i in labels.empty_ids),
+        )
 
 
 def _warn_of_overlaps(labels: Labels, path: Path) -> None:

@@ -155,6 +155,8 @@ FORMATS: tuple[FormatEntry, ...] = (
     ),
 )
 
+_KEEP_EMPTY = (".dcm", ".seg.nrrd")
+
 _DICOM_TYPES: dict[str, tuple[str, dict[str, Any]]] = {
     "seg": ("dicom.seg", {}),
     "seg-labelmap": ("dicom.seg", {"dicom_type": "seg-labelmap"}),
@@ -170,11 +172,13 @@ class Writer:
         format: its entry.
         options: fixed by the choice, such as the kind of DICOM object.
         keeps_overlaps: whether a pixel may belong to several objects.
+        keeps_empty: whether a named object may have no pixel.
     """
 
     format: FormatEntry
     options: Mapping[str, Any] = field(default_factory=dict)
     keeps_overlaps: bool = False
+    keeps_empty: bool = False
 
 
 def find_format(module: str) -> FormatEntry:
@@ -237,7 +241,7 @@ def choose_writer(path: Path, *, dicom_type: str | None = None) -> Writer:
             raise ValueError(f"dicom_type is {' or '.join(_DICOM_TYPES)}, not {dicom_type!r}.")
         module, options = _DICOM_TYPES[dicom_type]
         entry, keeps = find_format(module), dicom_type != "seg-labelmap"
-    return Writer(entry, options, keeps)
+    return Writer(entry, options, keeps, suffix in _KEEP_EMPTY)
 
 
 def choose_image_writer(path: Path) -> FormatEntry:

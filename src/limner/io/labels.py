@@ -75,11 +75,18 @@ class Labels:
             self.ids = tuple(sorted(self._masks))
         self.names: dict[int, str] = {int(i): str(n) for i, n in (names or {}).items()}
 
+    @property
+    def empty_ids(self) -> tuple[int, ...]:
+        """Objects that are named and have no pixel: looked for and not found, or erased."""
+        return tuple(sorted(i for i in self.names if i > 0 and i not in self.ids))
+
     def mask(self, object_id: int) -> Array:
         """The boolean mask of one object."""
         if self._array is not None:
             return np.asarray(self._array == object_id)
         whole = np.zeros(self.geometry.shape, dtype=np.bool_)
+        if object_id not in self._masks and object_id in self.names:
+            return whole
         place, inside = self._masks[object_id]
         whole[place] = inside
         return whole

@@ -40,7 +40,7 @@ class ImageReader(Protocol):
 class LabelReader(Protocol):
     """A format in which labels are more than pixels: names, overlaps, runs, contours."""
 
-    def read_labels(self, path: Path, *, like: Image | None = None) -> Labels:
+    def read_labels(self, path: Path, *, like: Image | None = None, **options: bool) -> Labels:
         """Read a segmentation; see `limner.read_labels`."""
 
 

@@ -17,8 +17,6 @@ from limner.io.limits import check_allocation
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
-_OFF_PLACE = 0.2  # of a step
-
 
 class SliceMasks:
     """Masks of objects on a stack of planes, one bit per pixel until they are made into labels.
@@ -119,28 +117,3 @@ def _move_voxels(mask: Array, mapping: Array, shape: tuple[int, ...]) -> Array:
         logger.warning("%d voxels lie outside the image and are lost.", int((~inside).sum()))
     moved[tuple(index[inside].T)] = True
     return moved
-
-
-def slice_index(
-    grid: Geometry, position: Array, axes: Array, spacing: tuple[float, float]
-) -> int | None:
-    """Which slice of a volume grid a frame is, None if its pixels are not the slice's pixels.
-
-    Args:
-        grid: the volume.
-        position: LPS millimetres of the frame's first pixel.
-        axes: 2×3, unit vectors along increasing column and along increasing row.
-        spacing: millimetres per step as (row, column).
-    """
-    at = grid.world_to_index(position)
-    steps = np.stack([axes[1] * spacing[0], axes[0] * spacing[1]])
-    moves = steps @ np.linalg.inv(grid.affine[:3, :3]).T
-    wanted = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    reach = np.asarray(grid.shape[1:])[:, None]
-    if np.abs((moves - wanted) * reach).max() > 0.25 or np.abs(at[1:]).max() > 0.25:
-        return None
-    index = round(float(at[0]))
-    # A slice may lie a little off its even place, where positions are rounded.
-    if abs(at[0] - index) > _OFF_PLACE or not 0 <= index < grid.shape[0]:
-        return None
-    return index

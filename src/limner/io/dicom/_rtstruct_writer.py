@@ -53,7 +53,7 @@ def build(labels: Labels, like: Image, sources: list[Dataset]) -> FileDataset:
     dataset.StructureSetDate, dataset.StructureSetTime = dataset.SeriesDate, dataset.SeriesTime
     classes = {str(s.SOPInstanceUID): str(s.SOPClassUID) for s in sources}
     dataset.ReferencedFrameOfReferenceSequence = [_reference(sources, frame_uid)]
-    ids = labels.ids
+    ids = tuple(sorted(labels.ids + labels.empty_ids))
     model = model_name(labels.manifest)
     dataset.StructureSetROISequence = [_roi(labels, i, frame_uid, model) for i in ids]
     dataset.ROIContourSequence = [_roi_contours(labels, i, like, classes) for i in ids]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import FormatError
-from limner.io.dicom import _tiles
+from limner.io.dicom import _frame_references, _tiles
 from limner.io.dicom._codes import coded_name, description_of, display_colour, label_of
 from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
@@ -45,18 +45,23 @@ def build(
     """
     import highdicom as hd
 
-    _check(path, labels, like)
-    ids = labels.ids
+    if not labels.ids:
+        raise FormatError(f"{path}: there is no object to write.")
+    ids = tuple(sorted(labels.ids + labels.empty_ids))
     # A label map may have gaps in its numbers, bit planes may not (PS3.3 C.8.20.2).
     numbers = {i: i if labelmap else k for k, i in enumerate(ids, start=1)}
     pixels = _segment_pixels(path, labels, numbers, labelmap)
     if like.geometry.ndim == 2:
         pixels = pixels[None]
     is_tiled = _tiles.TOTAL_COLUMNS in sources[0]
+    by_reference = not is_tiled and _frame_references.need_references(like, sources)
+    if by_reference:
+        sources = _frame_references.give_places(sources, like)
     frames = list(like.metadata["sources"]["frames"])
     is_multiframe = len(sources) == 1 and not is_tiled and "NumberOfFrames" in sources[0]
     if is_multiframe:
         _only_frames(sources[0], frames)
+        _share_measures(sources[0])
     kind = hd.seg.SegmentationTypeValues
     dataset = hd.seg.Segmentation(
         source_images=sources,
@@ -69,18 +74,9 @@ def build(
     )
     if is_multiframe:
         _restore_frame_numbers(dataset, frames)
+    if by_reference:
+        _frame_references.take_places(dataset, like)
     return dataset
-
-
-def _check(path: Path, labels: Labels, like: Image) -> None:
-    """Refuse what a DICOM Segmentation cannot say."""
-    if not labels.ids:
-        raise FormatError(f"{path}: there is no object to write.")
-    if like.kind == "video":
-        raise FormatError(
-            f"{path}: the frames of a video share one place, which a DICOM Segmentation cannot "
-            "say; write .npz, .json (COCO RLE) or a folder of .png instead."
-        )
 
 
 def _identity() -> dict[str, Any]:
@@ -175,9 +171,32 @@ def _only_frames(source: Dataset, frames: list[int]) -> None:
         source.NumberOfFrames = len(frames)
 
 
+def _share_measures(source: Dataset) -> None:
+    """Put functional groups that are the same for all frames where highdicom looks for them."""
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    if not source.get("PerFrameFunctionalGroupsSequence"):
+        return
+    if not source.get("SharedFunctionalGroupsSequence"):
+        source.SharedFunctionalGroupsSequence = Sequence([Dataset()])
+    shared = source.SharedFunctionalGroupsSequence[0]
+    first = source.PerFrameFunctionalGroupsSequence[0]
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if not shared.get(keyword) and first.get(keyword):
+            setattr(shared, keyword, first[keyword].value)
+
+
 def _restore_frame_numbers(dataset: Dataset, frames: list[int]) -> None:
-    for group in dataset.PerFrameFunctionalGroupsSequence:
-        for derivation in group.get("DerivationImageSequence") or ():
-            for image in derivation.get("SourceImageSequence") or ():
-                if "ReferencedFrameNumber" in image:
-                    image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1
+    """Number the source frames as in the file. highdicom lets the frames of several segments share
+    one item, which must be renumbered once.
+    """
+    images = {
+        id(image): image
+        for group in dataset.PerFrameFunctionalGroupsSequence
+        for derivation in group.get("DerivationImageSequence") or ()
+        for image in derivation.get("SourceImageSequence") or ()
+        if "ReferencedFrameNumber" in image
+    }
+    for image in images.values():
+        image.ReferencedFrameNumber = frames[int(image.ReferencedFrameNumber) - 1] + 1

@@ -4,7 +4,8 @@ repeat their patient, study and frame of reference and name the very instances.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from limner.io.image import Image
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
+logger = logging.getLogger(__name__)
 
 MANUFACTURER = "limner"
 _ALTERNATIVES = "write .nii.gz, .nrrd, .mha or .npz instead"
@@ -91,6 +94,39 @@ def _complete(header: Header, seed: str) -> None:
     for keyword in needed:
         if not header.text(keyword):
             setattr(dataset, keyword, generate_uid(entropy_srcs=[keyword, seed]))
+
+
+def check_frame_of_reference(
+    path: Path, stated: Collection[str], named: Collection[str], like: Image, *, any_frame: bool
+) -> None:
+    """Refuse what lies in another patient coordinate system than the image.
+
+    Args:
+        path: of the segmentation or structure set.
+        stated: its FrameOfReferenceUIDs.
+        named: UIDs of the series and instances that it says it was made on.
+        like: the image; nothing is compared where it has no frame of reference.
+        any_frame: only warn.
+
+    Raises:
+        FormatError: another frame of reference, and none of the image's instances is named.
+    """
+    sources = like.metadata.get("sources", {})
+    own = sources.get("frame_of_reference_uid", "")
+    if not own or not any(stated) or own in stated:
+        return
+    known = {sources.get("series_instance_uid", ""), *sources.get("sop_instance_uids", ())}
+    problem = (
+        f"{path} lies in another frame of reference than {like.path} (FrameOfReferenceUID "
+        f"{', '.join(sorted(filter(None, stated)))}; the image has {own})"
+    )
+    if any_frame or known & set(named):
+        logger.warning("%s; positions were taken as if they were the same.", problem)
+        return
+    raise FormatError(
+        f"{problem}, so the same numbers mean different places. Name the image it was drawn on, "
+        "or, if both are known to be aligned, pass any_frame=True (--any-frame)."
+    )
 
 
 def software_version() -> str:

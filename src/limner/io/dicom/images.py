@@ -392,5 +392,7 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
         "files": [str(f.header.path) for f in stack.frames],
         "frames": [f.index for f in stack.frames],
         "sop_instance_uids": [f.uid for f in stack.frames],
+        "frame_of_reference_uid": header.text("FrameOfReferenceUID"),
+        "series_instance_uid": header.text("SeriesInstanceUID"),
     }
     return facts

@@ -24,7 +24,11 @@ from limner.io.dicom import _contours
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
 from limner.io.dicom._labels import SliceMasks, as_volume
-from limner.io.dicom._sources import check_same_grid, source_datasets
+from limner.io.dicom._sources import (
+    check_frame_of_reference,
+    check_same_grid,
+    source_datasets,
+)
 from limner.io.dicom.images import find_series
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -58,13 +62,14 @@ def read(path: Path, *, channel: int | None = None, **_: Any) -> Image:
     raise FormatError(f"{path} is an RT Structure Set, not an image: read it with read_labels.")
 
 
-def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
+def read_labels(path: Path | str, *, like: Image | None = None, any_frame: bool = False) -> Labels:
     """Read all structures as masks.
 
     Args:
         path: the file.
         like: the image the contours were drawn on; default: the series that the file refers to,
             looked for in the same folder.
+        any_frame: take a file of another frame of reference than `like` as if it were the same.
 
     Returns:
         Labels on the image's grid with the ROI numbers as ids and the ROI names as names. Overlaps
@@ -72,7 +77,7 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
 
     Raises:
         FormatError: no structure set, a damaged one, its image is not found, or no contour lies on
-            the image.
+            the image, or it lies in another frame of reference.
     """
     path = Path(path)
     with reading(path):
@@ -82,8 +87,15 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
         image = like if like is not None else _referenced_image(header)
         if image.kind == "video":
             raise FormatError(f"{path}: contours need an image in patient space, not a video.")
+        if like is not None:
+            stated, named = _frames_of_reference(header.dataset), _referenced_uids(header.dataset)
+            check_frame_of_reference(path, stated, named, image, any_frame=any_frame)
         names, ids = _structures(header)
-        return _rasterise(header, image.geometry, names, ids)
+        labels = _rasterise(header, image.geometry, names, ids)
+        if labels.empty_ids:
+            empty = ", ".join(labels.name(i) for i in labels.empty_ids)
+            logger.warning("%s: without a pixel on this image: %s", path, empty)
+        return labels
 
 
 def _referenced_image(header: Header) -> Image:
@@ -94,6 +106,16 @@ def _referenced_image(header: Header) -> Image:
             "the image as like= (--like)."
         )
     return image
+
+
+def _frames_of_reference(dataset: Dataset) -> set[str]:
+    """UIDs of the coordinate systems that the contours are in."""
+    structures = dataset.get("StructureSetROISequence") or ()
+    uids = {str(s.get("ReferencedFrameOfReferenceUID") or "") for s in structures} - {""}
+    if not uids:
+        frames = dataset.get("ReferencedFrameOfReferenceSequence") or ()
+        uids = {str(f.get("FrameOfReferenceUID") or "") for f in frames} - {""}
+    return uids or {str(dataset.get("FrameOfReferenceUID") or "")}
 
 
 def _referenced_uids(dataset: Dataset) -> set[str]:

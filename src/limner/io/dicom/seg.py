@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,22 @@ from limner.io.dicom import _tiles
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
 from limner.io.dicom._frames import Frame, frames_of
-from limner.io.dicom._labels import SliceMasks, as_volume, move_labels, slice_index
+from limner.io.dicom._labels import SliceMasks, as_volume, move_labels
 from limner.io.dicom._pixels import FrameReader
+from limner.io.dicom._placement import FramePlacement, place_frame
 from limner.io.dicom._series import positions_along_normal
-from limner.io.dicom._sources import check_same_grid, source_datasets
+from limner.io.dicom._sources import (
+    check_frame_of_reference,
+    check_same_grid,
+    source_datasets,
+)
 from limner.io.dicom.images import find_series
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+    pass
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -61,7 +66,7 @@ def read(path: Path, *, channel: int | None = None, **_: Any) -> Image:
     raise FormatError(f"{path} is a DICOM Segmentation, not an image: read it with read_labels.")
 
 
-def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
+def read_labels(path: Path | str, *, like: Image | None = None, any_frame: bool = False) -> Labels:
     """Read all segments.
 
     Args:
@@ -69,13 +74,15 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
         like: the image that was segmented; its grid is the result's. Default: the series that the
             file refers to, looked for in the same folder. Without one the result covers the planes
             that the file has, and the empty ones between them, and a warning is logged.
+        any_frame: take a file of another frame of reference than `like` as if it were the same.
 
     Returns:
         Labels with the segment numbers as ids (for a file that limner wrote: the ids it was given)
         and the segment labels as names. Overlaps are kept.
 
     Raises:
-        FormatError: no segmentation, a damaged one, or one that says too little about its place.
+        FormatError: no segmentation, a damaged one, one that says too little about its place, or
+            one in another frame of reference than `like`.
     """
     path = Path(path)
     with reading(path):
@@ -91,6 +98,10 @@ def read_labels(path: Path | str, *, like: Image | None = None) -> Labels:
                 return Labels(like.geometry, masks=masks, names=labels.names)
             return labels if like is None else _fit(labels, like, path)
         frames = frames_of(header)
+        if like is not None:
+            stated = {header.text("FrameOfReferenceUID")}
+            named = _referenced_uids(header, frames)
+            check_frame_of_reference(path, stated, named, like, any_frame=any_frame)
         image = _image_beside(header, frames) if like is None else like
         if image is not None:
             on_image = _read_onto(header, frames, image, names, ids)
@@ -165,9 +176,14 @@ def _segments(header: Header) -> tuple[dict[int, str], dict[int, int]]:
 
 
 def _masks(
-    header: Header, frames: list[Frame], ids: dict[int, int]
+    header: Header,
+    frames: list[Frame],
+    ids: dict[int, int],
+    implied: list[int] | None = None,
 ) -> Iterator[tuple[int, int, Array]]:
-    """(frame number, object id, boolean mask) of every segment on every frame."""
+    """(frame number, object id, boolean mask) of every segment on every frame; `implied` are the
+    frames' segment numbers where their order says them.
+    """
     reader = FrameReader(header, frames[0].format)
     kind = header.text("SegmentationType").upper() or "BINARY"
     limit = float(header.dataset.get("MaximumFractionalValue") or 255) * _FRACTION
@@ -177,34 +193,42 @@ def _masks(
             for number in np.unique(values[values > 0]):
                 yield k, ids.get(int(number), int(number)), values == number
             continue
-        number = _segment_number(frame.sources, len(ids))
+        number = _segment_number(frame, len(ids)) if implied is None else implied[k]
         mask = values >= limit if kind == "FRACTIONAL" else values != 0
         yield k, ids.get(number, number), mask
 
 
-def _segment_number(sources: tuple[Dataset, ...], num_segments: int) -> int:
-    for source in sources:
+def _segment_number(frame: Frame, num_segments: int) -> int:
+    for source in frame.sources:
         sequence = source.get("SegmentIdentificationSequence")
         if sequence and sequence[0].get("ReferencedSegmentNumber"):
             number = sequence[0].ReferencedSegmentNumber
             return int(number[0] if hasattr(number, "__len__") else number)
     if num_segments > 1:
-        raise FormatError("A frame of the segmentation does not say which segment it shows.")
+        raise FormatError(
+            f"{frame.header.path}: frame {frame.index + 1} does not say which of the "
+            f"{num_segments} segments it shows."
+        )
     return 1
 
 
 def _image_beside(header: Header, frames: list[Frame]) -> Image | None:
     """The series of the same folder that the segmentation refers to, None if it cannot be had."""
+    try:
+        return find_series(header.path.parent, _referenced_uids(header, frames))
+    except LimnerError as error:  # it was not asked for, and the segmentation can do without
+        logger.warning("%s: the image it refers to was not used: %s", header.path, error)
+        return None
+
+
+def _referenced_uids(header: Header, frames: list[Frame]) -> set[str]:
+    """UIDs of the series and instances that a segmentation says it was made on."""
     uids = {_source_of(frame)[0] for frame in frames}
     for series in header.dataset.get("ReferencedSeriesSequence") or ():
         uids.add(str(series.get("SeriesInstanceUID") or ""))
         for item in series.get("ReferencedInstanceSequence") or ():
             uids.add(str(item.get("ReferencedSOPInstanceUID") or ""))
-    try:
-        return find_series(header.path.parent, uids - {""})
-    except LimnerError as error:  # it was not asked for, and the segmentation can do without
-        logger.warning("%s: the image it refers to was not used: %s", header.path, error)
-        return None
+    return uids - {""}
 
 
 def _read_onto(
@@ -214,35 +238,76 @@ def _read_onto(
     names: dict[int, str],
     ids: dict[int, int],
 ) -> Labels | None:
-    """Labels on like's grid if every frame is one of its slices, else None."""
+    """Labels on like's grid if the pixels of every frame are pixels of one of its slices or lie
+    beside them, else None.
+    """
     grid = as_volume(like.geometry)
-    if grid.shape[1:] != (frames[0].format.rows, frames[0].format.columns):
+    places = [_place_on(frame, like, grid) for frame in frames]
+    if any(place is None or place.index is None for place in places):
         return None
-    indices = [_index_on(frame, like, grid) for frame in frames]
-    if any(index is None for index in indices):
-        return None
+    return _put_frames(header, frames, places, like.geometry, names, ids)
+
+
+def _put_frames(
+    header: Header,
+    frames: list[Frame],
+    places: Sequence[FramePlacement | None],
+    geometry: Geometry,
+    names: dict[int, str],
+    ids: dict[int, int],
+) -> Labels:
+    """Labels of frames that are all in place."""
+    grid = as_volume(geometry)
+    shape = (grid.shape[1], grid.shape[2])
     slices = SliceMasks(grid.shape, header.path)
+    lost = 0
     for k, object_id, mask in _masks(header, frames, ids):
-        index = indices[k]
-        assert index is not None
-        slices.add(object_id, index, mask)
-    return slices.to_labels(like.geometry, names)
+        place = places[k]
+        assert place is not None
+        assert place.index is not None
+        if 0 <= place.index < grid.shape[0]:
+            put = place.put_on(mask, shape)
+            slices.add(object_id, place.index, put)
+            lost += int(mask.sum()) - int(put.sum())
+        else:
+            lost += int(mask.sum())
+    if lost:
+        logger.warning("%s: %d voxels lie outside the image and are lost.", header.path, lost)
+    return slices.to_labels(geometry, names)
 
 
-def _index_on(frame: Frame, like: Image, grid: Geometry) -> int | None:
-    """The slice or frame of `like` that a segmentation frame lies on: by place, else by name."""
-    place = frame.place()
-    if place is not None and like.kind != "video":
-        index = slice_index(grid, *place)
-        if index is not None:
-            return index
+def _place_on(frame: Frame, like: Image, grid: Geometry) -> FramePlacement | None:
+    """Where a frame lies on `like`: by its own position and orientation; by the instance it names
+    only where it states no place, or where the slices are not where an even grid has them.
+    """
+    shape = (frame.format.rows, frame.format.columns)
+    stated = frame.place() if like.kind != "video" else None
+    found = None
+    if stated is not None and like.metadata.get("patient_space", True):
+        found = place_frame(grid, *stated, shape)
+        uneven = not like.metadata.get("evenly_spaced", True)
+        if found is None or (found.index is not None and not uneven):
+            return found
+    index = _named_slice(frame, like)
+    if index is None and grid.shape[0] == 1 and frame.position is None:
+        index = 0
+    if index is None:
+        return found
+    if found is not None:
+        return FramePlacement(float(index), found.turn, found.origin)
+    fits = shape == tuple(grid.shape[1:])
+    return FramePlacement(float(index), np.eye(2, dtype=np.int64), (0, 0)) if fits else None
+
+
+def _named_slice(frame: Frame, like: Image) -> int | None:
+    """The slice or frame of `like` that a segmentation frame says it was derived from."""
     uid, number = _source_of(frame)
     sources = like.metadata.get("sources", {"sop_instance_uids": (), "frames": ()})
     instances = zip(sources["sop_instance_uids"], sources["frames"], strict=True)
     for k, (known, frame_index) in enumerate(instances):
         if known == uid and (number is None or number - 1 == frame_index):
             return k
-    return 0 if grid.shape[0] == 1 and frame.position is None else None
+    return None
 
 
 def _source_of(frame: Frame) -> tuple[str, int | None]:
@@ -266,10 +331,19 @@ def _read_alone(
     geometry, indices = _own_grid(header, frames)
     volume = as_volume(geometry)
     check_allocation(volume.shape, 1, header.path)
-    slices = SliceMasks(volume.shape, header.path)
-    for k, object_id, mask in _masks(header, frames, ids):
-        slices.add(object_id, indices[k], mask)
-    return slices.to_labels(geometry, names)
+    places = []
+    for frame, index in zip(frames, indices, strict=True):
+        place, shape = frame.place(), (frame.format.rows, frame.format.columns)
+        found: FramePlacement | None = FramePlacement(float(index), np.eye(2, dtype=int), (0, 0))
+        if place is not None:
+            found = place_frame(volume, *place, shape)
+        if found is None or found.index is None:
+            raise FormatError(
+                f"{header.path}: frame {frame.index + 1} lies on no slice of the grid of the first "
+                "frame; pass the image it belongs to as like= (--like)."
+            )
+        places.append(found)
+    return _put_frames(header, frames, places, geometry, names, ids)
 
 
 def _own_grid(header: Header, frames: list[Frame]) -> tuple[Geometry, list[int]]:
@@ -326,8 +400,12 @@ def _read_tiled(header: Header, names: dict[int, str], ids: dict[int, int]) -> L
     ):
         num_layers = max(len(ids), 1)
     corners = _tiles.tile_corners(header, tile, len(frames) // num_layers) * num_layers
+    implied = None  # TILED_FULL (PS3.3 C.7.6.17.3): all tiles of a segment, then of the next
+    if num_layers > 1:
+        per_layer = len(frames) // num_layers
+        implied = [number for number in ids for _ in range(per_layer)]
     masks: dict[int, Array] = {}
-    for k, object_id, mask in _masks(header, frames, ids):
+    for k, object_id, mask in _masks(header, frames, ids, implied):
         target = masks.setdefault(object_id, np.zeros(geometry.shape, dtype=bool))
         row, column = corners[k]
         held = target[row : row + tile[0], column : column + tile[1]]

@@ -112,7 +112,8 @@ def layers_of(labels: Labels) -> tuple[Array, list[Segment]]:
     Returns:
         Array of ``shape`` (one layer) or ``shape + (layers,)``, and a segment per object.
     """
-    segments = [Segment(labels.name(i), i, 0) for i in labels.ids]
+    empty = [Segment(labels.name(i), i, 0) for i in labels.empty_ids]
+    segments = [Segment(labels.name(i), i, 0) for i in labels.ids] + empty
     if not labels.num_overlapping():
         return np.asarray(labels.to_array()), segments
     dtype = np.min_scalar_type(max(labels.ids))
@@ -125,7 +126,7 @@ def layers_of(labels: Labels) -> tuple[Array, list[Segment]]:
             layers.append(np.zeros(labels.geometry.shape, dtype=dtype))
         layers[free][mask] = object_id
         segments.append(Segment(labels.name(object_id), object_id, free))
-    return np.stack(layers, axis=-1), segments
+    return np.stack(layers, axis=-1), segments + empty
 
 
 def fields_of(segments: Sequence[Segment]) -> list[str]:
