@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from limner.datasets.selection import find_sets, open_image, pick_evenly
 from limner.models import PromptableModel
 from limner.prompts import simulate
 from limner.runtime import Network
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = Path(limner.__file__).parent / "weights"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -113,7 +116,7 @@ def networks(name: str, folder: Path) -> dict[str, Network]:
         folder: of ``limner train export``.
     """
     from limner.checkpoints.load import fill, read_weights
-    from limner.networks.unet2d import PromptableUNet2d
+    from limner.networks.promptable2d import make_network_2d
     from limner.networks.unet3d import PromptableUNet3d
 
     graph, path = folder / f"{name}.onnx", folder / f"{name}.safetensors"
@@ -122,8 +125,12 @@ def networks(name: str, folder: Path) -> dict[str, Network]:
         found["bf16"] = runtime.compile(graph, precision="bf16")
     weights, facts = read_weights(path)
     solid = facts["config"].get("dimensions", 2) == 3
-    made = PromptableUNet3d if solid else PromptableUNet2d
-    module = made(facts["config"]["widths"], facts["config"]["depths"])
+    config = facts["config"]
+    module: torch.nn.Module
+    if solid:
+        module = PromptableUNet3d(config["widths"], config["depths"])
+    else:
+        module = make_network_2d(config)
     fill(module, weights, path)
     found["PyTorch"] = runtime.compile(module, device="cpu", precision="fp32")
     return found

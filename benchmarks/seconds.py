@@ -134,11 +134,11 @@ def time_clicks(ways: dict[str, tuple[str, Path | None]], count: int) -> None:
 def time_passes(folder: Path, runs: int) -> None:
     """Print the table of single passes of the network, which take turns."""
     from limner.checkpoints.load import fill, read_weights
-    from limner.networks.unet2d import PromptableUNet2d
+    from limner.networks.promptable2d import make_network_2d
 
     path = folder / f"{NETWORK}.safetensors"
     weights, facts = read_weights(path)
-    module = PromptableUNet2d(facts["config"]["widths"], facts["config"]["depths"])
+    module = make_network_2d(facts["config"])
     fill(module, weights, path)
     found: list[tuple[runtime.Network, list[float]]] = []
     for precision in runtime.facts()["precision"].split(", "):

@@ -16,6 +16,7 @@ from limner.checkpoints.load import read_weights
 from limner.cli.__main__ import run
 from limner.errors import CheckpointError, FormatError
 from limner.export.built_in import export, export_onnx
+from limner.networks.lite_unet2d import PromptableLiteUNet2d
 from limner.networks.unet2d import PromptableUNet2d
 from limner.networks.unet3d import PromptableUNet3d
 from limner.train import checkpoint
@@ -100,6 +101,53 @@ def test_answers_on_volumes_are_those_of_pytorch(
         assert np.abs(answer[1] - quality.numpy()).max() < 1e-3
 
 
+@pytest.mark.slow
+def test_answers_of_the_pretrained_kind_are_those_of_pytorch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = PromptableLiteUNet2d().eval()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            value.copy_((value + 0.1 * torch.randn_like(value).abs()).half().float())
+            if name.endswith("running_var"):
+                value.mul_(4)
+    exported = runtime.compile(export_onnx(network, tmp_path / "n.onnx"), precision="fp32")
+    rng = np.random.default_rng(0)
+    for shape in ((1, 7, 64, 32), (2, 7, 96, 64)):
+        fused = rng.standard_normal(shape).astype(np.float32)
+        with torch.inference_mode():
+            logits, quality = network(torch.from_numpy(fused))
+        answer = exported(fused)
+        assert logits.abs().max() > 0.5, "answers this small would agree by themselves"
+        scale = float(logits.abs().max())
+        assert np.abs(answer[0] - logits.numpy()).max() < 1e-4 * scale
+        assert np.abs(answer[1] - quality.numpy()).max() < 1e-3 * max(1, float(quality.abs().max()))
+
+
+def test_weights_are_kept_once_beside_the_graph(tmp_path: Path) -> None:
+    """The graph holds no weights of its own; those beside it are what is run, or nothing is."""
+    network = _network(widths=(8, 16, 24), depths=(1, 2, 1))
+    found = export(_write_run(tmp_path / "run", network), tmp_path / "out")
+    (graph,) = found.graphs
+    count = sum(p.numel() for p in network.parameters())
+    assert found.weights.stat().st_size > 2 * count > graph.stat().st_size
+    outside = [c for c in onnx.load(graph, load_external_data=False).graph.initializer
+               if c.data_location == onnx.TensorProto.EXTERNAL]  # fmt: skip
+    assert {c.name for c in outside} == set(network.state_dict())
+    onnx.checker.check_model(str(graph))
+    fused = np.random.default_rng(1).standard_normal((1, 7, 32, 32)).astype(np.float32)
+    with torch.inference_mode():
+        logits, _ = _rounded(network)(torch.from_numpy(fused))
+    first = runtime.compile(graph, precision="fp32")(fused)[0]
+    assert np.abs(first - logits.numpy()).max() < 1e-3
+    content = bytearray(found.weights.read_bytes())
+    content[-400:] = bytes(400)
+    found.weights.write_bytes(content)
+    assert not np.array_equal(runtime.compile(graph, precision="fp32")(fused)[0], first)
+    found.weights.unlink()
+    with pytest.raises(CheckpointError, match=r"small\.safetensors, which holds the weights of"):
+        runtime.compile(graph, precision="fp32")
+
+
 def test_an_answer_of_nothing_or_everything_is_judged_alike(tmp_path: Path) -> None:
     network = _rounded(_network(widths=(8, 16), depths=(1, 1)))
     fused = np.random.default_rng(1).standard_normal((1, 7, 32, 32)).astype(np.float32)
@@ -115,15 +163,12 @@ def test_weights_are_kept_in_half_and_the_file_is_small(tmp_path: Path) -> None:
     network = _network(**SHIPPED)
     count = sum(p.numel() for p in network.parameters())
     path = export_onnx(network, tmp_path / "n.onnx")
-    assert 2 * count < path.stat().st_size < 2 * count + 150_000
+    assert 2 * count < path.stat().st_size < 2 * count + 170_000
     kept = {c.name: onnx.numpy_helper.to_array(c) for c in onnx.load(path).graph.initializer}
     for name, value in network.state_dict().items():
         wanted = value.half().numpy()
         assert kept[name].dtype == np.float16
-        if name == "stem.weight":  # in ONNX's order of folded pixels
-            assert np.array_equal(np.sort(kept[name].ravel()), np.sort(wanted.ravel()))
-        else:
-            assert np.array_equal(kept[name], wanted.reshape(kept[name].shape)), name
+        assert np.array_equal(kept[name], wanted.reshape(kept[name].shape)), name
 
 
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
@@ -137,9 +182,16 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_graph_uses_plain_operations(tmp_path: Path) -> None:
-    """No GroupNormalization, which crashes OpenVINO 2026.4 where sizes are fixed."""
+    """No GroupNormalization, which crashes OpenVINO 2026.4 where sizes are fixed; weights alone are
+    put in another order.
+    """
     model = onnx.load(export_onnx(_network(**SHIPPED), tmp_path / "n.onnx"))
-    operations = {node.op_type for node in model.graph.node}
+    fixed, operations = {c.name for c in model.graph.initializer}, set()
+    for node in model.graph.node:
+        if set(node.input) <= fixed:
+            fixed |= set(node.output)
+        else:
+            operations.add(node.op_type)
     assert not operations & {"GroupNormalization", "InstanceNormalization", "Reshape", "Transpose"}
     assert [port.name for port in model.graph.input] == ["fused"]
     assert [port.name for port in model.graph.output] == ["logits", "quality"]

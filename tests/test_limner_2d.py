@@ -34,7 +34,7 @@ class Spy:
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         (fused,) = inputs
         self.seen.append(fused)
-        return 2.0 * fused[:, 3:4], np.zeros(1, np.float32)
+        return 2.0 * fused[:, 3:4], np.zeros(len(fused), np.float32)
 
 
 def view(shape: tuple[int, ...], channels: int | None = None, dtype: type = np.uint8) -> View:
@@ -109,7 +109,7 @@ def test_the_network_sees_what_training_fuses() -> None:
     assert np.allclose(fuse(image[None], *parts)[0].numpy(), seen, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "times"), [(20, 4), (40, 4), (53, 3), (64, 2), (129, 1)])
+@pytest.mark.parametrize(("size", "times"), [(20, 4), (48, 4), (53, 3), (64, 3), (96, 2), (129, 1)])
 def test_small_views_are_enlarged_and_answers_come_back_in_place(size: int, times: int) -> None:
     picture = view((size, 40))
     previous = np.full((size, 40), -8.0, np.float32)
@@ -124,6 +124,24 @@ def test_small_views_are_enlarged_and_answers_come_back_in_place(size: int, time
     assert boxed.max(axis=0).tolist() == [5 * times - 1, 9 * times - 1]
     assert logits.shape == (size, 40)
     assert np.unravel_index(logits.argmax(), logits.shape) == (size // 2, 30)
+
+
+def test_it_is_asked_on_the_mirror_image_too() -> None:
+    """The answer to a picture's mirror image is the mirror image of the answer."""
+
+    class Right(Spy):
+        def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+            logits, quality = super().__call__(*inputs)
+            quality[:] = np.arange(len(quality))
+            return logits + np.linspace(0, 1, logits.shape[3], dtype=np.float32), quality
+
+    model = EarlyFusionModel(Right(), limner_2d.CARD, limner_2d.OPTIONS)
+    picture = view((64, 96))
+    turned = View(picture.array[:, ::-1].copy(), (1.0, 1.0), (0.0, 255.0))
+    one = model.segment(model.embed(picture), [Box((2, 3), (50, 60))])
+    other = model.segment(model.embed(turned), [Box((2, 96 - 60), (50, 96 - 3))])
+    assert np.allclose(one.logits, other.logits[:, ::-1], atol=1e-5)
+    assert one.score == pytest.approx(1 / (1 + np.exp(-0.5)))
 
 
 def test_channels_become_three() -> None:

@@ -14,8 +14,8 @@ from limner import models, phantoms
 from limner.adapters.shipped_tracker import PARTS
 from limner.errors import CheckpointError
 from limner.metrics import dice
-from limner.models import TrackerModel, create_model, limner_seq
-from limner.prompts import Box, Click, MaskPrompt
+from limner.models import PromptableModel, TrackerModel, View, create_model, limner_seq
+from limner.prompts import Box, Click, MaskPrompt, Prompt
 
 WEIGHTS = Path(limner_seq.__file__).parents[1] / "weights"
 FACTS = json.loads((WEIGHTS / "limner-seq.json").read_text())
@@ -64,18 +64,18 @@ def test_a_box_or_a_click_starts_it_with_the_answer_of_limner_2d() -> None:
     phantom = phantoms.sequence(5, (6, 128, 128))
     truth = phantom.truth[2] == 1
     rows, columns = np.nonzero(truth)
-    prompts = [
+    prompts: list[Prompt] = [
         Box((rows.min(), columns.min()), (rows.max() + 1, columns.max() + 1)),
         Click((int(rows.mean()), int(columns.mean()))),
     ]
-    masks = []
+    view = View(phantom.image.array[2], (1.0, 1.0), (0.0, 255.0))
+    logits = []
     for name in ("limner-seq", "limner-2d"):
-        with limner.open_session(phantom.image, model=name) as session:
-            for prompt in prompts:
-                session.add(prompt, frame=2)
-            masks.append(session.predict(frame=2).mask)
-    assert np.array_equal(*masks)
-    assert masks[0].any()
+        model = create_model(name)
+        assert isinstance(model, PromptableModel)
+        logits.append(model.segment(model.embed(view), prompts).logits)
+    assert np.array_equal(*logits)
+    assert (logits[0] > 0).any()
 
 
 @pytest.mark.slow

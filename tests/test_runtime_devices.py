@@ -109,4 +109,4 @@ def test_the_built_in_network_runs_in_pytorch_on_a_gpu_that_is_asked_for(
 
     monkeypatch.setattr(_torch, "load", load)
     assert create_model("limner-2d", device="mps").card.runtime == "PyTorch on mps"
-    assert went == [("PromptableUNet2d", "mps")]
+    assert went == [("PromptableLiteUNet2d", "mps")]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from limner.checkpoints.load import read_weights
 from limner.cli.__main__ import run
 from limner.datasets import find_training_sets
 from limner.errors import CheckpointError, FormatError
@@ -279,6 +280,39 @@ def test_a_run_begins_with_the_weights_of_another(folder: Path, tmp_path: Path) 
     wide = SMALL | {"widths": (8, 24)}
     with pytest.raises(CheckpointError, match="of another network"):
         train(Config(steps=1, **wide), folder, other, device="cpu", start=weights)
+
+
+def test_an_encoder_begins_with_published_weights_and_learns_slower(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The pretrained kind: its encoder from a file with the published names, a run from a run."""
+    from limner.networks.lite_unet2d import PromptableLiteUNet2d
+
+    torch.manual_seed(5)
+    encoder = PromptableLiteUNet2d().encoder.state_dict()
+    parts = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1")}
+    parts["project"] = ("_project_conv", "_bn2")
+    published = {"_fc.weight": torch.zeros(3, 3), "_bn0.num_batches_tracked": torch.tensor(1)}
+    for name, value in encoder.items():
+        head, *rest = name.split(".")
+        if head == "stem":
+            published[f"{('_conv_stem', '_bn0')[rest[0] == 'bn']}.{rest[1]}"] = value
+        else:
+            number, part, kind, last = rest
+            published[f"_blocks.{number}.{parts[part][kind == 'bn']}.{last}"] = value
+    torch.save(published, tmp_path / "published.pth")
+    lite = {"encoder": "efficientnet-lite0", "steps": 1, "ema_decay": 0.0, "batch_size": 1}
+    still = Config(**SMALL | lite | {"encoder_rate": 0.0})
+    train(still, folder, tmp_path / "a", device="cpu", start=tmp_path / "published.pth")
+    found, _ = read_weights(tmp_path / "a" / "limner-2d.safetensors")
+    assert all(torch.equal(found[f"encoder.{n}"], v.half()) for n, v in encoder.items())
+    start = tmp_path / "a" / "limner-2d.safetensors"
+    train(Config(**SMALL | lite), folder, tmp_path / "b", device="cpu", start=start)
+    after, _ = read_weights(tmp_path / "b" / "limner-2d.safetensors")
+    assert any(not torch.equal(after[f"encoder.{n}"], v.half()) for n, v in encoder.items())
+    torch.save({"_conv_stem.weight": published["_conv_stem.weight"]}, tmp_path / "half.pth")
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        train(Config(**SMALL | lite), folder, tmp_path / "c", start=tmp_path / "half.pth")
 
 
 def test_command_line_packs_and_reports_bad_input(

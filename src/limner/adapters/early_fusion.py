@@ -39,6 +39,8 @@ class FusionOptions:
         logit_bias: added to all logits.
         region_bias: added inside the guess that a first box or lasso makes, taken away outside it.
         correction_radius: voxels of the view; a change so near to a mark belongs to it.
+        mirrored: answer with the mean of the answers on the view and on its mirror image, at twice
+            the cost.
     """
 
     stride: tuple[int, ...]
@@ -46,6 +48,7 @@ class FusionOptions:
     logit_bias: float
     region_bias: float
     correction_radius: float = 3.0
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,8 @@ class EarlyFusionModel:
     """The network with everything around it.
 
     Args:
-        network: answers ``(1, 7, *axes)`` with logits ``(1, 1, *axes)`` and the quality's ``(1,)``.
+        network: answers ``(N, 7, *axes)`` with logits ``(N, 1, *axes)`` and the quality's ``(N,)``;
+            N is 2 where it is asked on the mirror image, too.
         card: its facts.
         options: what it needs.
     """
@@ -115,8 +119,8 @@ class EarlyFusionModel:
             painted[0] = np.tanh(guess / fusion.LOGIT_SCALE)
         maps = rasterize(drawn, shape, click_radius=fusion.CLICK_RADIUS)
         _fill_channels(painted, maps)
-        logits, quality = self._network(fused)
-        answer = downsample(logits[0, 0][inside], factors) + np.float32(self._options.logit_bias)
+        logits, quality = self._ask(fused)
+        answer = downsample(logits[inside], factors) + np.float32(self._options.logit_bias)
         if before is None and guess is not None:
             answer += np.float32(self._options.region_bias / fusion.MASK_LOGIT) * downsample(
                 guess, factors
@@ -126,7 +130,15 @@ class EarlyFusionModel:
         elif previous is not None:
             answer = _keep_local_change(answer, previous, prompts, self._options.correction_radius)
         _enforce_marks(answer, prompts)
-        return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality[0]))))
+        return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality))))
+
+    def _ask(self, fused: Floats) -> tuple[Floats, float]:
+        """Logits and the quality's logit of ``(1, 7, *axes)``."""
+        if not self._options.mirrored:
+            logits, quality = self._network(fused)
+            return logits[0, 0], float(quality[0])
+        logits, quality = self._network(np.concatenate([fused, fused[..., ::-1]]))
+        return (logits[0, 0] + logits[1, 0, ..., ::-1]) / 2, float(quality.mean())
 
 
 def embed_view(view: View, factors: Factors, stride: Sequence[int]) -> FusionEmbedding:

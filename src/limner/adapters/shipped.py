@@ -27,18 +27,18 @@ FOLDER = Path(__file__).parents[1] / "weights"
 
 @dataclass(frozen=True)
 class ShippedFamily:
-    """A family whose weights are ``NAME.onnx`` and ``NAME.safetensors``, with facts in
-    ``NAME.json``.
+    """A family whose weights are ``NAME.safetensors``, which ``NAME.onnx`` points into, with facts
+    in ``NAME.json``.
 
     Attributes:
         card: whose name is that of the files.
         options: of the network.
-        network: makes it from its widths and depths, in PyTorch.
+        network: makes it from the configuration of its training, in PyTorch.
     """
 
     card: ModelCard
     options: FusionOptions
-    network: Callable[[Any, Any], nn.Module]
+    network: Callable[[dict[str, Any]], nn.Module]
 
     def build(
         self, *, weights: Path | None = None, device: str = "auto", exact: bool = False
@@ -56,11 +56,10 @@ class ShippedFamily:
             )
         name = self.card.name
         facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-        # whichever file is run, the card names the same hash
         card = replace(self.card, weights_sha256=facts["sha256"][f"{name}.safetensors"])
-        path = FOLDER / f"{name}.{'safetensors' if is_gpu(device) else 'onnx'}"
-        if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"][path.name]:
-            raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
+        path = check_intact(FOLDER / f"{name}.safetensors", facts["sha256"])
+        if not is_gpu(device):
+            path = check_intact(FOLDER / f"{name}.onnx", facts["sha256"])
         network = self._compiled(path, device, "fp32" if exact else "auto", facts["agreement"])
         return EarlyFusionModel(network, card, self.options)
 
@@ -70,7 +69,7 @@ class ShippedFamily:
         """The model with a reduced network and random weights."""
         from limner import runtime
 
-        network = self.network(SMALL_WIDTHS, SMALL_DEPTHS)
+        network = self.network({"widths": SMALL_WIDTHS, "depths": SMALL_DEPTHS})
         RandomWeights(seed).fill(network)
         compiled = runtime.compile(network, device=device, precision="fp32")
         return EarlyFusionModel(compiled, self.card, self.options)
@@ -91,7 +90,7 @@ class ShippedFamily:
 
         weights, facts = read_weights(path)
         try:
-            network = self.network(facts["config"]["widths"], facts["config"]["depths"])
+            network = self.network(facts["config"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} does not say the widths and depths of a {self.card.name} network; "
@@ -99,3 +98,14 @@ class ShippedFamily:
             ) from error
         fill(network, weights, path)
         return compiled(network)
+
+
+def check_intact(path: Path, hashes: dict[str, str]) -> Path:
+    """A file of the package, unless it is not the listed one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
+        raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
+    return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.adapters.published import RandomWeights
-from limner.adapters.shipped import FOLDER, SMALL_DEPTHS, SMALL_WIDTHS
+from limner.adapters.shipped import FOLDER, SMALL_DEPTHS, SMALL_WIDTHS, check_intact
 from limner.errors import CheckpointError
 from limner.runtime import is_gpu
 
@@ -37,7 +37,8 @@ def build_parts(
     """The parts, and the hash of the weights.
 
     Args:
-        name: of the files in the package: ``NAME-PART.onnx``, ``NAME.safetensors``, ``NAME.json``.
+        name: of the files in the package: ``NAME.safetensors``, ``NAME-PART.onnx`` that point into
+            it, ``NAME.json``.
         weights: another safetensors file, such as that of a training run.
         device: as for `limner.create_model`.
         exact: compute in float32.
@@ -52,12 +53,13 @@ def build_parts(
         return _of_file(weights, device), digest
     facts = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     digest = facts["sha256"][f"{name}.safetensors"]
+    plain = check_intact(FOLDER / f"{name}.safetensors", facts["sha256"])
     if is_gpu(device):
-        return _of_file(_intact(FOLDER / f"{name}.safetensors", facts["sha256"]), device), digest
+        return _of_file(plain, device), digest
     precision = "fp32" if exact else "auto"
     made = {
         part: runtime.compile(
-            _intact(FOLDER / f"{name}-{part}.onnx", facts["sha256"]),
+            check_intact(FOLDER / f"{name}-{part}.onnx", facts["sha256"]),
             device=device,
             precision="fp32" if part in EXACT else precision,
             agreement=facts["agreement"],
@@ -65,12 +67,6 @@ def build_parts(
         for part in PARTS
     }
     return TrackerParts(**made), digest
-
-
-def _intact(path: Path, hashes: dict[str, str]) -> Path:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != hashes[path.name]:
-        raise CheckpointError(f"{path} is damaged: its hash is not the one listed. Reinstall.")
-    return path
 
 
 def _of_file(path: Path, device: str) -> TrackerParts:

@@ -107,7 +107,7 @@ def fill(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Pa
     own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in tensors.items()}
     missing = [n for n in own if n not in given and not n.endswith(_COUNTER)]
-    unexpected = [n for n in given if n not in own]
+    unexpected = [n for n in given if n not in own and not n.endswith(_COUNTER)]
     reshaped = [
         f"{n} {given[n]}, not {shape}" for n, shape in own.items() if given.get(n, shape) != shape
     ]

@@ -1,7 +1,8 @@
 """Export of built-in networks as safetensors and ONNX files (`limner.export.onnx_graph`).
 
-Weights are kept in half precision, exactly those of the safetensors file, and widened by the graph:
-half the size, and the computation is still in single precision where nothing else is wanted.
+Weights lie in the safetensors file alone, in half precision; the graphs beside it point into it
+(ONNX's external data) and widen them: one copy for OpenVINO and PyTorch, half the size, and the
+computation is still in single precision where nothing else is wanted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limner import errors
 from limner.atomic import atomic_bytes
@@ -19,13 +20,20 @@ from limner.checkpoints.load import fill, read_weights
 from limner.errors import CheckpointError, FormatError
 from limner.export import onnx_tracker
 from limner.export.onnx_graph import INPUT, OUTPUTS, Graph, write_network_2d, write_network_3d
+from limner.export.onnx_lite import write_network_lite
 from limner.networks.fusion2d import NUM_CHANNELS
+from limner.networks.lite_unet2d import PromptableLiteUNet2d
+from limner.networks.promptable2d import make_network_2d
 from limner.networks.tracker2d import TrackerNetwork
 from limner.networks.unet2d import PromptableUNet2d
 from limner.networks.unet3d import PromptableUNet3d
 from limner.train import checkpoint
 from limner.train.recipe import infer_method
 
+if TYPE_CHECKING:
+    from torch import nn
+
+_LENGTH = 8  # bytes of a safetensors file that say how long its head is
 _OPSET, _IR_VERSION = 18, 8  # of 2022: every runtime in use reads them
 
 
@@ -36,6 +44,7 @@ class Exported:
     Attributes:
         weights: safetensors in half precision; of a whole XMem as they were.
         graphs: the ONNX file, or that of each part of a network that follows; none of a whole XMem.
+            They need `weights` beside them.
         facts: JSON: ``step``, ``pack`` and ``config`` of the run, ``sha256`` of all files, and
             ``agreement``, which is empty until it is measured (benchmarks/precision.py).
     """
@@ -84,10 +93,10 @@ def export(source: Path, folder: Path, *, base: Path | None = None) -> Exported:
     inside = {**facts, "weights_sha256": _hash_file(plain)}
     if isinstance(network, TrackerNetwork):
         graphs = tuple(folder / f"{name}-{part}.onnx" for part in onnx_tracker.PARTS)
-        export_parts(network, graphs, facts=inside)
+        export_parts(network, graphs, facts=inside, weights=plain)
     else:
         graphs = (folder / f"{name}.onnx",)
-        export_onnx(network, graphs[0], facts=inside)
+        export_onnx(network, graphs[0], facts=inside, weights=plain)
     hashes = {p.name: _hash_file(p) for p in (plain, *graphs)}
     _write_facts(summary, {**facts, "sha256": hashes, "agreement": {}})
     return Exported(plain, graphs, summary)
@@ -124,15 +133,16 @@ def _write_facts(path: Path, facts: dict[str, Any]) -> None:
     atomic_bytes(path, (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _network_of(config: dict[str, Any]) -> PromptableUNet2d | PromptableUNet3d | TrackerNetwork:
+def _network_of(config: dict[str, Any]) -> nn.Module:
     method = config.get("method") or infer_method(config)
-    networks: dict[str, type[PromptableUNet2d | PromptableUNet3d | TrackerNetwork]] = {
-        "prompted-2d": PromptableUNet2d,
+    if method == "prompted-2d":
+        return make_network_2d(config)
+    networks: dict[str, type[PromptableUNet3d | TrackerNetwork]] = {
         "prompted-3d": PromptableUNet3d,
         "tracking": TrackerNetwork,
     }
     if method not in networks:
-        raise ValueError(f"method {method!r} is none of {', '.join(networks)}")
+        raise ValueError(f"method {method!r} is none of prompted-2d, {', '.join(networks)}")
     return networks[method](config["widths"], config["depths"])
 
 
@@ -141,10 +151,11 @@ def _hash_file(path: Path) -> str:
 
 
 def export_onnx(
-    network: PromptableUNet2d | PromptableUNet3d,
+    network: nn.Module,
     path: Path,
     *,
     facts: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
 ) -> Path:
     """Write a network as ONNX; the same weights and facts give the same bytes.
 
@@ -153,9 +164,12 @@ def export_onnx(
     of the predicted IoU. All float32.
 
     Args:
-        network: its weights are rounded to half precision in the file.
+        network: a promptable one of the built-in families; its weights are rounded to half
+            precision in the file.
         path: ends in ``.onnx``.
         facts: JSON values by name, kept inside.
+        weights: safetensors file in the same folder with the network's weights in half precision;
+            the graph points into it. None keeps them in the graph.
 
     Raises:
         CheckpointError: a weight is not finite in half precision.
@@ -167,19 +181,27 @@ def export_onnx(
     if isinstance(network, PromptableUNet3d):
         write_network_3d(graph, network)
         sizes = ["slices", *sizes]
+    elif isinstance(network, PromptableLiteUNet2d):
+        write_network_lite(graph, network)
     else:
+        assert isinstance(network, PromptableUNet2d)
         write_network_2d(graph, network)
     ports: dict[str, Sequence[int | str]] = {
         INPUT: ["n", NUM_CHANNELS, *sizes],
         OUTPUTS[0]: ["n", 1, *sizes],
         OUTPUTS[1]: ["n"],
     }
-    _save(graph, f"promptable_unet{len(sizes)}d", ((INPUT,), OUTPUTS), ports, path, facts)
+    kept = None if weights is None else Kept.of(weights)
+    _save(graph, f"promptable_unet{len(sizes)}d", ((INPUT,), OUTPUTS), ports, path, facts, kept)
     return path
 
 
 def export_parts(
-    network: TrackerNetwork, paths: Sequence[Path], *, facts: Mapping[str, Any] | None = None
+    network: TrackerNetwork,
+    paths: Sequence[Path],
+    *,
+    facts: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
 ) -> None:
     """Write the parts of a network that follows as ONNX, as `export_onnx` does.
 
@@ -190,11 +212,14 @@ def export_parts(
         network: its weights are rounded to half precision in the files.
         paths: of the parts, in the order of `limner.export.onnx_tracker.PARTS`.
         facts: JSON values by name, kept inside.
+        weights: as for `export_onnx`.
     """
     errors.require("onnx", extra="train", purpose="export a network")
     ports = onnx_tracker.ports(network)
-    for path, (graph, ends) in zip(paths, onnx_tracker.written(network), strict=True):
-        _save(graph, path.stem.replace("-", "_"), ends, ports, path, facts)
+    names = zip(onnx_tracker.PARTS, paths, onnx_tracker.written(network), strict=True)
+    for part, path, (graph, ends) in names:
+        kept = None if weights is None else Kept.of(weights, f"{part}.")
+        _save(graph, path.stem.replace("-", "_"), ends, ports, path, facts, kept)
 
 
 def _save(
@@ -204,8 +229,9 @@ def _save(
     ports: Mapping[str, Sequence[int | str]],
     path: Path,
     facts: Mapping[str, Any] | None,
+    kept: Kept | None = None,
 ) -> None:
-    """Check a graph and write it."""
+    """Check a graph and write it, with its weights or pointing at them."""
     import onnx
 
     taken, given = ([_port(port, ports[port]) for port in side] for side in ends)
@@ -218,7 +244,50 @@ def _save(
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (facts or {}).items()}
     onnx.helper.set_model_props(model, dict(sorted(texts.items())))
     onnx.checker.check_model(model, full_check=True)
+    if kept is not None:
+        for constant in model.graph.initializer:
+            kept.point_at(constant)
     atomic_bytes(path, model.SerializeToString(deterministic=True))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the weights of a graph lie in a safetensors file.
+
+    Attributes:
+        file: its name; it is in the folder of the graph.
+        places: first byte and length by name.
+        content: of the file.
+    """
+
+    file: str
+    places: Mapping[str, tuple[int, int]]
+    content: bytes
+
+    @classmethod
+    def of(cls, path: Path, prefix: str = "") -> Kept:
+        """The weights in a file whose names begin with a prefix, without it."""
+        content = path.read_bytes()
+        size = int.from_bytes(content[:_LENGTH], "little")
+        head = json.loads(content[_LENGTH : _LENGTH + size])
+        places = {}
+        for name, entry in head.items():
+            if name.startswith(prefix) and name != "__metadata__":
+                first, end = entry["data_offsets"]
+                places[name.removeprefix(prefix)] = (_LENGTH + size + first, end - first)
+        return cls(path.name, places, content)
+
+    def point_at(self, constant: Any) -> None:
+        """Let a tensor of a graph point into the file, in place, if its values are there."""
+        from onnx.external_data_helper import set_external_data
+
+        if constant.name not in self.places:
+            return
+        first, length = self.places[constant.name]
+        if self.content[first : first + length] != constant.raw_data:
+            raise CheckpointError(f"{self.file} holds other values of {constant.name}.")
+        set_external_data(constant, self.file, first, length)
+        constant.ClearField("raw_data")
 
 
 def _weights_file(source: Path) -> Path:

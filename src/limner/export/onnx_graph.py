@@ -7,7 +7,7 @@ crashes on. A test holds the two descriptions of each network together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,23 +51,30 @@ class Graph:
         return self._keep(value, f"constant_{len(self.constants)}")
 
     def weight(self, name: str, shape: tuple[int, ...] | None = None) -> str:
-        """A weight of the network, in single precision for whoever uses it."""
-        value = self._weights[name]
-        return self.widened(name, value if shape is None else value.reshape(shape))
-
-    def widened(self, name: str, value: Tensor) -> str:
-        """A weight that is kept in half precision.
+        """A weight of the network, kept in half precision in the order of the network's own, and
+        in single precision for whoever uses it.
 
         Raises:
             CheckpointError: it is not finite in half precision.
         """
         from onnx import TensorProto
 
-        full = value.detach().cpu().float()
+        full = self._weights[name].detach().cpu().float()
+        full = full if shape is None else full.reshape(shape)
         if not bool((full.abs() <= _LARGEST_HALF).all()):
             raise CheckpointError(f"The weight {name} is not finite in half precision.")
         self._keep(full.half().numpy(), name)
         return self.add("Cast", name, output=f"{name}.wide", to=TensorProto.FLOAT)
+
+    def reordered(
+        self, x: str, parts: Sequence[int], order: Sequence[int], shape: Sequence[int]
+    ) -> str:
+        """A weight with its axes split into parts, put in another order and joined: what every
+        runtime does once, as it reads the graph.
+        """
+        x = self.add("Reshape", x, self.constant(np.array(parts)))
+        x = self.add("Transpose", x, perm=list(order))
+        return self.add("Reshape", x, self.constant(np.array(shape)))
 
     def _keep(self, value: NDArray[Any], name: str) -> str:
         from onnx import numpy_helper
@@ -90,10 +97,17 @@ def folded_stem(graph: Graph, x: str, stem: nn.Conv2d) -> str:
 
     ONNX folds pixels block first, PyTorch channel first: the stem's kernel is turned to match.
     """
-    width, channels, *size = stem.weight.shape
-    parts = stem.weight.reshape(width, channels // FOLD**2, FOLD**2, *size)
-    kernel = graph.widened("stem.weight", parts.transpose(1, 2).flatten(1, 2))
+    kernel = folded_kernel(graph, "stem", stem)
     return convolve(graph, graph.add("SpaceToDepth", x, blocksize=FOLD), "stem", stem, kernel)
+
+
+def folded_kernel(graph: Graph, name: str, layer: nn.Conv2d) -> str:
+    """The kernel of a layer that sees folded pixels, for ONNX's order of them."""
+    width, channels, *size = layer.weight.shape
+    parts = (width, channels // FOLD**2, FOLD**2, *size)
+    return graph.reordered(
+        graph.weight(f"{name}.weight"), parts, (0, 2, 1, 3, 4), (width, channels, *size)
+    )
 
 
 def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
@@ -102,17 +116,21 @@ def write_network_3d(graph: Graph, network: PromptableUNet3d) -> None:
     ONNX folds pixels in 2D only. Here the stem's kernel is spread over the pixels that were
     folded, with twice its stride, and unfolding is a transposed convolution with ones.
     """
-    kernel = network.stem.weight
-    width, _, _, *size = kernel.shape
-    parts = kernel.reshape(width, NUM_CHANNELS, FOLD, FOLD, *size).permute(0, 1, 4, 2, 5, 3)
-    wide = parts.reshape(width, NUM_CHANNELS, 1, *(FOLD * n for n in size))
+    width, _, _, *size = network.stem.weight.shape
+    wide = (width, NUM_CHANNELS, 1, *(FOLD * n for n in size))
+    kernel = graph.reordered(
+        graph.weight("stem.weight"),
+        (width, NUM_CHANNELS, FOLD, FOLD, *size),
+        (0, 1, 4, 2, 5, 3),
+        wide,
+    )
     pads = [0, FOLD, FOLD] * 2
     x = graph.add(
         "Conv",
         INPUT,
-        graph.widened("stem.weight", wide),
+        kernel,
         graph.weight("stem.bias"),
-        kernel_shape=list(wide.shape[2:]),
+        kernel_shape=list(wide[2:]),
         strides=[1, FOLD, FOLD],
         pads=pads,
     )

@@ -96,10 +96,12 @@ def write_memory(graph: Graph, network: MemoryEncoder) -> None:
     folded = graph.add("SpaceToDepth", "mask", blocksize=STRIDE)
     shown = graph.add("Sub", graph.add("Mul", folded, two), one)
     # The flag is the same everywhere: what the fusing layer makes of it is a shift per channel.
-    kernel = network.fuse.weight
-    own = graph.widened("fuse.weight", kernel[:, :-1])
+    kernel, last = graph.weight("fuse.weight"), network.fuse.in_channels - 1
+    bounds = [graph.constant(np.array([n])) for n in (0, last, last + 1, 1)]
+    own = graph.add("Slice", kernel, bounds[0], bounds[1], bounds[3])
+    flag = graph.add("Slice", kernel, bounds[1], bounds[2], bounds[3])
     x = convolve(graph, graph.add("Concat", "features", shown, axis=1), "fuse", network.fuse, own)
-    shift = graph.widened("fuse.flag", kernel[:, -1:].reshape(1, -1, 1, 1))
+    shift = graph.add("Transpose", flag, perm=[1, 0, 2, 3])
     x = graph.add("Add", x, graph.add("Mul", shift, "given"))
     x = convolve(graph, block(graph, x, "block", network.block), "to_value", network.to_value)
     size = STRIDE // 2

@@ -49,10 +49,10 @@ def _upsampling(view: View) -> Factors:
     return across, within, within
 
 
-def _network(widths: Any, depths: Any) -> nn.Module:
+def _network(config: dict[str, Any]) -> nn.Module:
     from limner.networks.unet3d import PromptableUNet3d
 
-    return PromptableUNet3d(widths, depths)
+    return PromptableUNet3d(config["widths"], config["depths"])
 
 
 # Chosen on volumes that are not tested on (docs/notes/limner-3d.md).

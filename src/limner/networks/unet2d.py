@@ -135,21 +135,29 @@ class PromptableUNet2d(nn.Module):
         return self.unfold(logits), self._quality(deepest, x, logits.mean(dim=1, keepdim=True))
 
     def _quality(self, deepest: Tensor, finest: Tensor, logits: Tensor) -> Tensor:
-        """The logit of the IoU from the whole image, the inside of the answer and its rim.
-
-        The rim is where the answer is unsure. Gradients stop here: judging must not change the
-        answer.
-        """
-        inside = torch.sigmoid(logits.detach().float())
-        rim = inside * (1.0 - inside)
-        features = finest.detach().float()
-        parts = [
-            deepest.detach().float().mean(dim=(2, 3)),
-            _average(features, inside),
-            _average(features, rim),
-        ]
-        quality: Tensor = self.to_quality(self.judge(torch.cat(parts, dim=1)))
+        """The logit of the IoU, (B,)."""
+        quality: Tensor = self.to_quality(self.judge(judge_answer(deepest, finest, logits)))
         return quality.squeeze(1)
+
+
+def judge_answer(deepest: Tensor, finest: Tensor, logits: Tensor) -> Tensor:
+    """What the predicted IoU follows from: the whole image, the inside of the answer and its rim.
+
+    The rim is where the answer is unsure. Gradients stop here: judging must not change the answer.
+
+    Args:
+        deepest: (B, C, h, w), features of the coarsest level.
+        finest: (B, D, H, W), of the finest.
+        logits: (B, 1, H, W).
+
+    Returns:
+        (B, C + 2 * D), float32.
+    """
+    inside = torch.sigmoid(logits.detach().float())
+    rim = inside * (1.0 - inside)
+    features = finest.detach().float()
+    whole = deepest.detach().float().mean(dim=(2, 3))
+    return torch.cat([whole, _average(features, inside), _average(features, rim)], dim=1)
 
 
 def check_levels(widths: Sequence[int], depths: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from limner.runtime import _cache
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _PATIENCE_MS = 100  # a Ctrl-C is answered within it, also in the middle of a long pass
 
+# A file with weights, as ONNX graphs name it: a pair of protobuf strings, each after its length.
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])([\x20-\xff]{1,127})")
 _TELEMETRY = "openvino_telemetry"
 
 # The published models in both precisions are some 4 GB; with less room the large ones would push
@@ -258,14 +261,30 @@ def _key(path: Path, precision: str) -> str:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    digest = hashlib.sha256()
-    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    file, digest = path, hashlib.sha256()
     try:
-        for file in files:
+        graph = path.read_bytes()
+        digest.update(graph)
+        for file in _weights_beside(path, graph):
             digest.update(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} takes its weights from another folder; export it anew."
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"Cannot read the network {file}: {error.strerror}.") from error
+        missing = "" if file == path else f", which holds the weights of {path.name}"
+        raise CheckpointError(
+            f"Cannot read the network {file}{missing}: {error.strerror}."
+        ) from error
     return cache_key(digest.hexdigest(), path.suffix, precision)
+
+
+def _weights_beside(path: Path, graph: bytes) -> list[Path]:
+    """The files that a graph takes its weights from: OpenVINO's ``.bin``, ONNX's external data."""
+    if path.suffix == ".xml":
+        return [path.with_suffix(".bin")]
+    found = {match[2][: match[1][0]] for match in _LOCATION.finditer(graph)}
+    return [path.with_name(os.fsdecode(name)) for name in sorted(found)]
 
 
 def cache_key(*parts: str) -> str:

@@ -136,7 +136,9 @@ class _Run:
         if config.ema_decay:
             self.averaged = {name: _frozen_copy(n) for name, n in self.networks.items()}
         self.optimiser = torch.optim.AdamW(
-            _parameter_groups(self.networks, config), lr=config.learning_rate, betas=config.betas
+            _parameter_groups(self.networks, config, task),
+            lr=config.learning_rate,
+            betas=config.betas,
         )
         self.step = self._resume(path) if path.exists() else 0
         self.run_log = RunLog(out / "log.jsonl", self.step)
@@ -147,7 +149,7 @@ class _Run:
         config = self.config
         rate = learning_rate(config, self.step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         samples, measured = self._learn(self._context())
         self.step += 1
         self.run_log.count(samples, measured)
@@ -265,7 +267,10 @@ class _Run:
             network.load_state_dict(state.networks[name])
             if self.averaged is not self.networks:
                 self.averaged[name].load_state_dict(state.averaged[name])
+        shares = [group["share"] for group in self.optimiser.param_groups]
         self.optimiser.load_state_dict(state.optimiser)
+        for group, share in zip(self.optimiser.param_groups, shares, strict=True):
+            group["share"] = share  # runs of former versions have none
         _log.info("going on at step %d of %d", state.step, self.config.steps)
         return state.step
 
@@ -307,15 +312,25 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _parameter_groups(networks: dict[str, nn.Module], config: TrainConfig) -> list[dict[str, Any]]:
-    """What learns: kernels with weight decay, biases and norms without, unless all decay."""
-    learning = [p for n in networks.values() for p in n.parameters() if p.requires_grad]
-    decay = config.weight_decay
-    if config.decay_all:
-        return [{"params": learning, "weight_decay": decay}]
-    kernels = [p for p in learning if p.ndim > 1]
-    rest = [p for p in learning if p.ndim <= 1]
-    return [{"params": kernels, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
+def _parameter_groups(
+    networks: dict[str, nn.Module], config: TrainConfig, task: TrainingTask
+) -> list[dict[str, Any]]:
+    """What learns, by its share of the learning rate: kernels with weight decay, biases and norms
+    without, unless all decay.
+    """
+    shares: dict[float, list[nn.Parameter]] = {}
+    for network in networks.values():
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                shares.setdefault(task.rate_of(name), []).append(parameter)
+    groups = []
+    for share, learning in sorted(shares.items()):
+        kernels = [p for p in learning if p.ndim > 1 or config.decay_all]
+        rest = [p for p in learning if p.ndim <= 1 and not config.decay_all]
+        for params, decay in ((kernels, config.weight_decay), (rest, 0.0)):
+            if params or not config.decay_all:
+                groups.append({"params": params, "weight_decay": decay, "share": share})
+    return groups
 
 
 def _frozen_copy(network: nn.Module) -> nn.Module:

@@ -103,7 +103,8 @@ class MicroBatch:
 
 
 class TrainingTask(Protocol):
-    """What a method learns. Subclass it for the defaults of `start`, `validate` and `write`.
+    """What a method learns. Subclass it for the defaults of `start`, `rate_of`, `validate` and
+    `write`.
 
     Attributes:
         digest: of what is trained on; a run is not continued with anything else.
@@ -138,6 +139,10 @@ class TrainingTask(Protocol):
             CheckpointError: unreadable, or of another network.
         """
         checkpoint.load_weights(path, networks[MAIN])
+
+    def rate_of(self, name: str) -> float:
+        """Share of the learning rate of a parameter, by its name in its network."""
+        return 1.0
 
     def validate(self, networks: Networks) -> Scores | None:
         """Scores of the averaged networks on held-out data; None without such data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from limner.networks.unet2d import PromptableUNet2d
-from limner.train.config import Integers, check_multiples
+from limner.checkpoints.load import fill, read_checkpoint
+from limner.networks.blocks.efficientnet_lite import from_published
+from limner.networks.lite_unet2d import PromptableLiteUNet2d
+from limner.networks.promptable2d import make_network_2d
+from limner.train.config import Fraction, Integers, check_multiples
 from limner.train.data.augment import augment_images
 from limner.train.data.pack import PackedImages
 from limner.train.data.prepare import open_slices
@@ -42,11 +46,16 @@ class Config(PromptedConfig):
 
     Attributes:
         sizes: sides of the square views in pixels; each step draws one.
+        encoder: ``"unet"``, all of which has `widths` and `depths`, or ``"efficientnet-lite0"``,
+            which may start from ImageNet weights and has sizes of its own.
+        encoder_rate: share of the learning rate for that encoder, which knows much already.
     """
 
     method: Literal["prompted-2d"] = "prompted-2d"
     name: str = "limner-2d"
     sizes: Integers = (128, 192, 256)
+    encoder: Literal["unet", "efficientnet-lite0"] = "unet"
+    encoder_rate: Fraction = 0.3
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -82,9 +91,24 @@ class Prompted2d(PromptedTask):
 
     def networks(self) -> Networks:
         """A new network, channels last."""
-        network = PromptableUNet2d(self._config.widths, self._config.depths).to(self._device)
+        network = make_network_2d(self._config.to_json()).to(self._device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return {MAIN: network}
+
+    def start(self, path: Path, networks: Networks) -> None:
+        """From a run of the same network; or its encoder from ImageNet weights."""
+        network = networks[MAIN]
+        if isinstance(network, PromptableLiteUNet2d):
+            encoder = from_published(read_checkpoint(path).tensors)
+            if encoder:
+                fill(network.encoder, encoder, path)
+                return
+        super().start(path, networks)
+
+    def rate_of(self, name: str) -> float:
+        """Share of the learning rate of a parameter."""
+        lite = self._config.encoder != "unet"
+        return self._config.encoder_rate if lite and name.startswith("encoder.") else 1.0
 
     @torch.no_grad()
     def draw(self, context: StepContext) -> Iterator[MicroBatch]:
