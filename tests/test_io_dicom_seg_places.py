@@ -247,3 +247,35 @@ def test_another_frame_of_reference_is_refused(
     found = limner.read_labels(path, like=series, any_frame=True)
     assert set(found.ids) == {1, 2}
     assert "frame of reference" in caplog.text
+
+
+IMPLIED = {
+    "1.2.840.10008.5.1.4.1.1.481.2": {
+        "Modality": "RTDOSE",
+        "GridFrameOffsetVector": [3.0 * k for k in range(5)],
+        "DoseGridScaling": "0.001",
+    },
+    "1.2.840.10008.5.1.4.1.1.20": {
+        "Modality": "NM",
+        "ImageType": ["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"],
+        "SpacingBetweenSlices": 3,
+    },
+    "1.2.840.10008.5.1.4.1.1.7.3": {"Modality": "CT", "SliceThickness": 3},
+}
+
+
+@pytest.mark.parametrize("sop_class", IMPLIED)
+def test_multiframe_files_without_groups_are_segmented(tmp_path: Path, sop_class: str) -> None:
+    """Their positions follow from the first one (PS3.3 C.8.8.3.2)."""
+    ds = image_dataset(np.ones(SHAPE, np.uint16), sop_class=sop_class)
+    place = {"ImagePositionPatient": [5, 6, 7], "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    save(ds, tmp_path / "a.dcm", PixelSpacing=[2, 1], **place, **IMPLIED[sop_class])
+    image = limner.read(tmp_path / "a.dcm")
+    assert image.kind == "volume"
+    limner.write(tmp_path / "seg.dcm", objects(), like=image)
+    assert np.array_equal(limner.read_labels(tmp_path / "seg.dcm", like=image), objects())
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    index = np.argwhere(objects())
+    world = volume.map_indices_to_reference(np.argwhere(volume.array))
+    wanted = image.geometry.index_to_world(index)
+    assert np.allclose(world[np.lexsort(world.T)], wanted[np.lexsort(wanted.T)], atol=1e-4)

@@ -8,7 +8,11 @@ frame of reference refers to its source images frame by frame).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from limner.io.image import Image
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 _POSITION = 0x00200032
+_AXIAL = (1, 0, 0, 0, 1, 0)
 _FRAME_CONTENT = 0x00209111
 _TEMPORAL_INDEX = 0x00209128
 _IN_STACK_NUMBER = 0x00209057
@@ -37,18 +42,21 @@ def give_places(sources: list[Dataset], like: Image) -> list[Dataset]:
     """
     from pydicom.uid import generate_uid
 
-    spacing = [f"{s:.10g}" for s in (like.spacing if like.geometry.has_spacing else (1, 1, 1))[-2:]]
+    spacing = like.spacing[-2:] if like.geometry.has_spacing else (1.0, 1.0)
     frame_uid = generate_uid()
     placed = []
     for number, source in enumerate(sources):
         copy = _without_groups(source)
         copy.FrameOfReferenceUID = frame_uid
         if len(sources) == 1:
-            _give_groups(copy, like.metadata["sources"]["frames"], spacing)
+            frames = like.metadata["sources"]["frames"]
+            made_up = {frame: (0, 0, -index) for index, frame in enumerate(frames)}
+            give_groups(copy, made_up, _AXIAL, spacing, 1.0)
         else:
             copy.ImagePositionPatient = [0, 0, -number]
-            copy.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-            copy.PixelSpacing, copy.SliceThickness = spacing, 1
+            copy.ImageOrientationPatient = list(_AXIAL)
+            copy.PixelSpacing = [f"{s:.10g}" for s in spacing]
+            copy.SliceThickness = 1
         placed.append(copy)
     return placed
 
@@ -110,10 +118,25 @@ def _without_groups(source: Dataset) -> Dataset:
     return copy
 
 
-def _give_groups(dataset: Dataset, frames: list[int], spacing: list[str]) -> None:
-    """Functional groups of made-up positions, for every frame of the file that is shown."""
+def give_groups(
+    dataset: Dataset,
+    positions: Mapping[int, ArrayLike],
+    axes: Sequence[float],
+    spacing: Sequence[float],
+    thickness: float,
+) -> None:
+    """Functional groups for a multi-frame data set that has none, as highdicom needs them.
+
+    Args:
+        dataset: is given `SharedFunctionalGroupsSequence` and `PerFrameFunctionalGroupsSequence`.
+        positions: LPS millimetres of the first pixel, by frame from 0; the others are put beyond.
+        axes: ImageOrientationPatient.
+        spacing: (row, column) in mm.
+        thickness: of the slices in mm.
+    """
     from pydicom.dataset import Dataset
-    from pydicom.sequence import Sequence
+    from pydicom.sequence import Sequence as Items
+    from pydicom.valuerep import format_number_as_ds
 
     def item(**values: Any) -> Dataset:
         made = Dataset()
@@ -121,20 +144,21 @@ def _give_groups(dataset: Dataset, frames: list[int], spacing: list[str]) -> Non
             setattr(made, keyword, value)
         return made
 
-    shared = item(
-        PixelMeasuresSequence=Sequence([item(PixelSpacing=spacing, SliceThickness=1)]),
-        PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
+    def numbers(values: ArrayLike) -> list[str]:
+        return [format_number_as_ds(float(v)) for v in np.asarray(values).ravel()]
+
+    measures = item(PixelSpacing=numbers(spacing), SliceThickness=numbers(thickness)[0])
+    plane = item(ImageOrientationPatient=numbers(axes))
+    dataset.SharedFunctionalGroupsSequence = Items(
+        [item(PixelMeasuresSequence=Items([measures]), PlaneOrientationSequence=Items([plane]))]
     )
-    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
-    count = max(int(dataset.get("NumberOfFrames") or 1), max(frames) + 1)
-    places = {frame: index for index, frame in enumerate(frames)}
-    dataset.PerFrameFunctionalGroupsSequence = Sequence(
+    count = max(int(dataset.get("NumberOfFrames") or 1), max(positions) + 1)
+    normal = np.cross(axes[:3], axes[3:])
+    beyond = np.max([np.abs(p) for p in positions.values()]) + thickness
+    places = [positions.get(k, -normal * (beyond + k * thickness)) for k in range(count)]
+    dataset.PerFrameFunctionalGroupsSequence = Items(
         [
-            item(
-                PlanePositionSequence=Sequence(
-                    [item(ImagePositionPatient=[0, 0, -places.get(k, count + k)])]
-                )
-            )
-            for k in range(count)
+            item(PlanePositionSequence=Items([item(ImagePositionPatient=numbers(place))]))
+            for place in places
         ]
     )

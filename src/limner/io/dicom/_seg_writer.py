@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.io.dicom import _frame_references, _tiles
 from limner.io.dicom._codes import coded_name, description_of, display_colour, label_of
+from limner.io.dicom._labels import as_volume
 from limner.io.dicom._sources import MANUFACTURER, model_name, software_version
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -59,6 +60,8 @@ def build(
         sources = _frame_references.give_places(sources, like)
     frames = list(like.metadata["sources"]["frames"])
     is_multiframe = len(sources) == 1 and not is_tiled and "NumberOfFrames" in sources[0]
+    if is_multiframe and not by_reference:
+        _state_positions(sources[0], like)
     if is_multiframe:
         _only_frames(sources[0], frames)
         _share_measures(sources[0])
@@ -157,6 +160,18 @@ def _segment_pixels(path: Path, labels: Labels, numbers: dict[int, int], labelma
     for object_id, number in numbers.items():
         table[object_id] = number
     return np.asarray(table[np.asarray(array)])
+
+
+def _state_positions(source: Dataset, like: Image) -> None:
+    """Groups of a multi-frame file whose positions are implied: doses, nuclear medicine, old CT."""
+    if source.get("PerFrameFunctionalGroupsSequence"):
+        return
+    affine, frames = as_volume(like.geometry).affine, like.metadata["sources"]["frames"]
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / spacing
+    positions = {frame: affine[:3, 3] + k * affine[:3, 0] for k, frame in enumerate(frames)}
+    orientation = [*axes[:, 2], *axes[:, 1]]
+    _frame_references.give_groups(source, positions, orientation, spacing[1:].tolist(), spacing[0])
 
 
 def _only_frames(source: Dataset, frames: list[int]) -> None:
