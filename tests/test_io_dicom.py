@@ -348,19 +348,6 @@ def test_slopes_that_differ_by_slice_as_in_pet(tmp_path, rng):
     np.testing.assert_array_equal(image.slice_at(2), image.array[2])
 
 
-def test_monochrome1_is_inverted_except_measurements(tmp_path):
-    stored = np.array([[0, 100], [4000, 4095]], dtype=np.uint16)
-    for sop_class, modality, expected in (
-        (DX, "DX", 4095 - stored.astype(int)),
-        ("1.2.840.10008.5.1.4.1.1.2", "CT", stored),
-    ):
-        ds = image_dataset(stored, sop_class=sop_class, modality=modality)
-        ds.PhotometricInterpretation = "MONOCHROME1"
-        image = images.read(save(ds, tmp_path / "a.dcm", BitsStored=12, HighBit=11))
-        np.testing.assert_array_equal(image.array, expected)
-        assert image.metadata["inverted"] == (modality == "DX")
-
-
 def test_spare_bits_are_cut_and_signs_extended(tmp_path):
     stored = np.array([[0x0FFF, 0xF001], [0x1800, 0x07FF]], dtype=np.uint16)
     ds = image_dataset(stored, sop_class=MR, modality="MR")

@@ -73,6 +73,7 @@ def read_examples(files: Sequence[ExampleFiles]) -> list[Example]:
 
 def _read(file: ExampleFiles) -> Example:
     import limner
+    from limner.io.inversion import invert_for_display
 
     image = limner.read(file.image)
     if image.kind != "image":
@@ -82,4 +83,4 @@ def _read(file: ExampleFiles) -> Example:
         )
     labels = limner.read_labels(file.mask, like=image).to_array()
     mask = labels != 0 if file.label is None else labels == file.label
-    return limner.Example(image.array, mask)
+    return limner.Example(invert_for_display(image).array, mask)

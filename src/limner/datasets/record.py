@@ -16,6 +16,7 @@ import numpy as np
 from limner.errors import FormatError, GeometryError
 from limner.io import read, read_labels
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display
 from limner.io.labels import Labels
 
 Kind: TypeAlias = Literal["image", "volume", "video"]
@@ -99,9 +100,9 @@ class Case:
                 f"channel {channel}."
             )
         if channel is not None or len(self.images) == 1:
-            image = read(self.images[channel or 0], series=self.series)
+            image = _open(self.images[channel or 0], self.series)
         else:
-            image = _stack_channels([read(path) for path in self.images], self)
+            image = _stack_channels([_open(path) for path in self.images], self)
         if self.spacing is not None and not image.geometry.has_spacing:
             image.geometry = type(image.geometry).from_spacing(image.geometry.shape, self.spacing)
         return image
@@ -219,6 +220,11 @@ class Layout(Protocol):
         Raises:
             FormatError: a description is damaged.
         """
+
+
+def _open(path: Path, series: str | None = None) -> Image:
+    """An image with brighter pixels larger, as models see it."""
+    return invert_for_display(read(path, series=series))
 
 
 def _stack_channels(images: list[Image], case: Case) -> Image:

@@ -27,6 +27,7 @@ from limner.io.formats import (
     recognise,
 )
 from limner.io.image import Image
+from limner.io.inversion import REFLECTION
 from limner.io.labels import LabelArray, Labels
 from limner.io.protocols import ImageReader, ImageWriter, LabelReader, LabelWriter, MixedFormat
 from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
@@ -198,6 +199,12 @@ def write_image(path: str | Path, image: Image) -> None:
     path = Path(path)
     module = cast(ImageWriter, choose_image_writer(path).load())
     _refuse_to_replace(path, image)
+    if REFLECTION in image.metadata:
+        _log.warning(
+            "%s: larger values are darker in this image, and the values are written as they are; "
+            "the format cannot say so, and viewers will show it inverted.",
+            path,
+        )
     with plain_errors(path):
         module.write_image(path, image)
 

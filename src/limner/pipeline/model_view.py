@@ -14,6 +14,7 @@ from limner.adapters.protocols import ModelCard, View
 from limner.adapters.resample import resample_linear, resampled_shape
 from limner.errors import SessionError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.sessions.answers.finite import cleaned, is_finite
 
 Array = NDArray[Any]
@@ -47,8 +48,8 @@ class ModelView:
             raise SessionError(f"{card.name} works on volumes, and this is one {image.kind}.")
         still = image.kind != "volume"
         self._axes = Axes.same(ndim) if still else canonical(image.geometry)
-        array = image.array
-        limits = window or robust_limits(self._axes.apply(array))
+        array = invert_for_display(image).array
+        limits = invert_window(image, window) or robust_limits(self._axes.apply(array))
         if not is_finite(array, image):
             array = cleaned(array, limits)
         self._array = self._axes.apply(array)

@@ -15,6 +15,7 @@ from PIL import ImageDraw
 from limner.adapters.intensity import robust_limits
 from limner.errors import FormatError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.io.labels import Labels
 from limner.io.reoriented import Reoriented, labels_as_stored
 from limner.io.video.encode import MOST_GIF_FRAMES, write_film
@@ -126,6 +127,7 @@ class _FrameRenderer:
         window: tuple[float, float] | None,
         largest: int,
     ) -> None:
+        window, image = invert_window(image, window), invert_for_display(image)
         self._image, self._timeline, self._labels = image, timeline, labels.to_array()
         self._frames = timeline.frames or range(image.geometry.shape[0])
         self._names = {i: labels.name(i) for i in labels.ids}

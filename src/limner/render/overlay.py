@@ -15,6 +15,7 @@ from limner.adapters.intensity import resolve_window, robust_limits
 from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.render.panel import (
     BACKDROP,
@@ -82,7 +83,8 @@ def render_overlay(
     array, shape = _check_labels(labels, image, frame), image.geometry.shape
     source = getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
-    limits = resolve_window(window)
+    limits = invert_window(image, resolve_window(window))
+    image = invert_for_display(image)
     placed = _place_prompts(prompts, len(shape), frame)
     if len(shape) == 2:
         panels = [_draw_stored(image, image.array, array, placed, limits, "", LARGEST)]

@@ -8,6 +8,7 @@ from functools import cached_property
 from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.prompts.convert import check_inside
 from limner.prompts.types import Prompt
 from limner.sessions.answers.finite import finite
@@ -25,7 +26,7 @@ class StillViews:
 
     def __init__(self, image: Image, window: tuple[float, float] | None) -> None:
         self.image = image
-        self._window = window
+        self._shown, self._window = invert_for_display(image), invert_window(image, window)
 
     def place_prompt(
         self, prompt: Prompt, frame: int | None, axis: int
@@ -49,7 +50,7 @@ class StillViews:
 
     @cached_property
     def _view(self) -> ImageView:
-        array = finite(self.image.array, self.image)
+        array = finite(self._shown.array, self.image)
         return ImageView(
             array,
             self.image.spacing,

@@ -11,6 +11,7 @@ import numpy as np
 from limner.adapters.intensity import robust_limits
 from limner.errors import FormatError, PromptError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.prompts.types import Prompt
 from limner.sessions.answers.finite import finite
 from limner.sessions.answers.image_view import ImageView
@@ -35,7 +36,7 @@ class VideoViews:
     def __init__(self, image: Image, window: tuple[float, float] | None, prefetched: int) -> None:
         self.image = image
         self.frames = FrameCache(self._make_view, prefetched)
-        self._window = window
+        self._shown, self._window = invert_for_display(image), invert_window(image, window)
 
     def place_prompt(
         self, prompt: Prompt, frame: int | None, axis: int
@@ -74,7 +75,7 @@ class VideoViews:
 
     def _make_view(self, frame: int) -> FrameView:
         return FrameView(
-            finite(self.image.slice_at(frame), self.image),
+            finite(self._shown.slice_at(frame), self.image),
             self.image.geometry.slice_at(frame).spacing,
             self._limits,
             self.image.modality,
@@ -91,5 +92,5 @@ class VideoViews:
         seen = []
         for k in sorted(set(sampled.tolist())):
             with suppress(FormatError):  # a damaged frame is an error where it is looked at
-                seen.append(self.image.slice_at(k))
-        return robust_limits(np.stack(seen or [self.image.slice_at(0)]))
+                seen.append(self._shown.slice_at(k))
+        return robust_limits(np.stack(seen or [self._shown.slice_at(0)]))

@@ -13,6 +13,7 @@ from limner.adapters.axes import Axes, canonical
 from limner.adapters.intensity import robust_limits
 from limner.errors import PromptError
 from limner.io.image import Image
+from limner.io.inversion import invert_for_display, invert_window
 from limner.models import ModelCard
 from limner.prompts.convert import check_inside
 from limner.prompts.types import MaskPrompt, Prompt
@@ -52,7 +53,8 @@ class VolumeViews:
     ) -> None:
         self.image = image
         self.frames = FrameCache(self._make_view, prefetched)
-        self._window, self._card = window, card
+        self._shown, self._window = invert_for_display(image), invert_window(image, window)
+        self._card = card
 
     def place_prompt(
         self, prompt: Prompt, frame: int | None, axis: int
@@ -129,12 +131,12 @@ class VolumeViews:
 
     def _slice_pixels(self, frame: int) -> NDArray[Any]:
         """Pixels of one slice, finite."""
-        pixels = np.asarray(self.image.array[frame])
+        pixels = np.asarray(self._shown.array[frame])
         return pixels if self._is_finite else cleaned(pixels, self._limits)
 
     @cached_property
     def _is_finite(self) -> bool:
-        return is_finite(self.image.array, self.image)
+        return is_finite(self._shown.array, self.image)
 
     @cached_property
     def _axes(self) -> Axes:
@@ -144,7 +146,7 @@ class VolumeViews:
     def _whole(self) -> ImageView:
         geometry = self.image.geometry
         return ImageView(
-            self.image.array,
+            self._shown.array,
             geometry.spacing,
             self._window or self._limits,
             self.image.modality,
@@ -157,4 +159,4 @@ class VolumeViews:
     @cached_property
     def _limits(self) -> tuple[float, float]:
         """Robust limits: of the same voxels however the volume is stored."""
-        return robust_limits(self._axes.apply(self.image.array))
+        return robust_limits(self._axes.apply(self._shown.array))

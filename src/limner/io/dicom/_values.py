@@ -1,9 +1,9 @@
 """Modality and colour transforms of DICOM pixels: real units for grey, RGB for colour.
 
 Nothing is windowed. Grey values get the modality transform (rescale slope and intercept, or a
-modality lookup table). ``MONOCHROME1`` means that larger values are drawn darker; such images
-(plain X-rays) are inverted so that larger is brighter, as viewers show them. Quantitative images
-(`QUANTITATIVE`) are never inverted, because their numbers are measurements.
+modality lookup table). ``MONOCHROME1`` means that larger values are drawn darker: values stay as
+they are, and `ValuePlan.inverted_from` tells how they are shown (`limner.io.inversion`).
+Quantitative images (`QUANTITATIVE`) are shown as they are, because their numbers are measurements.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class ValuePlan:
     Attributes:
         dtype: of the values, the same for all frames.
         num_channels: 3 for colour, None for grey.
-        inverted: whether grey values are inverted, see the module.
+        inverted_from: what grey values are taken from to be shown, None where larger is brighter.
         lookup: modality lookup table as (first stored value, entries), or None.
         palette: header that holds the colour lookup tables, or None.
     """
 
     dtype: np.dtype[Any]
     num_channels: int | None
-    inverted: bool = False
+    inverted_from: float | None = None
     lookup: tuple[int, Array] | None = None
     palette: Header | None = None
 
@@ -77,8 +77,10 @@ class ValuePlan:
         inverted = pixel_format.photometric == "MONOCHROME1" and modality not in QUANTITATIVE
         lookup = _modality_lookup(header)
         if lookup is not None:
-            return cls(lookup[1].dtype, None, inverted, lookup)
-        return cls(_value_type(scales), None, inverted)
+            top = float(lookup[1].max())
+            return cls(lookup[1].dtype, None, top if inverted else None, lookup)
+        ends = _ends(scales)
+        return cls(_value_type(scales), None, min(ends) + max(ends) if inverted else None)
 
     def present(self, samples: Array, photometric: str, rescale: Rescale, bits: int) -> Array:
         """Values of one frame.
@@ -94,17 +96,10 @@ class ValuePlan:
         if self.num_channels == 3:
             return _to_rgb(samples, photometric, bits).astype(self.dtype, copy=False)
         grey = samples[..., 0]
-        if self.inverted and self.lookup is None and grey.dtype.kind in "ui":
-            # Over the range that can be stored, so that all slices are inverted alike.
-            top = -1 if grey.dtype.kind == "i" else (1 << bits) - 1
-            grey = (top - grey.astype(np.int64)).astype(grey.dtype)
-        elif self.inverted and self.lookup is None:
-            grey = -grey
         if self.lookup is not None:
             first, table = self.lookup
             index = np.clip(grey.astype(np.int64) - first, 0, table.size - 1)
-            values = table[index]
-            return np.asarray(table.max() - values if self.inverted else values)
+            return np.asarray(table[index])
         return _rescale(grey, rescale, self.dtype)
 
 
@@ -120,7 +115,6 @@ class FrameValues:
         direct = (
             self._plan.num_channels is None
             and self._plan.lookup is None
-            and not self._plan.inverted
             and self._reader.is_plain
             and target.flags.c_contiguous
         )
@@ -168,12 +162,19 @@ def _value_type(scales: Collection[tuple[PixelFormat, Rescale]]) -> np.dtype[Any
         return next(iter(types))
     if not all(r.is_integer for _, r in scales):
         return np.dtype(np.float32)
-    ends = [int(v * r.slope + r.intercept) for f, r in scales for v in f.stored_range]
+    ends = _ends(scales)
     for name in _INTEGER_TYPES:
         limits = np.iinfo(name)
         if limits.min <= min(ends) and max(ends) <= limits.max:
             return np.dtype(name)
     return np.dtype(np.float32)
+
+
+def _ends(scales: Collection[tuple[PixelFormat, Rescale]]) -> list[float]:
+    """The values of the lowest and highest numbers that each file can store; 0 for floats."""
+    ranges = ((0, 0) if f.is_float else f.stored_range for f, _ in scales)
+    pairs = zip(ranges, (r for _, r in scales), strict=True)
+    return [v * r.slope + r.intercept for ends, r in pairs for v in ends]
 
 
 def _modality_lookup(header: Header) -> tuple[int, Array] | None:

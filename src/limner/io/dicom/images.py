@@ -3,7 +3,7 @@
 Slices are sorted by position along their normal, never by file name or number. Values are real
 units: rescale slope and intercept (per slice where they vary, as in PET) or the modality lookup
 table applied, in the smallest integer type that holds them, else float32. Palette and YBR colours
-become RGB. ``MONOCHROME1`` images are inverted so that larger is brighter, except CT, PET,
+become RGB. ``MONOCHROME1`` images keep their values and are shown inverted, except CT, PET,
 nuclear medicine and dose, whose numbers are measurements (``metadata["inverted"]`` tells).
 """
 
@@ -41,6 +41,7 @@ from limner.io.dicom._pixels import FrameReader
 from limner.io.dicom._series import Stack, geometry_of, is_even, stacks_of
 from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
+from limner.io.inversion import REFLECTION
 from limner.io.limits import check_allocation
 from limner.io.video.lenient import LenientReader, stack_frames
 
@@ -374,7 +375,9 @@ def _metadata(stack: Stack, plan: ValuePlan, geometry: Geometry) -> dict[str, An
         if value not in (None, ""):
             numbers = value if hasattr(value, "__len__") and not isinstance(value, str) else [value]
             facts[key] = [float(v) for v in numbers]
-    facts["inverted"] = plan.inverted
+    facts["inverted"] = plan.inverted_from is not None
+    if plan.inverted_from is not None:
+        facts[REFLECTION] = plan.inverted_from
     if stack.first.spacing_source:
         facts["spacing_source"] = stack.first.spacing_source
     if stack.kind == "video" and (step := frame_time_ms(stack.frames)):

@@ -28,6 +28,7 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io.image import Image, Kind
+from limner.io.inversion import REFLECTION
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
 from limner.io.raster.pixels import (
@@ -127,8 +128,15 @@ def write_image(path: Path, image: Image) -> None:
 
 def _image(path: Path, stack: Stack, channel: int | None) -> Image:
     check_channel(channel, stack.num_channels, path)
+    metadata = dict(stack.metadata)
     if stack.photometric == "MINISWHITE":
-        _LOG.warning("%s: white is zero in this file (MINISWHITE); values stay as stored.", path)
+        _LOG.warning(
+            "%s: white is zero in this file (MINISWHITE); values stay as stored, and it is shown "
+            "and given to models inverted.",
+            path,
+        )
+        limits = np.iinfo(stack.dtype) if stack.dtype.kind in "ui" else None
+        metadata[REFLECTION] = 0 if limits is None else int(limits.min) + int(limits.max)
     if stack.photometric == "YCBCR" and not stack.metadata["lossy"]:
         _LOG.warning("%s: its colours are YCbCr and stay as stored; convert it to RGB.", path)
     shape = stack.grid if stack.num_channels is None else (*stack.grid, stack.num_channels)
@@ -153,7 +161,7 @@ def _image(path: Path, stack: Stack, channel: int | None) -> Image:
         read_slice=read_slice if len(stack.grid) == 3 and stack.has_slices else None,
         path=path,
         format=NAME,
-        metadata=stack.metadata,
+        metadata=metadata,
     )
 
 
