@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +25,7 @@ from limner.sessions import Prediction, PromptEntry, PropagationRequest, ReviewF
 from limner.sessions.answers.sparse_logits import SparseLogits
 from limner.sessions.history.events import event_from_json, event_to_json
 from limner.sessions.history.manifest import Options
+from limner.sessions.object_names import ObjectNames
 
 T = TypeVar("T")
 
@@ -64,6 +66,10 @@ class ProxySession:
     @property
     def num_frames(self) -> int:
         return over_the_wire(self._session.num_frames)
+
+    @property
+    def journal(self) -> Path | None:
+        return self._session.journal
 
     def add(self, prompt: Prompt, **where: Any) -> Prompt:
         self._session.add(_sent(prompt), **over_the_wire(where))
@@ -109,8 +115,8 @@ class ProxySession:
         return tuple(over_the_wire(list(self._session.object_ids)))
 
     @property
-    def names(self) -> Mapping[int, str]:
-        return dict(over_the_wire(list(self._session.names.items())))
+    def names(self) -> ObjectNames:
+        return ObjectNames(dict(over_the_wire(list(self._session.names.items()))), self.name)
 
     def predict(self, **which: Any) -> Prediction:
         return _received(self._session.predict(**over_the_wire(which)))
@@ -136,6 +142,12 @@ class ProxySession:
     def frames_to_review(self, count: int = 5, **which: Any) -> tuple[ReviewFrame, ...]:
         found = self._session.frames_to_review(over_the_wire(count), **over_the_wire(which))
         return tuple(ReviewFrame(*row) for row in over_the_wire([list(f) for f in found]))
+
+    def go_on(self) -> Iterator[Prediction]:
+        return map(_received, self._session.go_on())
+
+    def doubtful(self, count: int = 5, **which: Any) -> tuple[ReviewFrame, ...]:
+        return self._session.doubtful(count, **which)
 
     @property
     def labels(self) -> LabelArray:

@@ -5,22 +5,26 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+import typer
 from PIL import Image as Picture
 
 import limner
 from limner import phantoms
-from limner.cli.__main__ import run
+from limner.cli.__main__ import app, run
 from limner.io import manifest_path
 
 CT_SLICE = Path(str(files("pydicom"))) / "data" / "test_files" / "CT_small.dcm"
@@ -243,6 +247,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "outside": (["--click", "500,20"], "outside"),
     "3D click on a picture": (["--click", "1,2,3"], "2D image"),
     "unknown model": (["--click", "5,5", "--model", "sam9"], "Unknown model"),
+    "misspelt model": (["--click", "5,5", "--model", "limner_2dd"], "did you mean limner-2d"),
+    "misspelt variant": (["--click", "5,5", "--model", "medsam/vitb"], "did you mean medsam/vit_b"),
     "unknown variant": (["--click", "5,5", "--model", "classical/magic"], "classical/region"),
     "text for a weightless model": (["--text", "liver"], "not text"),
     "unknown window": (["--click", "5,5", "--window", "livr"], "Unknown window"),
@@ -920,3 +926,49 @@ def test_the_documented_prompt_file_is_read(tmp_path: Path) -> None:
         ("click", 2, 18),
         ("scribble", 2, 18),
     ]
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, part in getattr(command, "commands", {}).items():
+        yield from _commands(part, (*path, name))
+
+
+@pytest.mark.parametrize("path", [*_commands(typer.main.get_command(app))], ids=" ".join)
+def test_help_shows_words_as_they_are_written(
+    path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No ``:LABEL:`` that becomes an emoji, no markup that vanishes, no type beside a flag."""
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    command = typer.main.get_command(app)
+    for part in path:
+        command = command.commands[part]
+    assert run([*path, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert not re.search("[\U0001f000-\U0001faff\u2600-\u27bf]", shown)
+    assert "<bool>" not in shown
+    for parameter in command.params:
+        if parameter.help and not parameter.hidden:
+            assert " ".join(parameter.help.split()) in shown
+
+
+def test_names_are_printed_as_they_are(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.png"
+    arguments = ["--click", "40,30", "--model", "toy", "--name", ":smile: [red]", "-o", str(out)]
+    assert run(["segment", str(picture), *arguments]) == 0
+    assert ":smile: [red]" in capsys.readouterr().err
+
+
+def test_a_prompt_file_with_a_field_that_is_none_is_refused(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text('{"name": {"1": "liver"}, "prompts": [{"kind": "click", "at": [40, 30]}]}')
+    out = tmp_path / "m.png"
+    arguments = ["--prompts", str(prompts), "--model", "toy", "-o", str(out)]
+    assert run(["segment", str(picture), *arguments]) == 2
+    assert "unknown field 'name'; a prompt file has prompts and names" in capsys.readouterr().err
+    assert not out.exists()

@@ -18,6 +18,7 @@ NAMES = {
     "Lasso",
     "LimnerError",
     "MaskPrompt",
+    "ModelCard",
     "Prediction",
     "Scribble",
     "Session",

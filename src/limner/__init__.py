@@ -27,6 +27,7 @@ _HOMES = {
     "Lasso": "limner.prompts",
     "LimnerError": "limner.errors",
     "MaskPrompt": "limner.prompts",
+    "ModelCard": "limner.models",
     "Prediction": "limner.sessions",
     "Scribble": "limner.prompts",
     "Session": "limner.sessions",
@@ -54,6 +55,7 @@ __all__ = [
     "Lasso",
     "LimnerError",
     "MaskPrompt",
+    "ModelCard",
     "Prediction",
     "Scribble",
     "Session",
@@ -73,16 +75,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from limner import metrics, models
+    from limner import metrics as metrics
     from limner.errors import LimnerError
     from limner.geometry import Geometry
     from limner.io import Image, read, read_labels, write
-    from limner.models import create_model, list_models
+    from limner.models import ModelCard, ModelsModule, create_model, list_models
     from limner.pipeline.automatic import segment_automatically
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
     from limner.sessions import Prediction, Session, open_session, resume
     from limner.sessions.everything import everything
     from limner.sessions.refine_3d import refine_3d
+
+    models: ModelsModule
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ from limner.cli.segment import segment
 from limner.cli.train import app as train_app
 
 BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
+_HELP = ["-h", "--help"]
 
 app = typer.Typer(
     name="limner",
@@ -38,7 +39,7 @@ app = typer.Typer(
     "Research use only; not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
 )
 for command in (segment, auto, propagate, everything, info, resume, convert, demo, doctor):
     app.command()(command)
@@ -87,7 +88,7 @@ def run(arguments: list[str]) -> int:
     logging.getLogger().addHandler(messages)
     logging.captureWarnings(True)
     try:
-        code = app(args=arguments, prog_name="limner", standalone_mode=False, obj=messages)
+        code = _command()(args=arguments, prog_name="limner", standalone_mode=False, obj=messages)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         messages.show()
@@ -126,6 +127,20 @@ def run(arguments: list[str]) -> int:
     finally:
         logging.captureWarnings(False)
         logging.getLogger().removeHandler(messages)
+
+
+def _command() -> Any:
+    """The command and all below it; in their help a flag has no type beside it."""
+    command = typer.main.get_command(app)
+    waiting: list[Any] = [command]
+    while waiting:
+        part = waiting.pop()
+        waiting += getattr(part, "commands", {}).values()
+        flags = [p for p in part.params if getattr(p, "is_flag", False)]
+        helping = part.get_help_option(typer.Context(part, help_option_names=_HELP))
+        for option in [*flags, *filter(None, [helping])]:
+            option.metavar = option.metavar or ""
+    return command
 
 
 def _stop_printing() -> int:

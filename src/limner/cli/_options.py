@@ -70,7 +70,10 @@ ImagePath = Annotated[
     Path, typer.Argument(metavar="IMAGE", help="Image, volume, video, DICOM file or folder.")
 ]
 Series = Annotated[
-    str | None, typer.Option(help="Which DICOM series of a folder: number, UID or end of UID.")
+    str | None,
+    typer.Option(
+        help="Of a DICOM folder: number, UID or end of UID. Of a TIFF: number, level=K, t=K."
+    ),
 ]
 Channel = Annotated[
     int | None, typer.Option(help="Read one channel or time point of a 4D file, from 0.")

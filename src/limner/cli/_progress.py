@@ -23,7 +23,7 @@ def bar(title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
     """
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield _Lines(title, unit)
         return
@@ -58,7 +58,7 @@ def waiting(title: str) -> Iterator[None]:
     """Say on a terminal what is done while the block runs, where nobody can tell how far it is."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield
         return

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FILE_KEYS = ("prompts", "names")
+_RESUMED_KEYS = ("image", "model", "can_undo", "can_redo")  # of limner resume --json, besides
+
 
 class PlacedPrompt(NamedTuple):
     """A prompt with its place.
@@ -204,9 +207,15 @@ def read_prompts(
             "or a manifest that limner wrote."
         )
     entries = tuple(_parse_item(item, path, frame, object_id, axis) for item in items)
-    if isinstance(value, list):
+    if isinstance(value, list) or "kind" in value:
         return PromptFile(entries)
     if not isinstance(value.get("objects"), dict):
+        strangers = [key for key in value if key not in _FILE_KEYS + _RESUMED_KEYS]
+        if strangers:
+            raise FormatError(
+                f"{path}: unknown field {', '.join(map(repr, strangers))}; a prompt file has "
+                f"{' and '.join(_FILE_KEYS)}, and each prompt its own fields (docs/prompts.md)."
+            )
         return PromptFile(entries, _parse_names(value.get("names"), path))
     if any(facts.get("propagated_frames") for facts in value["objects"].values()):
         _log.warning("%s: only prompts are repeated, not what was propagated from them.", path)

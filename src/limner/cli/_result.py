@@ -224,7 +224,7 @@ def _print_report(report: dict[str, Any]) -> None:
     from rich.markup import escape
 
     # A line stays a line, however narrow the terminal: it may go to a log.
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
     elements = "voxels" if report["kind"] == "volume" else "pixels"
     for facts in report["objects"]:
         name = facts["name"] or f"object {facts['id']}"

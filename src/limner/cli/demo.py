@@ -54,7 +54,7 @@ def demo(
     from rich.console import Console
 
     output.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, emoji=False)
     previews, lines = [], [_line("object", "prompts", "size", "Dice", "seconds")]
     for build in CASES:
         case = build()

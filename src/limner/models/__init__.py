@@ -6,15 +6,16 @@ The module can still be called: ``limner.models()`` is the old name of `limner.l
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import pkgutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limner.adapters.protocols import (
     AnyModel,
@@ -221,14 +222,29 @@ def variant(name: str) -> Variant:
     family, _, tag = name.partition("/")
     module = family.replace("-", "_")
     if module not in list_families():
-        raise ValueError(f"Unknown model {name!r}; families are {', '.join(list_families())}.")
+        raise ValueError(_unknown_model(name))
     table = _variants(module)
     if not tag and len(table) == 1:
         return next(iter(table.values()))
     if tag not in table:
-        known = ", ".join(v.card.name for v in table.values())
-        raise ValueError(f"Unknown model {name!r}; {family} has {known}.")
+        known = [v.card.name for v in table.values()]
+        near = _did_you_mean(name, known) if tag else ""
+        raise ValueError(f"Unknown model {name!r}; {near}{family} has {', '.join(known)}.")
     return table[tag]
+
+
+def _unknown_model(name: str) -> str:
+    """The message for a name of no family, with the names that are like it."""
+    names = [v.card.name for v in variants()]
+    families = ", ".join(dict.fromkeys(n.partition("/")[0] for n in names))
+    near = _did_you_mean(name, [*names, *(n.partition("/")[0] for n in names)])
+    return f"Unknown model {name!r}; {near}families are {families} (see limner models)."
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    spelt = {n.lower().replace("_", "-"): n for n in names}
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), spelt, n=3)
+    return f"did you mean {' or '.join(spelt[n] for n in near)}? " if near else ""
 
 
 def _variants(family: str) -> dict[str, Variant]:
@@ -236,7 +252,18 @@ def _variants(family: str) -> dict[str, Variant]:
     return table
 
 
-class _CallableModule(ModuleType):
+if TYPE_CHECKING:
+    _create_model, _default_model, _list_models = create_model, default_model, list_models
+
+
+class ModelsModule(ModuleType):
+    """This module, which its old name makes callable; so do type checkers see `limner.models`."""
+
+    if TYPE_CHECKING:
+        create_model = staticmethod(_create_model)
+        default_model = staticmethod(_default_model)
+        list_models = staticmethod(_list_models)
+
     def __call__(self) -> tuple[ModelCard, ...]:
         warnings.warn(
             "limner.models() is now limner.list_models(); the old name goes with the next release.",
@@ -254,4 +281,4 @@ class _CallableModule(ModuleType):
         raise AttributeError(f"module 'limner.models' has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _CallableModule
+sys.modules[__name__].__class__ = ModelsModule

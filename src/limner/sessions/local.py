@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,7 @@ from limner.sessions.history.log import Action, PromptLog
 from limner.sessions.history.manifest import Options, manifest
 from limner.sessions.history.prompt_entry import PromptEntry
 from limner.sessions.history.recorder import Recorder
+from limner.sessions.object_names import ObjectNames
 from limner.sessions.propagation.propagation import Propagation
 from limner.sessions.propagation.review import ReviewFrame, find_review_frames
 from limner.sessions.views import FrameViews, ImageViews
@@ -71,6 +73,7 @@ class LocalSession:
         self.model = model
         self.propagator = propagator
         self.options = options
+        self.journal: Path | None = None if journal is None else journal.path
         self._recorder = Recorder(log or PromptLog(), journal)
         self._log = self._recorder.log
         self._answers = AnswerTable(
@@ -174,9 +177,9 @@ class LocalSession:
         return self._log.object_ids
 
     @property
-    def names(self) -> dict[int, str]:
-        """Names given to objects, by id."""
-        return dict(self._log.names)
+    def names(self) -> ObjectNames:
+        """Names given to objects, by id; ``names[1] = "liver"`` is ``name(1, "liver")``."""
+        return ObjectNames(self._log.names, self.name)
 
     # -- masks --------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class LocalSession:
             self.card,
             self.options,
             self.entries,
-            self.names,
+            dict(self.names),
             {i: self._log.ways(i) for i in self.object_ids},
             propagator=self.propagator_card,
         )

@@ -6,7 +6,8 @@ in for a session that runs here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -51,6 +52,10 @@ class Session(Protocol):
     @property
     def num_frames(self) -> int:
         """Number of frames or slices; 1 for a 2D image."""
+
+    @property
+    def journal(self) -> Path | None:
+        """The file that keeps the session; None where there is none."""
 
     # -- prompts ------------------------------------------------------------------------------
 
@@ -122,8 +127,8 @@ class Session(Protocol):
         """Ids of the objects that have prompts or propagated frames, ascending."""
 
     @property
-    def names(self) -> Mapping[int, str]:
-        """Names given to objects, by id."""
+    def names(self) -> MutableMapping[int, str]:
+        """Names given to objects, by id; ``names[1] = "liver"`` is ``name(1, "liver")``."""
 
     # -- masks --------------------------------------------------------------------------------
 
@@ -224,6 +229,14 @@ class Session(Protocol):
 
     def export(self) -> Labels:
         """All objects with their names, overlaps kept, and how they were made (the manifest)."""
+
+    # -- old names, for one release -----------------------------------------------------------
+
+    def go_on(self) -> Iterator[Prediction]:
+        """Old name of `resume_propagation`."""
+
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
+        """Old name of `frames_to_review`."""
 
     # -- end ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limner.errors import PromptError
-from limner.prompts.kinds.checks import Position, check_position
+from limner.prompts.kinds.checks import Position, Positionlike, check_position
 
 Mask: TypeAlias = NDArray[np.bool_]
 Layer: TypeAlias = Literal["positive", "negative", "box", "lasso", "mask"]
@@ -212,7 +212,7 @@ class PointsPrompt(PromptBase):
         return self.moved_to([drop_axis(p, axis) for p in self.positions])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class CornersPrompt(PromptBase):
     """A prompt that fills a box or a part of it, half-open: ``low <= index < high``.
 
@@ -225,22 +225,22 @@ class CornersPrompt(PromptBase):
     high: Position
     json_fields: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("low", "high"), ())
 
-    def __post_init__(self) -> None:
+    def __init__(self, low: Positionlike, high: Positionlike) -> None:
         kind = self.kind
         corner = f"A {kind} corner"
-        low, high = check_position(self.low, corner), check_position(self.high, corner)
-        if len(low) != len(high):
+        first, end = check_position(low, corner), check_position(high, corner)
+        if len(first) != len(end):
             raise PromptError(
-                f"{kind.title()} low={low} and high={high} differ in their number of axes."
+                f"{kind.title()} low={first} and high={end} differ in their number of axes."
             )
-        for axis, (a, b) in enumerate(zip(low, high, strict=True)):
+        for axis, (a, b) in enumerate(zip(first, end, strict=True)):
             if b - a < 1:
                 raise PromptError(
-                    f"{kind.title()} low={_show(low)} is not below high={_show(high)} on axis "
+                    f"{kind.title()} low={_show(first)} is not below high={_show(end)} on axis "
                     f"{axis}; a {kind} needs at least one pixel per axis."
                 )
-        object.__setattr__(self, "low", low)
-        object.__setattr__(self, "high", high)
+        object.__setattr__(self, "low", first)
+        object.__setattr__(self, "high", end)
 
     def moved_to(self, low: Sequence[float], high: Sequence[float]) -> Self:
         """The same prompt with other corners."""

@@ -10,7 +10,7 @@ from limner.prompts.kinds.base import CornersPrompt, Layer, Mask
 from limner.prompts.painting import paint_box
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Box(CornersPrompt):
     """A box around the object, half-open: ``low <= index < high``, ``(row, column)`` in 2D,
     ``(slice, row, column)`` in 3D.

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from limner.errors import PromptError
 
 Position: TypeAlias = tuple[float, ...]
+Positionlike: TypeAlias = Sequence[float] | NDArray[Any]  # what a caller may give
 
 
 def check_position(value: Any, what: str) -> Position:
@@ -32,7 +33,7 @@ def check_position(value: Any, what: str) -> Position:
     return position
 
 
-def check_line(value: ArrayLike | Sequence[Any], what: str, least: int) -> tuple[Position, ...]:
+def check_line(value: Any, what: str, least: int) -> tuple[Position, ...]:
     """At least `least` positions with equal numbers of axes; raises as `check_position`."""
     if isinstance(value, str) or not np.iterable(value):
         raise PromptError(f"{what} is a sequence of positions, not {value!r}.")

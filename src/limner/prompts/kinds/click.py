@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from limner.prompts.kinds.base import Layer, Mask, PointsPrompt, Shrink
-from limner.prompts.kinds.checks import Position, check_boolean, check_position
+from limner.prompts.kinds.checks import Position, Positionlike, check_boolean, check_position
 from limner.prompts.painting import paint_ball
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Click(PointsPrompt):
     """One click.
 
@@ -28,9 +28,9 @@ class Click(PointsPrompt):
     kind: ClassVar[str] = "click"
     json_fields: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("at",), ("positive",))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "at", check_position(self.at, "A click"))
-        object.__setattr__(self, "positive", check_boolean(self.positive, "positive"))
+    def __init__(self, at: Positionlike, positive: bool = True) -> None:
+        object.__setattr__(self, "at", check_position(at, "A click"))
+        object.__setattr__(self, "positive", check_boolean(positive, "positive"))
 
     @property
     def positions(self) -> tuple[Position, ...]:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from limner.errors import PromptError
 from limner.prompts.kinds.base import Layer, Mask, PointsPrompt
-from limner.prompts.kinds.checks import Position, check_line
+from limner.prompts.kinds.checks import Position, Positionlike, check_line
 from limner.prompts.painting import paint_polygon, slice_view
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Lasso(PointsPrompt):
     """A closed line drawn roughly around the object, in one slice.
 
@@ -27,14 +28,14 @@ class Lasso(PointsPrompt):
     kind: ClassVar[str] = "lasso"
     json_fields: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("points",), ())
 
-    def __post_init__(self) -> None:
-        points = check_line(self.points, "A lasso", 3)
-        if len(points[0]) == 3 and _shared_axis(points) is None:
+    def __init__(self, points: Sequence[Positionlike] | NDArray[Any]) -> None:
+        corners = check_line(points, "A lasso", 3)
+        if len(corners[0]) == 3 and _shared_axis(corners) is None:
             raise PromptError(
                 "A lasso in 3D lies in one slice: its points must share one coordinate. "
                 "Draw it on a slice of any axis, or use a box or a mask."
             )
-        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "points", corners)
 
     @property
     def plane_axis(self) -> int | None:

@@ -12,11 +12,17 @@ from numpy.typing import NDArray
 
 from limner.errors import PromptError
 from limner.prompts.kinds.base import GridMap, Layer, Mask, PointsPrompt
-from limner.prompts.kinds.checks import Position, check_boolean, check_line, check_number
+from limner.prompts.kinds.checks import (
+    Position,
+    Positionlike,
+    check_boolean,
+    check_line,
+    check_number,
+)
 from limner.prompts.painting import paint_stroke
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Scribble(PointsPrompt):
     """A stroke of a round brush along a line.
 
@@ -35,10 +41,15 @@ class Scribble(PointsPrompt):
         ("positive", "radius"),
     )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "points", check_line(self.points, "A scribble", 1))
-        object.__setattr__(self, "positive", check_boolean(self.positive, "positive"))
-        radius = check_number(self.radius, "Scribble radius")
+    def __init__(
+        self,
+        points: Sequence[Positionlike] | NDArray[Any],
+        positive: bool = True,
+        radius: float = 2.0,
+    ) -> None:
+        object.__setattr__(self, "points", check_line(points, "A scribble", 1))
+        object.__setattr__(self, "positive", check_boolean(positive, "positive"))
+        radius = check_number(radius, "Scribble radius")
         if not math.isfinite(radius) or radius < 0:
             raise PromptError(f"Scribble radius={radius} must be finite and not below 0 pixels.")
         object.__setattr__(self, "radius", radius)
