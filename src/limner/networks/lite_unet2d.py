@@ -37,13 +37,13 @@ class PromptableLiteUNet2d(nn.Module):
         self.encoder = EfficientNetLite0()
         self.fold = nn.PixelUnshuffle(FOLD)
         self.unfold = nn.PixelShuffle(FOLD)
+        last = nn.Conv2d(STEM, STEM, 3, padding=1)
+        nn.init.normal_(last.weight, std=0.01)  # prompts disturb the encoder little at first
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
         self.prompt = nn.Sequential(
-            nn.Conv2d(_NUM_PROMPTS * FOLD**2, STEM, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(STEM, STEM, 3, padding=1),
+            nn.Conv2d(_NUM_PROMPTS * FOLD**2, STEM, 3, padding=1), nn.ReLU(), last
         )
-        nn.init.normal_(self.prompt[2].weight, std=0.01)  # prompts disturb the encoder little
-        nn.init.zeros_(self.prompt[2].bias)  # at first
         finest, deepest = WIDTHS[0], WIDTHS[-1]
         self.fine = nn.Conv2d(NUM_CHANNELS * FOLD**2, finest, 3, padding=1)
         self.lateral = nn.ModuleList(
