@@ -21,7 +21,7 @@ import numpy as np, limner
 pattern = np.indices((24, 96, 96)).sum(0) % 7
 masks = [(pattern > k).astype(np.uint8) * k for k in (1, 2)]
 for turn in itertools.count():
-    limner.write(sys.argv[1], masks[turn % 2])
+    limner.write(sys.argv[1], masks[turn % 2], like=limner.Geometry((24, 96, 96)))
     if turn == 1:
         print("ready", flush=True)
 """

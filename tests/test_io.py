@@ -326,16 +326,16 @@ def test_numpy_takes_an_image_as_its_pixels() -> None:
 
 
 def test_content_wins_over_suffix(tmp_path: Path) -> None:
-    limner.write(tmp_path / "mask.nii.gz", some_labels((5, 6, 7)))
+    limner.write(tmp_path / "mask.nii.gz", some_labels((5, 6, 7)), like=geometry(3))
     (tmp_path / "mask.nii.gz").rename(tmp_path / "mask.mha")
     assert limner.read(tmp_path / "mask.mha").format == "nifti"
-    limner.write(tmp_path / "mask.nrrd", some_labels((5, 6, 7)))
+    limner.write(tmp_path / "mask.nrrd", some_labels((5, 6, 7)), like=geometry(3))
     (tmp_path / "mask.nrrd").rename(tmp_path / "no suffix")
     assert limner.read(tmp_path / "no suffix").format == "nrrd"
 
 
 def test_paths_may_be_strings_and_suffixes_capital(tmp_path: Path) -> None:
-    limner.write(str(tmp_path / "MASK.NII.GZ"), some_labels((5, 6, 7)))
+    limner.write(str(tmp_path / "MASK.NII.GZ"), some_labels((5, 6, 7)), like=geometry(3))
     assert limner.read(str(tmp_path / "MASK.NII.GZ")).shape == (5, 6, 7)
     assert (tmp_path / "MASK.NII.GZ").read_bytes()[:2] == b"\x1f\x8b"
 
@@ -436,7 +436,7 @@ def test_a_failed_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mask.nii.gz"
-    limner.write(path, some_labels((5, 6, 7)))
+    limner.write(path, some_labels((5, 6, 7)), like=geometry(3))
     before = path.read_bytes()
 
     def no_space(*_: object) -> None:
@@ -444,7 +444,7 @@ def test_a_failed_write_leaves_the_old_file(
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(FormatError, match="no space left"):
-        limner.write(path, np.zeros((5, 6, 7), np.uint8))
+        limner.write(path, np.zeros((5, 6, 7), np.uint8), like=geometry(3))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mask.nii.gz"]
 
@@ -452,14 +452,14 @@ def test_a_failed_write_leaves_the_old_file(
 def test_a_missing_folder_is_said(tmp_path: Path) -> None:
     for suffix in FORMATS:
         with pytest.raises(FormatError, match="Cannot write in"):
-            limner.write(tmp_path / "nowhere" / f"a{suffix}", some_labels((6, 7)))
+            limner.write(tmp_path / "nowhere" / f"a{suffix}", some_labels((6, 7)), like=geometry(2))
 
 
 def test_holds_labels(tmp_path: Path) -> None:
     labels = some_labels((6, 7))
     for suffix in FORMATS:
         path = tmp_path / f"mask{suffix}"
-        limner.write(path, labels)
+        limner.write(path, labels, like=geometry(2))
         assert holds_labels(path) is (suffix in (".npz", ".json")), suffix
     np.savez(tmp_path / "case.npz", imgs=labels, gts=labels)
     assert not holds_labels(tmp_path / "case.npz")

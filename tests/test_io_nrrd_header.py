@@ -343,5 +343,5 @@ def test_a_blank_line_within_the_limit_is_enough(tmp_path: Path) -> None:
 
 def test_pynrrd_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nrrd", None)
-    limner.write(tmp_path / "a.seg.nrrd", np.ones((2, 3, 4), np.uint8))
+    limner.write(tmp_path / "a.seg.nrrd", np.ones((2, 3, 4), np.uint8), like=Geometry((2, 3, 4)))
     assert limner.read_labels(tmp_path / "a.seg.nrrd").ids == (1,)

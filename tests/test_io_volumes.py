@@ -398,7 +398,7 @@ def test_gzip_of_several_members(tmp_path: Path) -> None:
 def test_axes_longer_than_nifti1_can_say(tmp_path: Path) -> None:
     labels = np.zeros((2, 40000), np.uint8)
     labels[1, 39999] = 1
-    limner.write(tmp_path / "a.nii.gz", labels)
+    limner.write(tmp_path / "a.nii.gz", labels, like=Geometry(labels.shape))
     again = nibabel.load(tmp_path / "a.nii.gz")
     assert isinstance(again, nibabel.Nifti2Image)
     np.testing.assert_array_equal(np.asarray(again.dataobj).T, labels)
@@ -409,8 +409,8 @@ def test_same_mask_same_bytes(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).integers(0, 3, (4, 5, 6)).astype(np.uint8)
     for suffix in (".nii.gz", ".nrrd", ".mha"):
         first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
-        limner.write(first, labels)
-        limner.write(second, labels)
+        limner.write(first, labels, like=Geometry(labels.shape))
+        limner.write(second, labels, like=Geometry(labels.shape))
         assert first.read_bytes() == second.read_bytes()
 
 

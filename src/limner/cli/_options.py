@@ -85,6 +85,12 @@ AnyFrame = Annotated[
     bool,
     typer.Option("--any-frame", help="Take a SEG or RTSTRUCT of another frame of reference."),
 ]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a mask of probabilities or grey levels: values from this one on are the object."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 DicomType = Annotated[
     str | None, typer.Option("--type", help="For .dcm: seg, seg-labelmap or rtstruct.")
@@ -109,6 +115,7 @@ class PromptOptions:
     mask: Annotated[
         Path | None, typer.Option(help="A rough mask to start from; one object per label.")
     ] = None
+    threshold: Threshold = None
     text: Annotated[
         list[str] | None, typer.Option(help="A word for the object. Repeat: one object each.")
     ] = None

@@ -151,27 +151,31 @@ def read_scribbles(
 
 
 def read_masks(
-    path: Path, image: Image, frame: int | None, axis: int = 0
+    path: Path, image: Image, frame: int | None, axis: int = 0, *, threshold: float | None = None
 ) -> dict[int, NDArray[np.bool_]]:
     """Read the masks of a label file by id: of the image's shape, or of one slice or frame of it.
 
     With `frame`, a 2D file is that slice (across `axis`) and of a 3D file that slice is taken.
+    With `threshold`, values from there on are object 1.
 
     Raises:
-        PromptError: there is no such slice, or no label on it.
+        PromptError: there is no such slice, no label on it, or the file is the image itself.
     """
     import limner
     from limner.io import holds_labels
 
+    if threshold is None and image.is_made_of(path):
+        raise PromptError(f"{path} is the image itself, not a mask of what is in it.")
     geometry = image.geometry
     index = frame if geometry.ndim == 3 else None
     if index is not None and not 0 <= index < geometry.shape[axis]:
         raise PromptError(f"There is no slice {index}; they are 0…{geometry.shape[axis] - 1}.")
     if index is not None and not holds_labels(path) and limner.read(path).geometry.ndim == 2:
-        labels = limner.read_labels(path, like=geometry.slice_at(index, axis))
+        on_slice = geometry.slice_at(index, axis)
+        labels = limner.read_labels(path, like=on_slice, threshold=threshold)
         masks = {i: labels.mask(i) for i in labels.ids}
     else:
-        labels = limner.read_labels(path, like=image)
+        labels = limner.read_labels(path, like=image, threshold=threshold)
         masks = {i: labels.mask(i) for i in labels.ids}
         if index is not None:
             masks = {i: mask.take(index, axis=axis) for i, mask in masks.items()}

@@ -23,6 +23,9 @@ from limner.cli._prompt_files import (
 from limner.errors import PromptError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from limner.io.image import Image
     from limner.prompts.types import Click, Prompt
     from limner.sessions import Session
@@ -38,6 +41,7 @@ class CommandPrompts:
         boxes: texts of ``--box``; `clicks` and `excluded` of ``--click`` and ``--not``.
         scribble: JSON or a label image.
         mask: a label file.
+        threshold: of `mask`: values from this one on are the object.
         texts: words.
         file: of ``--prompts``, read.
         examples: files of ``--example``.
@@ -49,19 +53,27 @@ class CommandPrompts:
     excluded: tuple[str, ...] = ()
     scribble: Path | None = None
     mask: Path | None = None
+    threshold: float | None = None
     texts: tuple[str, ...] = ()
     file: PromptFile | None = None
     examples: tuple[ExampleFiles, ...] = ()
 
     @classmethod
     def parse(cls, given: PromptOptions, frame: int | None, axis: int = 0) -> CommandPrompts:
-        """Parse the options; reads the file of ``--prompts``, whose 2D prompts are on `frame`."""
+        """Parse the options; reads the file of ``--prompts``, whose 2D prompts are on `frame`.
+
+        Raises:
+            PromptError: one is malformed, or ``--threshold`` has no mask to work on.
+        """
+        if given.threshold is not None and given.mask is None:
+            raise PromptError("--threshold says from which value on --mask is the object; give it.")
         return cls(
             tuple(given.box or ()),
             tuple(given.click or ()),
             tuple(given.exclude or ()),
             given.scribble,
             given.mask,
+            given.threshold,
             tuple(given.text or ()),
             None if given.prompts is None else read_prompts(given.prompts, frame, axis=axis),
             tuple(parse_example(text) for text in given.example or ()),
@@ -103,7 +115,9 @@ def collect_prompts(
     frame = place.slice_
     boxes = [_to_index(parse_box(text), image, place) for text in given.boxes]
     clicks = [_to_index(click, image, place) for click in _parse_clicks(given)]
-    masks = {} if given.mask is None else read_masks(given.mask, image, frame, axis)
+    masks: dict[int, NDArray[np.bool_]] = {}
+    if given.mask is not None:
+        masks = read_masks(given.mask, image, frame, axis, threshold=given.threshold)
     _check_single_object(given, masks)
     first = next(iter(masks)) if len(masks) == 1 else object_id
     entries = [PlacedPrompt(box, k, frame) for k, box in enumerate(boxes, start=first)]

@@ -25,6 +25,7 @@ def convert(
     ] = False,
     series: options.Series = None,
     channel: options.Channel = None,
+    threshold: options.Threshold = None,
     lenient: options.Lenient = False,
     any_frame: options.AnyFrame = False,
     dicom_type: options.DicomType = None,
@@ -37,14 +38,16 @@ def convert(
         raise FormatError(f"{target} is the source itself; name another file.")
     labels = labels or source.name.lower().endswith(".seg.nrrd")
     labels_only = target.name.lower().endswith(_LABELS_ONLY)
-    if labels or like is not None or labels_only or holds_labels(source):
+    if threshold is not None or labels or like is not None or labels_only or holds_labels(source):
         image = None
         if like is not None:
             image = limner.read(like, series=series, strict=not lenient)
         try:
-            found = limner.read_labels(source, like=image, any_frame=any_frame)
+            found = limner.read_labels(
+                source, like=image, any_frame=any_frame, threshold=threshold, channel=channel
+            )
         except (FormatError, GeometryError) as error:
-            if labels or like is not None or holds_labels(source):
+            if labels or like is not None or threshold is not None or holds_labels(source):
                 raise
             with suppress(SeriesChoice):
                 limner.read(source)  # a file that is no image either has its own error

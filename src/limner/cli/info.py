@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from limner.geometry import Geometry
     from limner.io.image import Image
 
+_CHANNELS = {"colour": "colours", "time": "time points"}
 _JOURNAL = re.compile(rb'[0-9a-f]{8} \{"journal"')
 
 
@@ -164,8 +165,11 @@ def describe(image: Image) -> dict[str, Any]:
         "modality": image.modality,
         **_describe_grid(geometry),
         "channels": image.num_channels,
+        "channels_are": _CHANNELS.get(image.channel_kind or ""),
         "pixel_type": str(image.dtype),
     }
+    if facts["channels_are"] is None:
+        del facts["channels_are"]
     if not geometry.is_orthogonal:
         facts["orthogonal"] = "no: the axes are sheared; distances in it are approximate"
     facts.update({k: v for k, v in image.metadata.items() if _is_plain(v) and k not in facts})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from limner.io.image import Image
     from limner.sessions import Prediction, Session
 
-_log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 _MOST_COLOURS = 4
@@ -222,25 +220,18 @@ def _run(
 
 
 def _check_channels(image: Image) -> None:
-    """Warn of a volume with time points, which models would take for so many colours.
+    """Refuse one slice at several times, which leaves nothing to carry to.
 
     Raises:
-        PromptError: it is one slice at several times, which leaves nothing to carry to.
+        PromptError: it is such.
     """
     count = image.num_channels or 1
-    if image.kind != "volume" or count <= _MOST_COLOURS:
-        return
-    if image.geometry.shape[0] == 1:
+    times = image.channel_kind == "time" or count > _MOST_COLOURS
+    if image.kind == "volume" and times and image.geometry.shape[0] == 1:
         raise PromptError(
             f"{image.path} is one slice at {count} times; only a video is carried over time: save "
             "the times as a folder of pictures, or see docs/propagate.md for Python."
         )
-    _log.warning(
-        "%s has %d channels or time points, and the model sees them all together; "
-        "take one with --channel K.",
-        image.path,
-        count,
-    )
 
 
 def _check_readable(image: Image, entries: Sequence[PlacedPrompt]) -> None:

@@ -10,7 +10,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,8 +29,10 @@ from limner.io.formats import (
 from limner.io.image import Image
 from limner.io.inversion import REFLECTION
 from limner.io.labels import LabelArray, Labels
+from limner.io.placement import place_on_grid
 from limner.io.protocols import ImageReader, ImageWriter, LabelReader, LabelWriter, MixedFormat
 from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
+from limner.label_values import labels_of_values
 
 __all__ = [
     "Image",
@@ -46,8 +48,6 @@ __all__ = [
 ]
 
 Like: TypeAlias = Image | Geometry | str | Path
-
-_SAME_GRID = 0.1  # of a pixel: headers rounded by another program still mean the same grid
 
 _log = logging.getLogger(__name__)
 
@@ -87,13 +87,28 @@ def read(
     return Reoriented(image, axis) if axis != 0 else image
 
 
-def read_labels(path: str | Path, *, like: Like | None = None, any_frame: bool = False) -> Labels:
+def read_labels(
+    path: str | Path,
+    *,
+    like: Like | None = None,
+    threshold: float | None = None,
+    channel: int | None = None,
+    any_frame: bool = False,
+) -> Labels:
     """Read a segmentation.
 
+    Labels are whole numbers from 0 on (floats: within a thousandth). Channels that hold one mask
+    each are one object each. An object with soft edges is cut at half, with a warning. Pictures,
+    probabilities, fractions and NaN are refused; see `limner.label_values`.
+
     Args:
-        path: a file of any format that limner writes, or any integer image.
+        path: a file of any format that limner writes, or any image of labels.
         like: the image (or its grid or path) that it belongs to. Its grid is taken where the file
-            has none, or the same within a tenth of a pixel. RTSTRUCT needs it.
+            has none, or the same within a tenth of a pixel; where the file stores the same voxels
+            in another order of axes they are put into the image's. RTSTRUCT needs it.
+        threshold: of probabilities and soft masks, in the file's values: from this one on a pixel
+            belongs to object 1 (of several channels: to the channel's object).
+        channel: of several channels or time points only this one, counted from 0.
         any_frame: take a DICOM segmentation or structure set of another frame of reference (patient
             coordinate system) than `like` as if it were the same, with a warning.
 
@@ -106,40 +121,39 @@ def read_labels(path: str | Path, *, like: Like | None = None, any_frame: bool =
     image, geometry = _as_like(like)
     if isinstance(image, Reoriented):
         return labels_as_reoriented(
-            read_labels(path, like=image.stored, any_frame=any_frame), image
+            read_labels(
+                path, like=image.stored, threshold=threshold, channel=channel, any_frame=any_frame
+            ),
+            image,
         )
     entry = choose_reader(path, labels=True)
     module = entry.load()
+    chosen = {"threshold": threshold, "channel": channel}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     with plain_errors(path):
         if isinstance(module, LabelReader):
-            # Of the formats only DICOM's have a frame of reference.
-            options = {"any_frame": True} if any_frame and entry.module.startswith("dicom.") else {}
+            unknown = options.keys() - set(entry.label_options)
+            if unknown:
+                raise FormatError(
+                    f"{path} holds whole masks, of which no {unknown.pop()} is to be taken."
+                )
+            if any_frame and "any_frame" in entry.label_options:
+                options["any_frame"] = True
             found = module.read_labels(path, like=image, **options)
         elif module.NAME == "dicom":
             raise FormatError(f"{path} is a DICOM image, not a segmentation (SEG or RTSTRUCT).")
         else:
-            found = _labels_of(cast(ImageReader, module).read(path), path)
+            read_one = cast(ImageReader, module).read(path, channel=channel)
+            _refuse_time_points(read_one, image, threshold)
+            found = _labels_of(read_one, path, threshold)
     if geometry is not None and found.geometry != geometry:
-        if found.geometry.shape != geometry.shape and _differ_by_slice_axis(found, geometry):
-            own = found.geometry
-            shape = geometry.shape
-            found = found.on_grid(Geometry(shape, own.affine, has_spacing=own.has_spacing))
-        _check_grid(found.geometry, geometry, path, placeless=entry.placeless)
-        found.geometry = geometry
+        found = place_on_grid(found, geometry, path, placeless=entry.placeless, image=image)
     return found
-
-
-def _differ_by_slice_axis(labels: Labels, geometry: Geometry) -> bool:
-    """Whether one is a volume of one slice and the other an image of its size, as programs write
-    a single slice in space.
-    """
-    own, wanted = labels.geometry.shape, geometry.shape
-    return own == (1, *wanted) or wanted == (1, *own)
 
 
 def write(
     path: str | Path,
-    labels: Labels | Mapping[int, ArrayLike] | ArrayLike,
+    labels: Labels | Mapping[int, ArrayLike] | Mapping[str, ArrayLike] | ArrayLike,
     *,
     like: Like | None = None,
     names: Mapping[int, str] | None = None,
@@ -153,23 +167,26 @@ def write(
     Args:
         path: its suffix is the format: .nii, .nii.gz, .nrrd, .seg.nrrd (3D Slicer), .mha, .npz,
             .png, .tif, .dcm or .json.
-        labels: a label map, one mask per object id, or `Labels`. A label map of a session stands
-            for the session's `Labels`, so that overlapping objects survive where the format can
-            hold them; elsewhere the higher id wins and a warning is logged.
-        like: the image, its grid or its path.
+        labels: a label map, one mask per object id or name, or `Labels`. A label map of a session
+            stands for the session's `Labels`, so that overlapping objects survive where the format
+            can hold them; elsewhere the higher id wins and a warning is logged.
+        like: the image, its grid or its path. An array or masks need it where the format says where
+            voxels lie (.nii, .nrrd, .mha, .dcm); `Labels` know their grid.
         names: what the objects are, by id; added to those that `labels` knows.
         dicom_type: of a .dcm: ``"seg"`` (the default), ``"seg-labelmap"`` or ``"rtstruct"``.
 
     Raises:
         FormatError: the suffix is unknown, the place cannot be written, or the format cannot hold
             the labels.
-        GeometryError: the labels do not lie on the grid of `like`, or the format cannot hold it.
+        GeometryError: the labels do not lie on the grid of `like`, or nothing says on which, or
+            the format cannot hold it; or what was given is no label map.
         ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
     """
     path = Path(path)
     target = writer(path, dicom_type=dicom_type)
     image, geometry = _as_like(like)
-    found = _as_labels(labels, geometry, names)
+    placed = not target.format.placeless and path.suffix.lower() != ".json"
+    found = _as_labels(labels, (image, geometry), names, path, placed)
     if isinstance(image, Reoriented):
         found, image = labels_as_stored(found, image), image.stored
     if image is not None:
@@ -271,62 +288,97 @@ def _as_like(like: Like | None) -> tuple[Image | None, Geometry | None]:
 
 
 def _as_labels(
-    labels: Labels | Mapping[int, ArrayLike] | ArrayLike,
-    geometry: Geometry | None,
+    labels: Labels | Mapping[int, ArrayLike] | Mapping[str, ArrayLike] | ArrayLike,
+    like: tuple[Image | None, Geometry | None],
     names: Mapping[int, str] | None,
+    path: Path,
+    placed: bool,
 ) -> Labels:
+    """Labels of anything that `write` takes.
+
+    Args:
+        labels: see `write`.
+        like: the image and its grid.
+        names: by object id.
+        path: of the file, for messages.
+        placed: whether the file says where its voxels are.
+    """
+    image, geometry = like
     if isinstance(labels, LabelArray) and labels.source is not None:
         labels = labels.source
     if isinstance(labels, Labels):
         found = copy.copy(labels)
         if geometry is not None and found.geometry != geometry:
-            _check_grid(found.geometry, geometry, None, placeless=False)
-            found.geometry = geometry
+            found = place_on_grid(found, geometry, None, placeless=False, image=image)
+    elif geometry is None and placed:
+        raise GeometryError(
+            f"{path}: an array does not say where it lies, and {_suffix_of(path)} does; give its "
+            "image (or the path of it) as like=, or write what knows its grid: session.labels, "
+            "session.export() or limner.read_labels(…)."
+        )
     elif isinstance(labels, Mapping):
         if geometry is None and not labels:
             raise ValueError("No masks and no image to write like: the size is unknown.")
-        shape = np.shape(next(iter(labels.values()), ()))
-        found = Labels(geometry or Geometry(shape, has_spacing=False), masks=labels)
+        masks, own_names = _numbered(labels)
+        shape = np.shape(next(iter(masks.values()), ()))
+        found = Labels(geometry or Geometry(shape, has_spacing=False), masks=masks, names=own_names)
     else:
         array = np.asarray(labels)
+        if array.ndim == 0:
+            raise TypeError(
+                f"limner.write takes a label map, masks by object id or limner.Labels, not "
+                f"{type(labels).__name__}; of a prediction write prediction.mask with "
+                "like=image, of a session session.export()."
+            )
+        try:
+            array = labels_of_values(array, name=str(path))
+        except ValueError as error:
+            raise GeometryError(
+                f"{path}: what is to be written is no label map: {error}."
+            ) from None
         found = Labels(geometry or Geometry(array.shape, has_spacing=False), array=array)
     found.names = {**found.names, **{int(i): str(n) for i, n in (names or {}).items()}}
     return found
 
 
-def _labels_of(image: Image, path: Path) -> Labels:
+def _numbered(masks: Mapping[Any, ArrayLike]) -> tuple[dict[int, ArrayLike], dict[int, str]]:
+    """Masks by object id, and names where masks are given by name: objects 1, 2, … in order."""
+    if masks and all(isinstance(key, str) for key in masks):
+        return (
+            dict(enumerate(masks.values(), start=1)),
+            dict(enumerate(map(str, masks), start=1)),
+        )
+    if not all(isinstance(key, int | np.integer) for key in masks):
+        raise TypeError("Masks are given by object id (1, 2, …), or all of them by name.")
+    return {int(key): mask for key, mask in masks.items()}, {}
+
+
+def _suffix_of(path: Path) -> str:
+    suffixes = "".join(path.suffixes[-2:]).lower()
+    return suffixes if suffixes in (".nii.gz", ".seg.nrrd") else path.suffix.lower()
+
+
+def _labels_of(image: Image, path: Path, threshold: float | None) -> Labels:
     from limner.io.raster.pixels import labels_from_pixels
 
-    return labels_from_pixels(image.array, image.geometry, path)
+    return labels_from_pixels(
+        image.array,
+        image.geometry,
+        path,
+        colour=image.channel_kind == "colour",
+        declared=bool(image.metadata.get("is_label_map")),
+        threshold=threshold,
+    )
 
 
-def _check_grid(own: Geometry, wanted: Geometry, path: Path | None, *, placeless: bool) -> None:
-    """Refuse labels that lie elsewhere than their image.
-
-    Args:
-        own: what the labels say.
-        wanted: the image's grid.
-        path: of the labels, for the message.
-        placeless: the format knows a spacing at most, so only that is compared.
-    """
-    name = "The segmentation" if path is None else str(path)
-    if own.shape != wanted.shape:
-        raise GeometryError(
-            f"{name} has shape {own.shape} and the image {wanted.shape}; a mask has exactly the "
-            "shape of its image. Resample it first, or name the image it was drawn on."
+def _refuse_time_points(labels: Image, image: Image | None, threshold: float | None) -> None:
+    """Refuse label maps over time beside an image with as many times: they are no objects."""
+    count = labels.num_channels
+    if image is not None and count is not None and count == image.num_channels:
+        raise FormatError(
+            f"{labels.path} holds {count} volumes, as many as the image has channels or time "
+            "points; take the one that belongs to it (channel=K, --channel K)."
         )
-    if not own.has_spacing or (placeless and np.allclose(own.spacing, wanted.spacing, rtol=0.01)):
-        return
-    if not own.is_close(wanted, tolerance=_SAME_GRID):
-        raise GeometryError(
-            f"{name} lies elsewhere than the image: origin {_join(own.origin)}, spacing "
-            f"{_join(own.spacing)}, {own.orientation}; the image has {_join(wanted.origin)}, "
-            f"{_join(wanted.spacing)}, {wanted.orientation}. Resample it first."
-        )
-
-
-def _join(numbers: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{x:.5g}" for x in numbers) + ")"
 
 
 def _refuse_to_replace(path: Path, image: Image) -> None:

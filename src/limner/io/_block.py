@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io._inflate import DEFLATE_MAX_RATIO, GZIP_MAGIC, inflate
-from limner.io.image import Image
+from limner.io.image import ChannelKind, Image
 from limner.io.limits import check_allocation
 
 Array = NDArray[Any]
@@ -192,6 +192,7 @@ def block_image(
     metadata: Mapping[str, Any],
     convert: Callable[[Array], Array] | None = None,
     dtype: np.dtype[Any] | None = None,
+    channel_kind: ChannelKind | None = None,
 ) -> Image:
     """An image whose pixels are read from a block when they are wanted.
 
@@ -204,6 +205,7 @@ def block_image(
         metadata: facts for `limner info` and the writers.
         convert: applied to what was read, such as a rescale to real units.
         dtype: what `convert` gives.
+        channel_kind: what the channels are, if there are any.
     """
 
     def load() -> Array:
@@ -221,6 +223,7 @@ def block_image(
         geometry,
         dtype=dtype or block.dtype.newbyteorder("="),
         num_channels=block.num_channels,
+        channel_kind=channel_kind,
         read_slice=load_slice if block.codec == "raw" and geometry.ndim == 3 else None,
         path=path,
         format=format,

@@ -49,6 +49,7 @@ class FormatEntry:
         begins_as: the same as a test of the first bytes, where no bytes are fixed.
         images: whether its files hold images; else nothing but labels.
         placeless: whether its files may know a spacing, but no place in the patient.
+        label_options: what its own `read_labels` takes besides `like`.
         writes: by suffix, what is written.
     """
 
@@ -58,6 +59,7 @@ class FormatEntry:
     begins_as: Callable[[bytes], bool] | None = None
     images: bool = True
     placeless: bool = False
+    label_options: tuple[str, ...] = ()
     writes: Mapping[str, Written] = field(default_factory=dict)
 
     def may_be(self, head: bytes) -> bool:
@@ -104,6 +106,7 @@ FORMATS: tuple[FormatEntry, ...] = (
         "nrrd",
         (".nrrd", ".nhdr"),
         ((0, b"NRRD"),),
+        label_options=("threshold", "channel"),
         writes={".seg.nrrd": Written(overlaps=True), ".nrrd": Written(images=True)},
     ),
     FormatEntry(
@@ -112,11 +115,23 @@ FORMATS: tuple[FormatEntry, ...] = (
         begins_as=_may_be_lines,
         writes={".mha": Written(images=True)},
     ),
-    FormatEntry("npz", (".npz",), ((0, b"PK\3\4"),), placeless=True, writes={".npz": Written()}),
     FormatEntry(
-        "dicom.seg", (".dcm",), _DICOM, images=False, writes={".dcm": Written(overlaps=True)}
+        "npz",
+        (".npz",),
+        ((0, b"PK\3\4"),),
+        placeless=True,
+        label_options=("threshold",),
+        writes={".npz": Written()},
     ),
-    FormatEntry("dicom.rtstruct", (".dcm",), _DICOM, images=False),
+    FormatEntry(
+        "dicom.seg",
+        (".dcm",),
+        _DICOM,
+        images=False,
+        label_options=("any_frame",),
+        writes={".dcm": Written(overlaps=True)},
+    ),
+    FormatEntry("dicom.rtstruct", (".dcm",), _DICOM, images=False, label_options=("any_frame",)),
     FormatEntry(
         "coco",
         (".json",),
@@ -130,6 +145,7 @@ FORMATS: tuple[FormatEntry, ...] = (
         (".tif", ".tiff", ".btf", ".tf8"),
         tuple((0, magic) for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
         placeless=True,
+        label_options=("threshold", "channel"),
         writes={".tif": Written(images=True), ".tiff": Written(images=True)},
     ),
     FormatEntry(
@@ -137,6 +153,7 @@ FORMATS: tuple[FormatEntry, ...] = (
         (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".webp"),
         (_PNG, _WEBP, (0, b"\xff\xd8\xff"), (0, b"BM")),
         placeless=True,
+        label_options=("threshold",),
         writes={".png": Written(images=True)},
     ),
     FormatEntry(

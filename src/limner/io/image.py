@@ -18,6 +18,7 @@ from limner.io._errors import plain_errors
 
 Array = NDArray[Any]
 Kind = Literal["image", "volume", "video"]
+ChannelKind = Literal["colour", "time", "other"]
 
 
 class Image:
@@ -35,6 +36,7 @@ class Image:
         modality: DICOM's term where known: ``"CT"``, ``"MR"``, ``"US"``, …
         dtype: needed with a function: the pixel type.
         num_channels: needed with a function: None for grey, else the size of the last axis.
+        channel_kind: see the attribute; guessed if None: 3 channels of a byte are a colour.
         read_slice: optional function that reads one slice or frame without reading the rest.
         plane: deprecated name of `read_slice`.
         path: the file or folder.
@@ -43,6 +45,8 @@ class Image:
         damaged: see the attribute.
 
     Attributes:
+        channel_kind: what the channels are: a ``"colour"``, points in ``"time"``, or ``"other"``
+            (sequences, stains, classes); None for grey.
         damaged: slices or frames that could not be read so far, and why; others stand in for them.
             Only of images that were read with ``strict=False``: else such a frame is an error.
     """
@@ -56,6 +60,7 @@ class Image:
         modality: str | None = None,
         dtype: DTypeLike | None = None,
         num_channels: int | None = None,
+        channel_kind: ChannelKind | None = None,
         read_slice: Callable[[int], Array] | None = None,
         plane: Callable[[int], Array] | None = None,
         path: Path | None = None,
@@ -88,6 +93,7 @@ class Image:
             self.dtype = pixels.dtype
             self.num_channels = pixels.shape[-1] if pixels.ndim == geometry.ndim + 1 else None
             self._array = self._check_shape(pixels)
+        self.channel_kind = self._kind_of_channels(channel_kind)
 
     @property
     def array(self) -> Array:
@@ -201,6 +207,12 @@ class Image:
             self.geometry.orientation,
         ]
         return f"<Image {' '.join(p for p in parts if p)}>"
+
+    def _kind_of_channels(self, stated: ChannelKind | None) -> ChannelKind | None:
+        if self.num_channels is None or stated is not None:
+            return None if self.num_channels is None else stated
+        colour = self.kind != "volume" or self.dtype == np.uint8
+        return "colour" if colour and self.num_channels in (3, 4) else "other"
 
     def _check_shape(self, pixels: Array) -> Array:
         expected = self.geometry.shape

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import GeometryError
 from limner.geometry import Geometry
+from limner.label_values import mask_of_values
 
 Array = NDArray[Any]
 
@@ -69,7 +70,7 @@ class Labels:
             assert masks is not None
             for object_id, mask in masks.items():
                 dense = np.asarray(mask() if callable(mask) else mask)
-                self._masks[int(object_id)] = _crop(self._fitting(dense))
+                self._masks[int(object_id)] = _crop(_boolean(self._fitting(dense), object_id))
             if any(i < 1 for i in self._masks):
                 raise ValueError(f"Object ids start at 1, not {min(self._masks)}.")
             self.ids = tuple(sorted(self._masks))
@@ -79,6 +80,11 @@ class Labels:
     def empty_ids(self) -> tuple[int, ...]:
         """Objects that are named and have no pixel: looked for and not found, or erased."""
         return tuple(sorted(i for i in self.names if i > 0 and i not in self.ids))
+
+    @property
+    def is_label_map(self) -> bool:
+        """Whether they were made from a label map, so that no two objects overlap."""
+        return self._array is not None
 
     def mask(self, object_id: int) -> Array:
         """The boolean mask of one object."""
@@ -172,10 +178,19 @@ def _ids(array: Array) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in found if i != 0))
 
 
+def _boolean(mask: Array, object_id: int) -> Array:
+    if mask.dtype.kind == "b":
+        return mask
+    try:
+        return mask_of_values(mask, name=f"The mask of object {object_id}")
+    except ValueError as error:
+        raise GeometryError(f"The mask of object {object_id} is none: {error}.") from error
+
+
 def _crop(mask: Array) -> tuple[tuple[slice, ...], Array]:
     """The box around a mask, and a copy of the mask there."""
     place = []
     for axis in range(mask.ndim):
         found = np.flatnonzero(mask.any(axis=tuple(k for k in range(mask.ndim) if k != axis)))
         place.append(slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0))
-    return tuple(place), np.array(mask[tuple(place)] != 0)
+    return tuple(place), np.array(mask[tuple(place)])

@@ -91,6 +91,7 @@ def read(
         format=NAME,
         modality=_modality_of(fields),
         metadata=metadata,
+        channel_kind="time" if len(sizes) == 4 and sizes[3] > 1 else None,
     )
 
 

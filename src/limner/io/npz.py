@@ -35,6 +35,7 @@ from limner.io._errors import one_line
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
+from limner.label_values import labels_of_values
 
 Array = NDArray[Any]
 
@@ -122,12 +123,13 @@ def read(
     )
 
 
-def read_labels(path: Path, *, like: Image | None = None) -> Labels:
+def read_labels(path: Path, *, like: Image | None = None, threshold: float | None = None) -> Labels:
     """Read ``segs``, or ``gts`` where there are no ``segs``.
 
     Args:
         path: the file.
         like: the image they belong to; its grid counts where the file has no ``spacing``.
+        threshold: values from this one on are object 1.
 
     Raises:
         FormatError: no label map in it, or values that are no labels.
@@ -138,8 +140,11 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         member = _choose(members, _LABEL_KEYS, path, "label map")
         spacing = _small(archive, members.get("spacing"), path)
         values = _load(archive, member, path)
-    if values.dtype.kind not in "bui" or (values.dtype.kind == "i" and values.min(initial=0) < 0):
-        raise FormatError(f"{path}: {member.key!r} holds {values.dtype}, not labels from 0 on.")
+    declared = member.key in _LABEL_KEYS
+    try:
+        values = labels_of_values(values, threshold=threshold, declared=declared, name=str(path))
+    except ValueError as error:
+        raise FormatError(f"{path}: {member.key!r} is no label map: {error}.") from error
     geometry = _geometry_of(values.shape, spacing, path)
     if like is not None and spacing is None:
         if like.geometry.shape != geometry.shape:

@@ -40,8 +40,10 @@ class ImageReader(Protocol):
 class LabelReader(Protocol):
     """A format in which labels are more than pixels: names, overlaps, runs, contours."""
 
-    def read_labels(self, path: Path, *, like: Image | None = None, **options: bool) -> Labels:
-        """Read a segmentation; see `limner.read_labels`."""
+    def read_labels(self, path: Path, *, like: Image | None = None, **options: Any) -> Labels:
+        """Read a segmentation; see `limner.read_labels`. Of its options those that the format's
+        entry lists in `limner.io.formats.FormatEntry.label_options`.
+        """
 
 
 @runtime_checkable

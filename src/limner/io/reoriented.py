@@ -40,6 +40,7 @@ class Reoriented(Image):
             modality=stored.modality,
             dtype=stored.dtype,
             num_channels=stored.num_channels,
+            channel_kind=stored.channel_kind,
             path=stored.path,
             format=stored.format,
             metadata=stored.metadata,
@@ -69,7 +70,7 @@ def _move_axis(labels: Labels, geometry: Geometry, source: int, target: int) -> 
         return np.moveaxis(labels.mask(object_id), source, target)
 
     facts: dict[str, Any] = {"names": labels.names, "manifest": labels.manifest}
-    if labels.num_overlapping():
+    if not labels.is_label_map:
         return Labels(geometry, masks={i: partial(mask, i) for i in labels.ids}, **facts)
     flat = np.moveaxis(np.asarray(labels.to_array()), source, target)
     return Labels(geometry, array=flat, **facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from limner.sessions.protocol import Session
 from limner.sessions.video import VideoViews
 from limner.sessions.views import ImageViews
 from limner.sessions.volume import VolumeViews
+
+_log = logging.getLogger(__name__)
 
 
 def open_session(
@@ -99,6 +102,7 @@ def open_session(
         propagator_zoom=_zoom_of(carrier, zoom),
         keep_masks=keep_masks,
     )
+    _warn_of_time_points(opened)
     views = _open_views(opened, built, carrier or built, options)
     record = None
     if journal is not None:
@@ -222,6 +226,20 @@ def _open_views(
     if image.kind == "image":
         return StillViews(image, options.window)
     return VideoViews(image, options.window, prefetched)
+
+
+def _warn_of_time_points(image: Image) -> None:
+    """Warn of a volume whose channels are no colours, which models see as such."""
+    count = image.num_channels or 1
+    if image.kind != "volume" or count < 2 or image.channel_kind == "colour":
+        return
+    _log.warning(
+        "%s has %d %s, and the model sees them all together, as if they were colours; take one "
+        "with --channel K (channel=K).",
+        image.path or "The image",
+        count,
+        "time points" if image.channel_kind == "time" else "channels or time points",
+    )
 
 
 def _same_image(

@@ -29,6 +29,7 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.nifti.header import (
     COLOURS,
+    INTENT_LABEL,
     NiftiHeader,
     geometry_of,
     is_header,
@@ -43,8 +44,6 @@ from limner.io.nifti.header import (
 Array = NDArray[Any]
 
 NAME = "nifti"
-
-_INTENT_LABEL = 1002
 
 
 def sniff(path: Path, head: bytes) -> bool:
@@ -93,6 +92,7 @@ def read(
         metadata=metadata_of(header, facts),
         convert=convert,
         dtype=dtype,
+        channel_kind=facts.channel_kind,
     )
 
 
@@ -106,7 +106,7 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
             repeated exactly.
     """
     pixels = np.asarray(labels.to_array())
-    _write(path, pixels, labels.geometry, like, num_channels=None, intent=_INTENT_LABEL)
+    _write(path, pixels, labels.geometry, like, num_channels=None, intent=INTENT_LABEL)
 
 
 def write_image(path: Path, image: Image) -> None:

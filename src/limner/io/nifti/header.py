@@ -19,7 +19,7 @@ from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io._grid import geometry_from_axes
 from limner.io._inflate import GZIP_MAGIC, peek_gzip
-from limner.io.image import Image
+from limner.io.image import ChannelKind, Image
 
 Array = NDArray[Any]
 
@@ -50,6 +50,7 @@ _REFUSED = {
     2048: "complex numbers",
 }
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by spatial unit: unknown, m, mm, µm
+INTENT_LABEL = 1002
 _MAX_NIFTI1_SIZE = 32767  # pixels per axis, the range of its 16-bit dim
 _RAS_TO_LPS = np.diag((-1.0, -1.0, 1.0))
 _GRID_FIELDS = (
@@ -82,6 +83,7 @@ class NiftiHeader:
         offset: byte at which the pixels begin.
         unit_mm: millimetres per spatial unit.
         paired: whether the pixels are in another file.
+        is_label_map: whether the header says that the values are labels (intent code 1002).
     """
 
     dims: tuple[int, ...]
@@ -90,6 +92,14 @@ class NiftiHeader:
     offset: int
     unit_mm: float
     paired: bool
+    is_label_map: bool = False
+
+    @property
+    def channel_kind(self) -> ChannelKind | None:
+        """What the axes beyond space are: the fourth is time; of a vector it is not said."""
+        if self.colours:
+            return "colour"
+        return "time" if len(self.dims) > 3 and self.dims[3] > 1 else None
 
 
 def magic_of(head: bytes) -> bytes:
@@ -174,6 +184,7 @@ def parse_header(header: Any, path: Path) -> NiftiHeader:
         offset=int(offset) or (0 if paired else int(header["sizeof_hdr"]) + 4),
         unit_mm=_MILLIMETRES.get(int(header["xyzt_units"]) & 7, 1.0),
         paired=paired,
+        is_label_map=int(header["intent_code"]) == INTENT_LABEL,
     )
 
 
@@ -266,6 +277,7 @@ def metadata_of(header: Any, facts: NiftiHeader) -> dict[str, Any]:
         "nifti_version": _HEADER_BYTES[int(header["sizeof_hdr"])],
         "stored_shape": list(facts.dims),
         "stored_type": str(facts.dtype),
+        "is_label_map": facts.is_label_map,
         "nifti_grid": grid,
     }
 

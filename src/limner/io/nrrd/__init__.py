@@ -23,7 +23,7 @@ from limner.geometry import Geometry
 from limner.io._block import Block, block_image
 from limner.io._grid import as_written, axes_of, find_sibling, geometry_from_axes
 from limner.io._inflate import gzip_writer
-from limner.io.image import Image
+from limner.io.image import ChannelKind, Image
 from limner.io.labels import Labels
 from limner.io.nrrd.field_values import (
     CODECS,
@@ -87,21 +87,36 @@ def read(
         "encoding": fields["encoding"],
         "stored_type": fields["type"],
     }
-    return block_image(block.select(channel), geometry, path=path, format=NAME, metadata=metadata)
+    return block_image(
+        block.select(channel),
+        geometry,
+        path=path,
+        format=NAME,
+        metadata=metadata,
+        channel_kind=_channel_kind(fields, axes),
+    )
 
 
-def read_labels(path: Path, *, like: Image | None = None) -> Labels:
+def read_labels(
+    path: Path,
+    *,
+    like: Image | None = None,
+    threshold: float | None = None,
+    channel: int | None = None,
+) -> Labels:
     """Read a label map, or a segmentation of 3D Slicer with its names and overlaps.
 
     Args:
         path: the file.
         like: the image it belongs to. A segmentation that Slicer cut to a part of this image is put
             back in its place.
+        threshold: values from this one on are object 1.
+        channel: of several channels or time points only this one.
 
     Raises:
         FormatError: as `read`, or values that are no labels.
     """
-    image = read(path)
+    image = read(path, channel=channel)
     pixels, geometry = image.array, image.geometry
     if like is not None and geometry.shape != like.geometry.shape:
         placed = place(pixels, geometry, like.geometry)
@@ -109,11 +124,18 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
             pixels, geometry = placed, like.geometry
     try:
         segments = segments_of(read_header(path).keys)
-        if segments and pixels.dtype.kind in "bui":
+        if segments and pixels.dtype.kind in "bui" and threshold is None and channel is None:
             return labels_of_segments(pixels, geometry, segments)
     except ValueError as error:
         raise FormatError(f"{path}: its segments are malformed: {error}.") from error
-    return labels_from_pixels(pixels, geometry, path)
+    return labels_from_pixels(
+        pixels,
+        geometry,
+        path,
+        colour=image.channel_kind == "colour",
+        declared=bool(segments),
+        threshold=threshold,
+    )
 
 
 def write(path: Path, labels: Labels, *, like: Image | None) -> None:
@@ -183,6 +205,19 @@ def _axes_of(fields: Mapping[str, Any], sizes: Sequence[int], path: Path) -> _Ax
             "channels; an image has 2 or 3, and at most 1. Split the file first."
         )
     return _Axes(space, wide[0] if wide else None)
+
+
+def _channel_kind(fields: Mapping[str, Any], axes: _Axes) -> ChannelKind | None:
+    """What the axis outside space holds, by its kind; None where the file does not say."""
+    if axes.channel is None:
+        return None
+    kind = str(fields["kinds"][axes.channel] if "kinds" in fields else "???").lower()
+    if "color" in kind:
+        return "colour"
+    unnamed = kind in ("???", "none", "list", "domain", "space")
+    if kind == "time" or (unnamed and axes.channel > max(axes.space)):
+        return "time"
+    return None if kind in ("???", "none", "vector", "3-vector") else "other"
 
 
 def _block_of(

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from limner.geometry import Geometry
 from limner.io.labels import Labels
+from limner.io.placement import SAME_GRID, turn_towards
 
 Array = NDArray[Any]
 
 SEGMENTS_SUFFIX = ".seg.nrrd"
 
 _FIELD = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer)")
-_SAME_GRID = 0.1  # of a pixel
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,17 @@ def place(pixels: Array, own: Geometry, target: Geometry) -> Array | None:
 
     Args:
         pixels: of ``own.shape``, with layers as the last axis if there are several.
-        own: its grid.
+        own: its grid, whose axes may run in another order than those of the target.
         target: the grid of the image.
     """
     if own.ndim != target.ndim:
         return None
+    turn = turn_towards(own, target) if own.ndim == 3 else None
+    if turn is not None:
+        pixels, own = turn.array(pixels), turn.geometry(own)
     low = np.rint(target.world_to_index(own.origin)).astype(int)
     high = low + np.array(own.shape)
-    if not target.crop(low.tolist(), high.tolist()).is_close(own, tolerance=_SAME_GRID):
+    if not target.crop(low.tolist(), high.tolist()).is_close(own, tolerance=SAME_GRID):
         return None
     whole = np.zeros(target.shape + pixels.shape[own.ndim :], dtype=pixels.dtype)
     first, last = np.maximum(low, 0), np.minimum(high, target.shape)

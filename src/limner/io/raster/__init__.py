@@ -106,11 +106,11 @@ def read(
     )
 
 
-def read_labels(path: Path, *, like: Image | None = None) -> Labels:
+def read_labels(path: Path, *, like: Image | None = None, threshold: float | None = None) -> Labels:
     """Read an image as a label map: grey values, or a palette's indices, are the object ids.
 
     A colour image is accepted where its channels are equal. A JPEG is accepted only as a
-    black-and-white mask, which becomes object 1.
+    black-and-white mask, which becomes object 1. With `threshold`, values from there on are.
 
     Raises:
         FormatError: the values cannot be labels.
@@ -121,7 +121,14 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
     geometry = fitted_geometry(geometry, like, path)
     pixels = decode(path, header, palette_indices=True)
     return labels_from_pixels(
-        pixels, geometry, path, names=header.names, lossy=header.format == "JPEG"
+        pixels,
+        geometry,
+        path,
+        names=header.names,
+        lossy=header.format == "JPEG",
+        colour=True,
+        declared=header.is_label_map,
+        threshold=threshold,
     )
 
 
@@ -150,7 +157,7 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
         )
     names = json.dumps({"names": {str(k): v for k, v in labels.names.items()}})
     pixels = np.asarray(labels.to_array())
-    atomic_bytes(path, encode(pixels, text=names if labels.names else None))
+    atomic_bytes(path, encode(pixels, text=names))
 
 
 def write_image(path: Path, image: Image) -> None:

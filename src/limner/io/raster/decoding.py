@@ -45,6 +45,7 @@ class Header:
         format: ``"PNG"``, ``"JPEG"``, ``"BMP"``, ``"WEBP"`` or ``"GIF"``.
         orientation: EXIF orientation 1…8, 1 is upright.
         names: object names that limner wrote into the file.
+        is_label_map: whether the values are meant as labels: a palette, or limner wrote them.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class Header:
     format: str
     orientation: int
     names: dict[int, str]
+    is_label_map: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,6 +174,7 @@ def _header_of(pillow: ImageFile, prefix: bytes) -> Header:
         format=str(pillow.format),
         orientation=_orientation(pillow),
         names=_stored_names(pillow),
+        is_label_map=pillow.mode in ("P", "PA") or TEXT_KEY in pillow.info,
     )
 
 

@@ -16,6 +16,7 @@ from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
+from limner.label_values import channels_of_values, labels_of_values
 
 Array = NDArray[Any]
 
@@ -126,35 +127,44 @@ def labels_from_pixels(
     *,
     names: Mapping[int, str] | None = None,
     lossy: bool = False,
+    colour: bool = False,
+    declared: bool = False,
+    threshold: float | None = None,
 ) -> Labels:
-    """Make labels of an image's values, which stay as they are (a 0/255 mask has object 255).
+    """Make labels of an image's values, by the rules of `limner.label_values`.
 
     Args:
-        pixels: integers, or floats that are whole numbers; a colour image is accepted where its
-            channels are equal.
+        pixels: numbers; channels last.
         geometry: the grid.
         path: for messages.
         names: by object id.
         lossy: the file went through JPEG: a black-and-white mask becomes object 1 where it is
             nearer to white, anything else is refused.
+        colour: channels are colours, which make a label map only where they are equal; else each
+            may be the mask of one object.
+        declared: the file says that its values are labels.
+        threshold: values from this one on are object 1.
 
     Raises:
         FormatError: the values cannot be labels.
     """
-    if pixels.ndim == geometry.ndim + 1:
-        pixels = _equal_channels(pixels, path, tolerance=_JPEG_RINGING if lossy else 0)
-    if lossy:
-        pixels = _binary_from_lossy(pixels, path)
-    if pixels.dtype.kind == "f":
-        whole = pixels.astype(np.int64) if np.isfinite(pixels).all() else None
-        if whole is None or (whole != pixels).any():
-            raise FormatError(
-                f"{path}: the values are fractions, not labels; save the label map as integers."
-            )
-        pixels = whole
-    if pixels.dtype.kind == "i" and pixels.min(initial=0) < 0:
-        raise FormatError(f"{path}: a label map holds no negative values; this one does.")
-    return Labels(geometry, array=pixels, names=names)
+    try:
+        if pixels.ndim == geometry.ndim + 1:
+            found = _grey_of(pixels, tolerance=_JPEG_RINGING if lossy and threshold is None else 0)
+            if found is None and colour:
+                raise ValueError(
+                    "a colour picture is not a label map; save one grey or palette value per object"
+                )
+            if found is None:
+                masks = channels_of_values(pixels, threshold=threshold, name=str(path))
+                return Labels(geometry, masks=masks, names=names)
+            pixels = found
+        if lossy and threshold is None:
+            pixels, declared = _binary_from_lossy(pixels, path), True
+        array = labels_of_values(pixels, threshold=threshold, declared=declared, name=str(path))
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}.") from error
+    return Labels(geometry, array=array, names=names)
 
 
 def fitted_geometry(own: Geometry, like: Image | None, path: Path) -> Geometry:
@@ -178,14 +188,14 @@ def fitted_geometry(own: Geometry, like: Image | None, path: Path) -> Geometry:
     return own if own.has_spacing else like.geometry
 
 
-def _equal_channels(pixels: Array, path: Path, *, tolerance: int) -> Array:
-    first = pixels[..., :1].astype(np.int64)
-    if (np.abs(pixels.astype(np.int64) - first) > tolerance).any():
-        raise FormatError(
-            f"{path}: a colour picture is not a label map; save one grey or palette value per "
-            "object."
-        )
-    return np.asarray(pixels[..., 0])
+def _grey_of(pixels: Array, *, tolerance: int) -> Array | None:
+    """The first channel where all are equal, else None."""
+    first = pixels[..., 0]
+    for k in range(1, pixels.shape[-1]):
+        apart = np.abs(pixels[..., k].astype(np.float64) - first) > tolerance
+        if apart.any():
+            return None
+    return np.asarray(first)
 
 
 def _binary_from_lossy(pixels: Array, path: Path) -> Array:

@@ -77,8 +77,17 @@ def read(
     return _image(path, stack, channel)
 
 
-def read_labels(path: Path, *, like: Image | None = None) -> Labels:
+def read_labels(
+    path: Path,
+    *,
+    like: Image | None = None,
+    threshold: float | None = None,
+    channel: int | None = None,
+) -> Labels:
     """Read a TIFF as a label map; a palette's indices are the object ids.
+
+    Several channels are one mask each, unless they are colours; `channel` takes one of them. With
+    `threshold`, values from there on are object 1.
 
     Raises:
         FormatError: the values are fractions, negative or colours.
@@ -86,7 +95,7 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
     """
     check_not_empty(path)
     stack = open_stack(path, series=None, strict=True, palette_indices=True)
-    image = _image(path, stack, None)
+    image = _image(path, stack, channel)
     names = stack.block.get("names")
     return labels_from_pixels(
         image.array,
@@ -94,6 +103,9 @@ def read_labels(path: Path, *, like: Image | None = None) -> Labels:
         path,
         names=_names(names),
         lossy=bool(image.metadata["lossy"]),
+        colour=stack.photometric in ("RGB", "YCBCR", "CIELAB", "SEPARATED"),
+        declared=names is not None or stack.photometric == "PALETTE",
+        threshold=threshold,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.errors import PromptError
+from limner.label_values import mask_of_values
 from limner.prompts._packed import pack, unpack
 from limner.prompts.kinds.base import PlacelessPrompt
 from limner.prompts.kinds.checks import check_fields
@@ -34,7 +35,11 @@ class Example(PlacelessPrompt):
     )
 
     def __post_init__(self) -> None:
-        image, mask = np.array(self.image), np.array(self.mask) != 0
+        image = np.array(self.image)
+        try:
+            mask = mask_of_values(self.mask, name="The mask of an example")
+        except ValueError as error:
+            raise PromptError(f"The mask of an example is none: {error}.") from error
         if mask.ndim != 2 or image.shape[:2] != mask.shape or image.ndim not in (2, 3):
             raise PromptError(
                 f"An example pairs an image with a 2D mask of the same rows and columns, "

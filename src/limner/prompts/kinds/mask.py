@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from limner import rle
 from limner.errors import PromptError
+from limner.label_values import mask_of_values
 from limner.prompts.kinds.base import GridMap, Layer, Mask, PromptBase, Shrink
 from limner.prompts.kinds.checks import Position
 
@@ -24,7 +25,13 @@ class MaskPrompt(PromptBase):
     """A rough mask to start from.
 
     Attributes:
-        mask: boolean, the shape of the image, or of one frame or slice when added to that.
+        mask: boolean, the shape of the image, or of one frame or slice when added to that. Also
+            numbers with one value besides 0, such as 0 and 255, by the rules of
+            `limner.label_values`.
+
+    Raises:
+        PromptError: no mask, but probabilities, NaN, negative numbers, labels of several objects
+            or a picture; the message says what to give instead.
     """
 
     mask: Mask
@@ -35,7 +42,10 @@ class MaskPrompt(PromptBase):
         given = np.asarray(self.mask)
         if given.ndim not in (2, 3):
             raise PromptError(f"A mask has 2 or 3 axes, not shape {given.shape}.")
-        mask = np.asarray(given != 0)  # a copy of its own, and the only one: volumes are large
+        try:
+            mask = mask_of_values(given, name="The mask prompt")  # the only copy: volumes are large
+        except ValueError as error:
+            raise PromptError(f"A mask prompt is one mask: {error}.") from error
         mask.flags.writeable = False
         object.__setattr__(self, "mask", mask)
 
