@@ -4,7 +4,7 @@ What is no mask is not taken for one. Booleans and whole numbers from 0 on are l
 floats within a thousandth of them. Values between 0 and 1 are probabilities, of which the caller
 says from where on a pixel belongs to the object. An object that was drawn or resampled with soft
 edges is cut at half of its value, and a warning says so. Grey levels that change from pixel to
-pixel are a picture, not objects.
+pixel are an image, not objects.
 
 Errors are `ValueError` with the end of a sentence; who knows the file or the prompt begins it.
 """
@@ -30,7 +30,7 @@ _FEWEST_RIM_LEVELS = 3
 _LOWEST_FULL_LEVEL = 16
 _FEWEST_GREY_LEVELS = 16
 _FEWEST_PIXELS = 1024
-_MOST_PLANES = 24  # of a volume that are looked at
+_MOST_SLICES = 24  # of a volume that are looked at
 _RIM_REACH = 3  # pixels between inside and outside across a soft edge
 _RIM_SHARE = 0.95  # of the levels in between that lie on such an edge
 _NEARLY = 0.1  # of the full value: 8-bit edges that were blurred fade out slowly
@@ -194,8 +194,8 @@ def _without_grey_levels(array: Array, name: str) -> Array:
     """
     if array.size < _FEWEST_PIXELS:
         return array
-    planes = _some_planes(array)
-    levels = _levels_of(planes)
+    slices = _some_slices(array)
+    levels = _levels_of(slices)
     if levels.size <= _FEWEST_RIM_LEVELS:
         return array
     top = int(array.max())
@@ -205,7 +205,7 @@ def _without_grey_levels(array: Array, name: str) -> Array:
         return _cut_at_half(array, top, name)
     if levels.size < _FEWEST_GREY_LEVELS:
         return array
-    grey = _num_grey(planes, levels)
+    grey = _num_grey(slices, levels)
     if grey >= max(_FEWEST_GREY_LEVELS, levels.size / 2):
         raise ValueError(
             f"it holds {levels.size} grey levels that change from pixel to pixel, as a picture or "
@@ -265,23 +265,23 @@ def _window(array: Array) -> tuple[slice, ...] | None:
     return tuple(places)
 
 
-def _some_planes(array: Array) -> list[Array]:
+def _some_slices(array: Array) -> list[Array]:
     """Planes of a volume that are not empty, evenly spread; a 2D array itself."""
     if array.ndim == 2:
         return [array]
     filled = np.flatnonzero(array.any(axis=tuple(range(1, array.ndim))))
-    chosen = np.unique(np.linspace(0, filled.size - 1, _MOST_PLANES).round().astype(int))
+    chosen = np.unique(np.linspace(0, filled.size - 1, _MOST_SLICES).round().astype(int))
     return [array[k] for k in filled[chosen]] if filled.size else []
 
 
-def _levels_of(planes: Iterable[Array]) -> Array:
+def _levels_of(slices: Iterable[Array]) -> Array:
     """Values above 0, ascending."""
-    found = [np.unique(plane) for plane in planes]
+    found = [np.unique(slice_) for slice_ in slices]
     levels = np.unique(np.concatenate(found)) if found else np.zeros(0, int)
     return np.asarray(levels[levels > 0])
 
 
-def _num_grey(planes: Iterable[Array], levels: Array) -> int:
+def _num_grey(slices: Iterable[Array], levels: Array) -> int:
     """How many levels are rarely part of an even patch, and mostly beside other levels.
 
     Objects have an inside: patches of 3×3 pixels of one value; or they are specks on background.
@@ -289,18 +289,18 @@ def _num_grey(planes: Iterable[Array], levels: Array) -> int:
     from scipy import ndimage
 
     pixels, even, beside = (np.zeros(levels.size) for _ in range(3))
-    for plane in planes:
-        inside = plane > 0
-        low, high = ndimage.minimum_filter(plane, 3), ndimage.maximum_filter(plane, 3)
+    for slice_ in slices:
+        inside = slice_ > 0
+        low, high = ndimage.minimum_filter(slice_, 3), ndimage.maximum_filter(slice_, 3)
         patch = ndimage.maximum_filter(low == high, 3)
-        others = np.zeros(plane.shape, dtype=np.bool_)
+        others = np.zeros(slice_.shape, dtype=np.bool_)
         for axis in (0, 1):
-            ahead = np.moveaxis(plane, axis, 0)
+            ahead = np.moveaxis(slice_, axis, 0)
             clash = (ahead[1:] != ahead[:-1]) & (ahead[1:] > 0) & (ahead[:-1] > 0)
             target = np.moveaxis(others, axis, 0)
             target[1:] |= clash
             target[:-1] |= clash
-        index = np.searchsorted(levels, plane[inside])
+        index = np.searchsorted(levels, slice_[inside])
         pixels += np.bincount(index, minlength=levels.size)
         even += np.bincount(index, patch[inside], minlength=levels.size)
         beside += np.bincount(index, others[inside], minlength=levels.size)
