@@ -527,6 +527,8 @@ def test_npz_members(tmp_path: Path) -> None:
     refused(npz(path, imgs=npy(np.ones(3))), "is no image")
     refused(npz(path, imgs=npy(np.ones((2, 2), complex))), "complex")
     refused(npz(path, imgs=good, spacing=npy(np.zeros(3))), "spacing", GeometryError)
+    impossible = npy(np.ones(3)).replace(b"(3,), ", b"(-1,),", 1)
+    assert limner.read(npz(path, imgs=good, spacing=impossible)).array.shape == (2, 3, 4)
     with pytest.raises(FormatError, match="holds no label map"):
         limner.read_labels(npz(path, imgs=good))
     content = npz(path, imgs=good).read_bytes()

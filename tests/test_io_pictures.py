@@ -703,3 +703,35 @@ def test_polygon_agrees_with_the_even_odd_rule(corners: list[tuple[float, float]
             if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
                 inside = not inside
         assert mask[row, column] == inside
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif"])
+def test_a_header_with_a_palette_is_read_without_decoding(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(_: object) -> None:
+        raise AssertionError("decoded")
+
+    path = tmp_path / f"a{suffix}"
+    colours = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for pixels, shape in ((colours, (4, 4, 3)), (colours.repeat(3, axis=-1)[..., :3], (4, 4))):
+        Picture.fromarray(pixels).quantize(16).save(path)
+        with monkeypatch.context() as patch:
+            patch.setattr("PIL.ImageFile.ImageFile.load", decode)
+            assert raster.read(path).shape == shape
+
+
+def test_a_value_beyond_the_palette_of_a_tiff_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pixels = np.array([[0, 1], [2, 250]], np.uint8)
+    colours = np.zeros((3, 256), np.uint16)
+    tifffile.imwrite(path, pixels, photometric="palette", colormap=colours)
+    assert tiff.read(path).array.shape == (2, 2, 3)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags["ColorMap"]
+        at, count = tag.offset + 4, 6
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, at, count)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="not in its palette of 2 colours"):
+        _ = tiff.read(path).array

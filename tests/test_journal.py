@@ -421,6 +421,58 @@ def test_a_header_without_its_parts_is_refused(record: dict, tmp_path: Path) -> 
         limner.resume(path)
 
 
+def _rewrite(path: Path, number: int, **changes: object) -> None:
+    """Change facts of a record, by part and name, and its checksum."""
+    lines = path.read_bytes().splitlines()
+    record = json.loads(lines[number][9:])
+    for name, value in changes.items():
+        *parts, last = name.split("__")
+        section = record
+        for part in parts:
+            section = section[part]
+        section[last] = value
+    text = json.dumps(record).encode()
+    lines[number] = b"%08x %s" % (zlib.crc32(text), text)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (0, {"image__read_options": []}),
+        (0, {"image__read_options": {"channel": "x"}}),
+        (0, {"image__read_options": {"colour": 1}}),
+        (0, {"image__pixel_sha256": None}),
+        (0, {"model__name": ["toy"]}),
+        (0, {"options__window": [1]}),
+        (0, {"options__window": ["a", "b"]}),
+        (0, {"options__zoom": "no"}),
+        (1, {"op": ["add"]}),
+        (1, {"frame": "first"}),
+        (1, {"object_id": [1]}),
+        (1, {"prompt": 3}),
+    ],
+)
+def test_facts_of_another_kind_are_refused(
+    number: int, changes: dict, picture: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "case.limner"
+    with limner.open_session(picture, "toy", journal=path) as session:
+        session.add(limner.Click((3, 4)))
+    limner.resume(path).close()
+    _rewrite(path, number, **changes)
+    with pytest.raises(limner.LimnerError, match=r"damaged|[Mm]alformed|Unknown|prompt"):
+        limner.resume(path)
+
+
+def test_a_record_of_endless_depth_is_refused(tmp_path: Path) -> None:
+    text = b'{"journal": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+    path = tmp_path / "case.limner"
+    path.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    with pytest.raises(SessionError, match="not a limner journal"):
+        read_journal(path)
+
+
 def test_an_image_is_hashed_once(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = limner.read(picture)
     expected = image.pixel_hash()

@@ -159,6 +159,7 @@ def test_a_key_is_not_given_by_both_names(tmp_path: Path) -> None:
         ("widths: [32, a]", "of type int"),
         ("steps: 3\nsteps: 4", "given twice"),
         ("nested:\n  a: 1", "recipes are flat"),
+        ("steps: \0", "is no YAML"),
         ("precision: fp16", "use one of bf16, fp32"),
         ("prompt_noise: 2", "it is a share"),
         ("steps: 0", "at least 1"),

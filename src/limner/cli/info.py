@@ -121,7 +121,7 @@ def _describe_automatic(path: Path) -> dict[str, Any] | None:
             "model": value["model"]["name"],
             "created": value["created"],
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

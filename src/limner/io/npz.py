@@ -309,7 +309,9 @@ def _load(archive: zipfile.ZipFile, member: _Member, path: Path) -> Array:
 
 def _small(archive: zipfile.ZipFile, member: _Member | None, path: Path) -> Array | None:
     """A fact beside the pixels; None where it is missing, not numbers, or suspiciously large."""
-    if member is None or member.dtype.kind not in "buif" or prod(member.shape) > _MAX_SMALL:
+    if member is None or member.dtype.kind not in "buif" or min(member.shape, default=1) < 0:
+        return None
+    if prod(member.shape) > _MAX_SMALL:
         return None
     return _load(archive, member, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from limner.models import PromptableModel, create_promptable, default_model
 from limner.sessions.history.events import event_from_json
 from limner.sessions.history.journal import Journal
 from limner.sessions.history.log import PromptLog
-from limner.sessions.history.manifest import Options, header
+from limner.sessions.history.manifest import Options, check_header, header
 from limner.sessions.image import StillViews
 from limner.sessions.local import LocalSession
 from limner.sessions.propagation.prefetch import num_prefetched
@@ -135,6 +136,7 @@ def resume(
         log = PromptLog()
         for event in map(event_from_json, events):
             log.apply(event)
+        check_header(facts, path)
         opened = _same_image(facts["image"], image, path)
         options = Options.from_json(facts["options"])
         built = _same_model(facts["model"], model, options, options.weights)
@@ -254,7 +256,11 @@ def _same_image(
                 f"The session of {journal} was opened on an array; pass it again as image=."
             )
         try:
-            image = read(place, **facts["read_options"])
+            wanted = signature(read).bind(place, **facts["read_options"])
+        except TypeError as error:
+            raise SessionError(f"The journal {journal} is damaged: {error}.") from error
+        try:
+            image = read(*wanted.args, **wanted.kwargs)
         except LimnerError as error:
             raise SessionError(
                 f"The image of {journal} cannot be read ({error}) Say where it is: image=, --image."

@@ -96,8 +96,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         FormatError: it is no YAML, has levels, or repeats a key.
     """
     yaml = errors.require("yaml", extra="train", purpose="read recipes")
-    loader = _loader(text)
     try:
+        loader = _loader(text)
         node = loader.get_single_node()
         if node is None:
             return {}

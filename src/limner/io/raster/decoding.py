@@ -199,8 +199,11 @@ def _has_grey_palette(pillow: ImageFile) -> bool:
     """Whether a palette holds nothing but grey, so that the image is a grey one."""
     if pillow.mode not in ("P", "PA"):
         return False
-    flat = pillow.getpalette("RGB") or []
-    return flat[0::3] == flat[1::3] == flat[2::3]
+    if pillow.palette is None:
+        return True
+    order, flat = pillow.palette.getdata()  # not `getpalette`, which decodes the picture
+    step = len(order)  # "RGB", "BGRX"
+    return flat[0::step] == flat[1::step] == flat[2::step]
 
 
 def _through_palette(pillow: ImageFile, indices: Array, channels: int | None) -> Array:

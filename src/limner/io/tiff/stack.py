@@ -176,6 +176,11 @@ class Stack:
         if pixels.dtype.kind == "b":
             pixels = pixels.astype(np.uint8)
         if self.palette is not None:
+            if pixels.max() >= len(self.palette):
+                raise FormatError(
+                    f"{self.path}: the file is damaged: value {pixels.max()} is not in its palette "
+                    f"of {len(self.palette)} colours."
+                )
             pixels = self.palette[pixels]
         elif self.drop_alpha:
             pixels = without_alpha(pixels, self.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Any, ClassVar, TypeAlias
 
 from limner.errors import SessionError
@@ -136,6 +137,15 @@ _EVENTS: dict[str, type[Event]] = {
 }
 
 
+_TYPES: dict[str, tuple[type, ...]] = {  # by annotation
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+}
+
+
 def event_to_json(event: Event) -> dict[str, Any]:
     """An event as JSON values."""
     if isinstance(event, Added):
@@ -156,7 +166,8 @@ def event_from_json(value: dict[str, Any]) -> Event:
         SessionError: unknown or malformed event.
     """
     fields = dict(value)
-    kind = _EVENTS.get(fields.pop("op", ""))
+    op = fields.pop("op", None)
+    kind = _EVENTS.get(op) if isinstance(op, str) else None
     if kind is None:
         raise SessionError(f"Unknown event {value.get('op')!r} in the journal.")
     try:
@@ -165,6 +176,19 @@ def event_from_json(value: dict[str, Any]) -> Event:
         for name in ("object_ids", "counts"):
             if name in fields:
                 fields[name] = tuple(fields[name])
-        return kind(**fields)
+        event = kind(**fields)
+        _check_types(event)
+        return event
     except (KeyError, TypeError) as error:
         raise SessionError(f"Malformed {kind.op!r} event in the journal: {error}.") from error
+
+
+def _check_types(event: Event) -> None:
+    for field in fields_of(event):
+        value = getattr(event, field.name)
+        if field.type == "tuple[int, ...]":
+            fits = all(isinstance(v, int) for v in value)
+        else:
+            fits = isinstance(value, _TYPES.get(str(field.type), (object,)))
+        if not fits:
+            raise TypeError(f"{field.name} is not {field.type}")

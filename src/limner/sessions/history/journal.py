@@ -201,7 +201,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         if int(line[:8], 16) != zlib.crc32(line[9:]):
             return None
         record = json.loads(line[9:])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from limner._version import __version__
+from limner.errors import SessionError
 from limner.io.image import Image
 from limner.models import ModelCard
 from limner.prompts.types import to_json
@@ -74,6 +77,63 @@ class Options:
             f.name: value.get(f.name, f.default) for f in fields(cls)[4:]
         }  # than some journals
         return cls(value["zoom"], pair, value["weights"], value["device"], **newer)
+
+
+# What a header has to say for a session to go on: by part, the kinds of its values.
+_Kinds: TypeAlias = tuple[type, ...]
+_TEXT: _Kinds = (str,)
+_SWITCH: _Kinds = (bool,)
+_NUMBER: _Kinds = (int, float)
+_KINDS: dict[str, dict[str, _Kinds]] = {
+    "image": {"path": (str, NoneType), "read_options": (dict,), "pixel_sha256": _TEXT},
+    "image.read_options": {
+        "series": (str, int, NoneType),
+        "channel": (int, NoneType),
+        "strict": _SWITCH,
+        "axis": (int,),
+    },
+    "model": {"name": _TEXT, "weights_sha256": (str, NoneType)},
+    "propagator": {"name": _TEXT, "weights_sha256": (str, NoneType)},
+    "options": {
+        "zoom": (bool, NoneType),
+        "window": (list, NoneType),
+        "weights": (str, NoneType),
+        "device": _TEXT,
+        "exact": _SWITCH,
+        "keep_embeddings": _SWITCH,
+        "propagator_weights": (str, NoneType),
+        "propagator_zoom": (bool, NoneType),
+        "keep_masks": _SWITCH,
+    },
+}
+_NEEDED = {"path", "read_options", "pixel_sha256", "name", "weights_sha256", "zoom", "window"}
+_NEEDED |= {"weights", "device"}
+
+
+def check_header(facts: Mapping[str, Any], path: Path) -> None:
+    """Refuse the header of a journal that says other things than `header` writes.
+
+    Raises:
+        SessionError: a fact is missing or of another kind; the message names it.
+    """
+    for part, kinds in _KINDS.items():
+        section: Any = facts
+        for name in part.split("."):
+            section = section.get(name) if isinstance(section, Mapping) else None
+        if section is None and part == "propagator":
+            continue
+        if not isinstance(section, Mapping):
+            raise SessionError(f"The journal {path} is damaged: its header has no {part}.")
+        wrong = [k for k, kind in kinds.items() if k in section and type(section[k]) not in kind]
+        wrong += [k for k in kinds if k in _NEEDED and k not in section]
+        window = section.get("window") if part == "options" else None
+        if window and (len(window) != 2 or not all(type(x) in _NUMBER for x in window)):
+            wrong.append("window")
+        if wrong:
+            given = section.get(wrong[0], "missing")
+            raise SessionError(
+                f"The journal {path} is damaged: in its header {part}.{wrong[0]} is {given!r:.60}."
+            )
 
 
 def header(
