@@ -42,7 +42,7 @@ INSIDE: dict[str, list[set[str]]] = {
 
 # Formats do not know each other, but for what one of them is made of: a PNG inside another file, a
 # film inside DICOM, a TIFF as a frame.
-FORMATS = {"coco", "dicom", "mha", "nifti", "npz", "nrrd", "raster", "tiff", "video"}
+FORMATS = {"coco", "dicom", "mgh", "mha", "nifti", "npz", "nrrd", "raster", "tiff", "video"}
 MADE_OF = {
     ("coco", "raster"),
     ("nrrd", "raster"),

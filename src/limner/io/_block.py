@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._inflate import DEFLATE_MAX_RATIO, GZIP_MAGIC, inflate
+from limner.io._inflate import DEFLATE_MAX_RATIO, GZIP_MAGIC, inflate, inflated_size
 from limner.io.image import ChannelKind, Image
 from limner.io.limits import check_allocation
 
 Array = NDArray[Any]
+
+FROM_END = -1  # as `Block.skip`
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +35,13 @@ class Block:
         dtype: of one value, with its byte order.
         start: byte of the file at which the values, or the stream that packs them, begin.
         codec: ``"raw"``, ``"text"`` (numbers in ASCII) or a compression.
-        skip: bytes to pass over inside the decompressed stream.
+        skip: bytes to pass over inside the decompressed stream; `FROM_END`: all but the values.
         channel_axis: the axis of `shape` that holds channels, None for grey.
         channel: the only one that is wanted, None for all.
         strict: whether foreign bytes behind a compressed stream are an error.
+        trailer: whether anything may follow the values: more is read for its checksum only.
+        pieces: blocks of one axis that the values lie in one after the other, where they are in
+            several files; `path` is then the first of these.
         ends: whether the values end where the compressed stream does; False where channels follow
             that are not wanted.
     """
@@ -51,6 +56,8 @@ class Block:
     channel: int | None = None
     strict: bool = True
     ends: bool = True
+    trailer: bool = False
+    pieces: tuple[Block, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -64,12 +71,39 @@ class Block:
             return None
         return self.shape[self.channel_axis]
 
+    @property
+    def has_slices(self) -> bool:
+        """Whether `read_slice` works."""
+        return self.codec == "raw" and not self.pieces
+
+    def split_over(self, files: Sequence[Path], piece: Callable[[Block], Block]) -> Block:
+        """The same values in several files, of as many values each.
+
+        Args:
+            files: in order.
+            piece: where in its file a block begins, given one that begins at the first byte.
+
+        Raises:
+            FormatError: the values cannot be divided so.
+        """
+        share, rest = divmod(prod(self.shape), len(files))
+        if rest:
+            shown = "×".join(str(n) for n in self.shape)
+            raise FormatError(f"{files[0]} and the others: {len(files)} files, {shown} values.")
+        first = Block(files[0], (share,), self.dtype, codec=self.codec, strict=self.strict)
+        pieces = tuple(piece(replace(first, path=file)) for file in files)
+        return replace(self, path=files[0], pieces=pieces)
+
     def check_size(self) -> None:
         """Refuse a header that promises more than the file can hold.
 
         Raises:
             FormatError: says what is promised and what is there.
         """
+        for piece in self.pieces:
+            piece.check_size()
+        if self.pieces:
+            return
         room = self.path.stat().st_size - self.start
         needed, packing = self.nbytes, ""
         if self.codec == "text":
@@ -100,7 +134,7 @@ class Block:
             )
         if self.channel_axis is None:
             return self
-        if self.channel_axis != 0 or self.codec == "text":
+        if self.channel_axis != 0 or self.codec == "text" or self.pieces or self.skip < 0:
             return replace(self, channel=channel)
         # Channels one behind the other (a time series): the others need not be read.
         rest = replace(self, shape=self.shape[1:], channel_axis=None)
@@ -136,6 +170,12 @@ class Block:
         return values.astype(self.dtype.newbyteorder("="), order="C")
 
     def _fill(self, buffer: NDArray[np.uint8]) -> None:
+        position = 0
+        for piece in self.pieces:
+            piece._fill(buffer[position : position + piece.nbytes])
+            position += piece.nbytes
+        if self.pieces:
+            return
         if self.codec == "raw":
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -145,14 +185,20 @@ class Block:
             codec = self.codec
             if codec == "zlib" and self._starts_with(GZIP_MAGIC):
                 codec = "gzip"  # MetaImage's own reader takes both
+            skip = self.skip
+            if skip == FROM_END:
+                skip = inflated_size(self.path, codec=codec, start=self.start) - self.nbytes
+                if skip < 0:
+                    raise FormatError(f"{self.path} is cut off: {-skip} bytes of its pixels miss.")
             inflate(
                 self.path,
                 buffer,
                 codec=codec,
                 start=self.start,
-                skip=self.skip,
+                skip=skip,
                 strict=self.strict,
                 ends=self.ends,
+                trailer=self.trailer,
             )
 
     def _arrange(self, values: Array) -> Array:
@@ -165,6 +211,9 @@ class Block:
         return values
 
     def _parse_text(self) -> Array:
+        if self.pieces:
+            values = [piece._parse_text() for piece in self.pieces]
+            return np.concatenate(values).reshape(self.shape)
         with self.path.open("rb") as file:
             file.seek(self.start)
             words = file.read().split()
@@ -224,7 +273,8 @@ def block_image(
         dtype=dtype or block.dtype.newbyteorder("="),
         num_channels=block.num_channels,
         channel_kind=channel_kind,
-        read_slice=load_slice if block.codec == "raw" and geometry.ndim == 3 else None,
+        read_slice=load_slice if geometry.ndim == 3 and block.has_slices else None,
+        files=[piece.path for piece in block.pieces or (block,)],
         path=path,
         format=format,
         modality=modality,

@@ -96,27 +96,3 @@ def axes_of(geometry: Geometry) -> tuple[NDArray[np.float64], NDArray[np.float64
     if geometry.ndim == 2 and not vectors[:, 2].any() and origin[2] == 0:
         return vectors[:, :2], origin[:2]
     return vectors, origin
-
-
-def find_sibling(header: Path, name: str) -> Path:
-    """The file beside a detached header that holds its pixels.
-
-    Only a plain file name is followed. A path, a list or a pattern could make a reader open any
-    file of the machine for whoever sent the header.
-
-    Raises:
-        FormatError: the name is anything else, or there is no such file in the header's folder.
-    """
-    plain = name and Path(name).name == name and not set(name) & set('\\/:*?%"\0')
-    if not plain or name in (".", ".."):
-        raise FormatError(
-            f"{header}: its pixels are in {name[:80]!r}; only one plain file name in the same "
-            "folder is followed. Convert it to a single file first."
-        )
-    target = header.parent / name
-    inside = target.resolve().parent == header.resolve().parent
-    if not inside or not target.is_file() or target.resolve() == header.resolve():
-        raise FormatError(
-            f"{header}: its pixels should be in {name!r} beside it, and no such file is there."
-        )
-    return target

@@ -49,6 +49,7 @@ def inflate(
     skip: int = 0,
     strict: bool = True,
     ends: bool = True,
+    trailer: bool = False,
 ) -> None:
     """Fill a buffer with decompressed bytes of a file, and verify the checksum behind them.
 
@@ -61,6 +62,8 @@ def inflate(
         strict: whether foreign bytes behind the stream are an error or only logged.
         ends: whether the stream ends with the buffer. False where more values follow that are not
             wanted: the rest is not read, so that the checksum behind it is not compared.
+        trailer: whether more may follow in the stream, such as the tags of FreeSurfer; it is read
+            for the checksum.
 
     Raises:
         FormatError: the stream is damaged, ends early or is followed by something else.
@@ -77,8 +80,21 @@ def inflate(
             piece = stream.read(min(missing, _STEP), wanted=missing)
             target[position : position + len(piece)] = piece
             position += len(piece)
-        if ends:
+        if trailer:
+            stream.read_on()
+        elif ends:
             stream.check_end(strict)
+
+
+def inflated_size(path: Path, *, codec: Codec, start: int = 0) -> int:
+    """How many bytes the stream of a file holds, which is read through.
+
+    Raises:
+        FormatError: the stream is damaged or ends early.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        return _Stream(path, file, codec).read_on()
 
 
 def peek_gzip(path: Path, size: int) -> bytes:
@@ -140,6 +156,13 @@ class _Stream:
             if piece:
                 return piece
         raise self._cut_off(f"its {self._codec} data end {wanted} bytes too early")
+
+    def read_on(self) -> int:
+        """Read to the end of the stream, and count its bytes."""
+        count = 0
+        while not self._decoder.eof or self._next_member():
+            count += len(self._decode(_STEP, f"the checksum of its {self._codec} data is missing"))
+        return count
 
     def check_end(self, strict: bool) -> None:
         """Read to the end of the stream, so that its checksum is compared, unless much follows."""

@@ -19,8 +19,8 @@ from limner.io._errors import plain_errors
 from limner.io.protocols import Format
 
 _KNOWN = (
-    ".nii .nii.gz .nrrd .mha .mhd .npz .dcm .tif .png .jpg .bmp .webp .gif, videos, and folders of "
-    "DICOM files or frames"
+    ".nii .nii.gz .nrrd .mha .mhd .mgz .npz .dcm .tif .png .jpg .bmp .webp .gif, videos, and "
+    "folders of DICOM files or frames"
 )
 _HEAD_BYTES = 1024
 
@@ -114,6 +114,12 @@ FORMATS: tuple[FormatEntry, ...] = (
         (".mha", ".mhd"),
         begins_as=_may_be_lines,
         writes={".mha": Written(images=True)},
+    ),
+    FormatEntry(
+        "mgh",
+        (".mgz", ".mgh", ".mgh.gz"),
+        ((0, b"\x1f\x8b"), (0, b"\0\0\0\1")),
+        writes={".mgz": Written(images=True), ".mgh": Written(images=True)},
     ),
     FormatEntry(
         "npz",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class Image:
         read_slice: optional function that reads one slice or frame without reading the rest.
         plane: deprecated name of `read_slice`.
         path: the file or folder.
+        files: that hold the pixels, if not `path`.
         format: the reader that understood it, such as ``"nifti"``.
         metadata: facts for `limner info` and the writers.
         damaged: see the attribute.
@@ -64,6 +65,7 @@ class Image:
         read_slice: Callable[[int], Array] | None = None,
         plane: Callable[[int], Array] | None = None,
         path: Path | None = None,
+        files: Sequence[Path] = (),
         format: str = "array",
         metadata: Mapping[str, Any] | None = None,
         damaged: Mapping[int, str] | None = None,
@@ -72,6 +74,7 @@ class Image:
         self.kind: Kind = kind or ("image" if geometry.ndim == 2 else "volume")
         self.modality = modality
         self.path = path
+        self.files = tuple(files)
         self.format = format
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
         self.damaged: Mapping[int, str] = MappingProxyType({} if damaged is None else damaged)
@@ -160,7 +163,7 @@ class Image:
         """Whether a file is the image's own, or one of the files of its series."""
         if self.path is None:
             return False
-        files = self.metadata.get("sources", {}).get("files", ())
+        files = (*self.files, *self.metadata.get("sources", {}).get("files", ()))
         return path.resolve() in {self.path.resolve(), *(Path(f).resolve() for f in files)}
 
     def pixel_hash(self) -> str:

@@ -1,7 +1,7 @@
-"""MetaImage: .mha, and .mhd with one plain file of pixels beside it.
+"""MetaImage: .mha, and .mhd with plain files of pixels beside it.
 
 MetaImage lists its axes from the fastest to the slowest and is in LPS, as all of ITK. A header may
-only name ``LOCAL`` or a single file of its own folder: lists, patterns and paths are refused,
+name ``LOCAL`` or files of its own folder, alone, in a list or by a pattern; paths are refused,
 because they could name any file of the machine.
 """
 
@@ -19,7 +19,8 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io._block import Block, block_image
-from limner.io._grid import as_written, axes_of, find_sibling, geometry_from_axes
+from limner.io._detached import find_files
+from limner.io._grid import as_written, axes_of, geometry_from_axes
 from limner.io._inflate import zlib_compress
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -29,6 +30,7 @@ Array = NDArray[Any]
 NAME = "mha"
 
 _MAX_HEADER = 1 << 16  # bytes
+_MAX_LIST = 1 << 23  # bytes of names of files
 _FIRST_KEYS = ("objecttype", "ndims", "comment", "objectsubtype", "name", "id")
 _DTYPES = {
     "MET_CHAR": "i1",
@@ -120,7 +122,9 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields by lower-case name, and the byte behind the header."""
+    """The fields by lower-case name, and the byte behind the header; under an empty name the lines
+    behind it, where these list the files of the pixels.
+    """
     with path.open("rb") as file:
         head = file.read(_MAX_HEADER)
     fields: dict[str, str] = {}
@@ -134,10 +138,22 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
             break
         fields[key.strip().lower()] = value.strip()
         if key.strip().lower() == "elementdatafile":  # always the last
+            if value.split()[:1] == ["LIST"]:
+                fields[""] = _read_list(path, end)
             return fields, min(end, len(head))
     raise FormatError(
         f"{path} is not a MetaImage, or its header is cut off: no ElementDataFile in it."
     )
+
+
+def _read_list(path: Path, start: int) -> str:
+    """The names of files behind a header."""
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(_MAX_LIST + 1)
+    if len(content) > _MAX_LIST:
+        raise FormatError(f"{path}: its list of files has more than {_MAX_LIST >> 20} MB.")
+    return content.decode("utf-8", "replace").rstrip("\0")
 
 
 def _numbers(fields: Mapping[str, str], name: str, path: Path) -> list[float]:
@@ -167,10 +183,6 @@ def _block_of(
         )
     big = _flag(fields, "binarydatabyteordermsb", "elementbyteordermsb")
     dtype = np.dtype(_DTYPES[element]).newbyteorder(">" if big else "<")
-    source, start = path, end
-    name = fields["elementdatafile"]
-    if name.upper() != "LOCAL":
-        source, start = find_sibling(path, name), 0
     count = (
         int(_numbers(fields, "elementnumberofchannels", path)[0])
         if "elementnumberofchannels" in fields
@@ -190,8 +202,14 @@ def _block_of(
         codec = "zlib"
     elif fields.get("binarydata", "true").lower() in ("false", "0"):
         codec = "text"
-    block = Block(source, shape, dtype, start, codec, channel_axis=channel_axis, strict=strict)
-    return _skip_header(block, fields, path)
+    block = Block(path, shape, dtype, end, codec, channel_axis=channel_axis, strict=strict)
+    name = fields["elementdatafile"]
+    if name.upper() == "LOCAL":
+        return _skip_header(block, fields, path)
+    files = find_files(path, name, fields.get("", "").splitlines())
+    if len(files) == 1:
+        return _skip_header(replace(block, path=files[0], start=0), fields, path)
+    return block.split_over(files, lambda piece: _skip_header(piece, fields, path))
 
 
 def _skip_header(block: Block, fields: Mapping[str, str], path: Path) -> Block:

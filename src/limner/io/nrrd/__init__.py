@@ -1,9 +1,9 @@
-"""NRRD, with the pixels in the same file or in one plain file beside a detached header.
+"""NRRD, with the pixels in the same file or in plain files beside a detached header.
 
 NRRD lists its axes from the fastest to the slowest; here index order is the reverse, and an axis
 without a place in space (colour, vector, list, time) becomes channels, last. Spaces in RAS and LAS
 are turned into LPS by sign; a space that says nothing about the patient counts as LPS, as in ITK.
-A detached header may only name a single file of its own folder: lists, patterns and paths are
+A detached header may name files of its own folder, alone, in a list or by a pattern; paths are
 refused, because they could name any file of the machine.
 """
 
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io._block import Block, block_image
-from limner.io._grid import as_written, axes_of, find_sibling, geometry_from_axes
+from limner.io._block import FROM_END, Block, block_image
+from limner.io._detached import find_files
+from limner.io._grid import as_written, axes_of, geometry_from_axes
 from limner.io._inflate import gzip_writer
 from limner.io.image import ChannelKind, Image
 from limner.io.labels import Labels
@@ -246,17 +247,23 @@ def _block_of(
         if endian not in ("little", "big"):
             raise FormatError(f"{path}: its endian is {endian!r}; little or big is allowed.")
         dtype = dtype.newbyteorder("<" if endian == "little" else ">")
-    source, start = path, end
-    if "data file" in fields:
-        source, start = find_sibling(path, fields["data file"].removeprefix("./")), 0
-    start = _skip_lines(source, start, fields.get("line skip", 0))
     kept = [k for k in range(len(sizes)) if k in axes.space or k == axes.channel]
     shape = tuple(sizes[k] for k in reversed(kept))
     channel_axis = None
     if axes.channel is not None:
         channel_axis = len(kept) - 1 - kept.index(axes.channel)
-    block = Block(source, shape, dtype, start, codec, channel_axis=channel_axis, strict=strict)
-    return _skip_bytes(block, fields.get("byte skip", 0))
+    block = Block(path, shape, dtype, end, codec, channel_axis=channel_axis, strict=strict)
+
+    def skipped(part: Block) -> Block:
+        part = replace(part, start=_skip_lines(part.path, part.start, fields.get("line skip", 0)))
+        return _skip_bytes(part, fields.get("byte skip", 0))
+
+    if "data file" not in fields:
+        return skipped(block)
+    files = find_files(path, fields["data file"], fields.get("listed files", ()))
+    if len(files) == 1:
+        return skipped(replace(block, path=files[0], start=0))
+    return block.split_over(files, skipped)
 
 
 def _skip_lines(path: Path, start: int, count: int) -> int:
@@ -271,9 +278,11 @@ def _skip_lines(path: Path, start: int, count: int) -> int:
 
 
 def _skip_bytes(block: Block, count: int) -> Block:
-    """Apply NRRD's byte skip: inside the decompressed stream; -1 takes the end of a raw file."""
+    """Apply NRRD's byte skip: inside the decompressed stream; -1 takes the end of it."""
     if count == -1 and block.codec == "raw":
         return replace(block, start=max(block.path.stat().st_size - block.nbytes, 0))
+    if count == -1 and block.codec != "text":
+        return replace(block, skip=FROM_END)
     if count < 0:
         raise FormatError(f"{block.path}: a byte skip of {count} is not possible here.")
     if block.codec in ("raw", "text"):

@@ -93,7 +93,8 @@ def parse_lines(lines: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """
     fields: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    for line in lines:
+    remaining = iter(lines)
+    for line in remaining:
         if line.startswith("#"):
             continue
         name, colon, value = line.partition(":")
@@ -103,7 +104,7 @@ def parse_lines(lines: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
                 raise ValueError(f"the field {known!r} is there twice")
             fields[known] = _value_of(known, value.strip())
             if known == "data file" and value.split()[:1] == ["LIST"]:
-                break  # the other lines are names of files
+                fields["listed files"] = list(remaining)
         elif ":=" in line:
             name, _, value = line.partition(":=")
             keys[_unescape(name.strip())] = _unescape(value.strip())
