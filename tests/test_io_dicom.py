@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import logging
 import shutil
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 import limner
 from dicom_makers import (
@@ -806,3 +808,37 @@ def test_slide_is_put_together_from_its_tiles(shared_data):
     assert image.shape == (50, 50, 3)
     frames = pydicom.dcmread(path).pixel_array
     np.testing.assert_array_equal(image.array[10:20, 30:40], frames[8])
+
+
+@pytest.mark.parametrize("kind", ["single", "series", "multiframe", "deflated"])
+def test_files_compressed_with_gzip_are_read(tmp_path, volume, kind):
+    plain = tmp_path / "plain"
+    if kind == "series":
+        save_series(plain, volume)
+    elif kind == "multiframe":
+        save(enhanced_dataset(volume, [(0, 0, k) for k in range(len(volume))]), plain / "a.dcm")
+    else:
+        ds = image_dataset(volume[0])
+        if kind == "deflated":
+            ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        save(ds, plain / "a.dcm")
+    for file in plain.iterdir():
+        packed = tmp_path / "packed" / f"{file.name}.gz"
+        packed.parent.mkdir(exist_ok=True)
+        packed.write_bytes(gzip.compress(file.read_bytes()))
+    is_folder = kind == "series"
+    expected = limner.read(plain if is_folder else plain / "a.dcm")
+    found = limner.read(tmp_path / "packed" if is_folder else tmp_path / "packed" / "a.dcm.gz")
+    assert found.format == "dicom"
+    assert found.geometry == expected.geometry
+    np.testing.assert_array_equal(found.array, expected.array)
+
+
+def test_gzip_files_that_are_damaged_or_no_dicom(tmp_path, volume):
+    path = save(image_dataset(volume[0]), tmp_path / "a.dcm")
+    packed = gzip.compress(path.read_bytes())
+    (tmp_path / "b.dcm.gz").write_bytes(packed[:-300])
+    assert "gzip data end too early" in refusal(tmp_path / "b.dcm.gz")
+    (tmp_path / "c.dcm.gz").write_bytes(gzip.compress(b"nothing of the kind"))
+    with pytest.raises(FormatError, match="not a DICOM file"):
+        limner.read(tmp_path / "c.dcm.gz")

@@ -27,8 +27,10 @@ def check_output(
     inputs: Iterable[Path | None] = (),
     scores: Path | None = None,
     others: Iterable[Path | None] = (),
+    dicom_type: str | None = None,
 ) -> None:
-    """Refuse a place where nothing can be written, before any work is done.
+    """Refuse a place where nothing can be written, or a format that cannot hold what is to be
+    written, before any work is done.
 
     Args:
         output: of the mask; its manifest lies beside it.
@@ -38,15 +40,17 @@ def check_output(
         inputs: other files that are read, such as prompts and weights.
         scores: of the frames.
         others: more files that are written.
+        dicom_type: of a .dcm.
 
     Raises:
         MissingDependency: a film without PyAV.
+        FormatError, GeometryError: labels of the image cannot be written in this format.
         FormatError: the folder is missing or closed, the suffix is unknown, or an input, the
             journal or another output would be overwritten.
     """
-    from limner.io import manifest_path, writer
+    from limner.io import check_writable, manifest_path, writer
 
-    writer(output)
+    writer(output, dicom_type=dicom_type)
     more = list(others)
     places = (output, manifest_path(output), preview, journal, scores, *more)
     written = [p for p in places if p is not None]
@@ -68,6 +72,7 @@ def check_output(
             raise FormatError(f"{path} is the image itself; choose another file.")
     if preview is not None:
         _check_preview(preview, image)
+    check_writable(output, image, dicom_type=dicom_type)
 
 
 def _check_preview(path: Path, image: Image) -> None:

@@ -126,8 +126,15 @@ def auto(
     began = time.perf_counter()
     image = reading.read(path)
     others = (stats, sampling.uncertainty)
-    journal, inputs = correction.journal, (model.weights,)
-    check_output(output, preview, image, journal=journal, inputs=inputs, others=others)
+    check_output(
+        output,
+        preview,
+        image,
+        journal=correction.journal,
+        inputs=(model.weights,),
+        others=others,
+        dicom_type=dicom_type,
+    )
     _check_images(preview, sampling.uncertainty)
     correction.check()
     found = _segment(image, model, sampling)
@@ -138,7 +145,7 @@ def auto(
 
         limits = (found.labels.manifest or {}).get("options", {}).get("window")
         write_preview(preview, image, found.labels.to_array(), names=found.names, window=limits)
-    _report(found, output, journal, time.perf_counter() - began, as_json=as_json)
+    _report(found, output, correction.journal, time.perf_counter() - began, as_json=as_json)
 
 
 def _check_images(preview: Path | None, uncertainty: Path | None) -> None:

@@ -140,7 +140,15 @@ def propagate(
     file, journal = given.file, result.journal
     weights = (model.find_weights(file), propagator.propagator_weights)
     inputs = (*given.paths, prompts.prompts, *weights)
-    check_output(output, result.preview, image, journal=journal, inputs=inputs, scores=span.scores)
+    check_output(
+        output,
+        result.preview,
+        image,
+        journal=journal,
+        inputs=inputs,
+        scores=span.scores,
+        dicom_type=result.dicom_type,
+    )
     entries = collect_on_slices(given, stored, place, axis)
     _check_readable(image, entries)
     last = image.geometry.shape[0] if span.stop is None else span.stop

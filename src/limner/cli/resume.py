@@ -59,7 +59,7 @@ def resume(
         resumed = limner.resume(journal, image=image)
     with resumed as session:
         if output is not None:
-            check_output(output, preview, session.image, journal=journal)
+            check_output(output, preview, session.image, journal=journal, dicom_type=dicom_type)
         if given != CommandPrompts():
             place = options.PlaceOptions(slice_=slice_)
             _add(session, given, place, object_id, parse_axis(axis, session.image, slice_))

@@ -51,7 +51,14 @@ def segment(
     given = CommandPrompts.parse(prompts, place.slice_, axis)
     file = given.file
     inputs = [*given.paths, prompts.prompts, model.find_weights(file)]
-    check_output(output, result.preview, image, journal=result.journal, inputs=inputs)
+    check_output(
+        output,
+        result.preview,
+        image,
+        journal=result.journal,
+        inputs=inputs,
+        dicom_type=result.dicom_type,
+    )
     entries = collect_prompts(given, image, place, axis=axis)
     default = default_model(image.kind, flat=place.slice_ is not None and axis == 0)
     with model.open_session(image, default, file=file, journal=result.journal) as session:

@@ -30,7 +30,14 @@ from limner.io.image import Image
 from limner.io.inversion import REFLECTION
 from limner.io.labels import LabelArray, Labels
 from limner.io.placement import place_on_grid
-from limner.io.protocols import ImageReader, ImageWriter, LabelReader, LabelWriter, MixedFormat
+from limner.io.protocols import (
+    ImageReader,
+    ImageWriter,
+    LabelReader,
+    LabelWriter,
+    MixedFormat,
+    SelectiveWriter,
+)
 from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
 from limner.label_values import labels_of_values
 
@@ -234,6 +241,29 @@ def writer(path: str | Path, *, dicom_type: str | None = None) -> Writer:
         ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
     """
     return choose_writer(Path(path), dicom_type=dicom_type)
+
+
+def check_writable(path: str | Path, image: Image, *, dicom_type: str | None = None) -> None:
+    """Refuse a file that could not hold the labels of an image, before they are made.
+
+    Args:
+        path: its suffix is the format.
+        image: that is going to be labelled.
+        dicom_type: as for `write`.
+
+    Raises:
+        FormatError: the suffix is unknown, the image does not come from the files that the format
+            refers to, or these say too little or too odd things.
+        GeometryError: the format cannot hold the grid.
+        ValueError: an unknown `dicom_type`, or one for a file that is not ``.dcm``.
+    """
+    path = Path(path)
+    target = writer(path, dicom_type=dicom_type)
+    stored = image.stored if isinstance(image, Reoriented) else image
+    module = target.format.load()
+    if isinstance(module, SelectiveWriter):
+        with plain_errors(path):
+            module.check_writable(path, stored, **target.options)
 
 
 def holds_labels(path: str | Path) -> bool:

@@ -118,6 +118,24 @@ def peek_gzip(path: Path, size: int) -> bytes:
     return unpacked
 
 
+def unpack_gzip(path: Path, limit: int) -> bytes:
+    """All decompressed bytes of a gzip file.
+
+    Raises:
+        FormatError: more than `limit` bytes, or the file is damaged or cut off.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    with path.open("rb") as file:
+        stream = _Stream(path, file, "gzip")
+        while piece := stream.read_rest(_STEP):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise FormatError(f"{path}: inflates to more than {limit >> 30} GiB; refused.")
+    return b"".join(pieces)
+
+
 @contextmanager
 def gzip_writer(path: Path) -> Iterator[BinaryIO]:
     """A file that compresses what is written to it. The same content gives the same bytes."""
@@ -163,6 +181,14 @@ class _Stream:
         while not self._decoder.eof or self._next_member():
             count += len(self._decode(_STEP, f"the checksum of its {self._codec} data is missing"))
         return count
+
+    def read_rest(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end of the stream."""
+        while not self._decoder.eof or self._next_member():
+            piece = self._decode(size, "its gzip data end too early")
+            if piece:
+                return piece
+        return b""
 
     def check_end(self, strict: bool) -> None:
         """Read to the end of the stream, so that its checksum is compared, unless much follows."""

@@ -19,8 +19,8 @@ from limner.io._errors import plain_errors
 from limner.io.protocols import Format
 
 _KNOWN = (
-    ".nii .nii.gz .nrrd .mha .mhd .mgz .npz .dcm .tif .png .jpg .bmp .webp .gif, videos, and "
-    "folders of DICOM files or frames"
+    ".nii .nii.gz .nrrd .mha .mhd .mgz .npz .dcm .dcm.gz .tif .png .jpg .bmp .webp .gif, videos, "
+    "and folders of DICOM files or frames"
 )
 _HEAD_BYTES = 1024
 
@@ -89,6 +89,7 @@ def _may_be_json(head: bytes) -> bool:
 
 _DICOM = (
     (128, b"DICM"),
+    (0, b"\x1f\x8b"),  # .dcm.gz
     *((0, start) for start in (b"\2\0", b"\x08\0", b"\0\x08\0\5", b"\0\x08\0\x08")),  # no preamble
 )
 _PNG, _WEBP = (0, b"\x89PNG\r\n\x1a\n"), (0, b"RIFF")
@@ -131,13 +132,19 @@ FORMATS: tuple[FormatEntry, ...] = (
     ),
     FormatEntry(
         "dicom.seg",
-        (".dcm",),
+        (".dcm", ".dcm.gz"),
         _DICOM,
         images=False,
         label_options=("any_frame",),
         writes={".dcm": Written(overlaps=True)},
     ),
-    FormatEntry("dicom.rtstruct", (".dcm",), _DICOM, images=False, label_options=("any_frame",)),
+    FormatEntry(
+        "dicom.rtstruct",
+        (".dcm", ".dcm.gz"),
+        _DICOM,
+        images=False,
+        label_options=("any_frame",),
+    ),
     FormatEntry(
         "coco",
         (".json",),
@@ -145,7 +152,7 @@ FORMATS: tuple[FormatEntry, ...] = (
         images=False,
         writes={".json": Written(overlaps=True)},
     ),
-    FormatEntry("dicom.images", (".dcm", ".dicom", ".ima"), _DICOM),
+    FormatEntry("dicom.images", (".dcm", ".dcm.gz", ".dicom", ".ima"), _DICOM),
     FormatEntry(
         "tiff",
         (".tif", ".tiff", ".btf", ".tf8"),

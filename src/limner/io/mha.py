@@ -112,6 +112,15 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
     _write(path, pixels, labels.geometry, num_channels=None, unit=_unit_of(like))
 
 
+def check_writable(path: Path, like: Image) -> None:
+    """Refuse a sheared grid.
+
+    Raises:
+        GeometryError: as for `write`.
+    """
+    _refuse_shear(like.geometry)
+
+
 def write_image(path: Path, image: Image) -> None:
     """Write an image, compressed; channels become values of one pixel."""
     pixels = image.array
@@ -270,10 +279,7 @@ def _write(
 ) -> None:
     if path.name.lower().endswith(".mhd"):
         raise FormatError(f"{path}: detached headers are only read; write .mha.")
-    if not geometry.is_orthogonal:
-        raise GeometryError(
-            "MetaImage cannot hold a sheared grid (a tilted gantry); write .nii.gz or .nrrd."
-        )
+    _refuse_shear(geometry)
     geometry = as_written(geometry)
     vectors, origin = axes_of(geometry)
     vectors, origin = vectors / _MILLIMETRES[unit], origin / _MILLIMETRES[unit]
@@ -304,6 +310,13 @@ def _write(
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write("\n".join(lines).encode("ascii"))
         file.write(packed)
+
+
+def _refuse_shear(geometry: Geometry) -> None:
+    if not geometry.is_orthogonal:
+        raise GeometryError(
+            "MetaImage cannot hold a sheared grid (a tilted gantry); write .nii.gz or .nrrd."
+        )
 
 
 def _join(numbers: Array) -> str:

@@ -63,6 +63,14 @@ class LabelWriter(Protocol):
 
 
 @runtime_checkable
+class SelectiveWriter(Protocol):
+    """A format that cannot hold the labels of every image."""
+
+    def check_writable(self, path: Path, like: Image, **options: Any) -> None:
+        """Refuse an image whose labels the format cannot hold, before there are any."""
+
+
+@runtime_checkable
 class ImageWriter(Protocol):
     """A format in which images are written."""
 

@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from limner.errors import FormatError, LimnerError
 from limner.io._errors import muted, one_line
+from limner.io._inflate import GZIP_MAGIC, peek_gzip, unpack_gzip
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -72,6 +73,7 @@ class Header:
         syntax: transfer syntax UID; deduced where the file does not say.
         pixels: where the pixel data lie, None if there are none.
         inflated: the data set's bytes, where it was deflated as a whole.
+        packed: whether the file is compressed with gzip.
     """
 
     path: Path
@@ -79,10 +81,13 @@ class Header:
     syntax: str
     pixels: PixelElement | None
     inflated: bytes | None = None
+    packed: bool = False
 
     def open(self) -> BinaryIO:
         """The source that `pixels.offset` counts in, opened for reading."""
-        return self.path.open("rb") if self.inflated is None else io.BytesIO(self.inflated)
+        if self.inflated is not None:
+            return io.BytesIO(self.inflated)
+        return io.BytesIO(_unpack(self.path)) if self.packed else self.path.open("rb")
 
     def text(self, keyword: str) -> str:
         """An element as one line of text, "" where it is absent or empty."""
@@ -199,12 +204,25 @@ def read_header(path: Path, tags: Sequence[str] | None = None) -> Header:
     """
     with reading(path), path.open("rb") as file:
         head = file.read(4096)
+        packed = head.startswith(GZIP_MAGIC)
+        source: BinaryIO = io.BytesIO(_unpack(path)) if packed else file
+        head = source.read(4096) if packed else head
         if not begins_as_dicom(head):
             raise FormatError(f"{path} is not a DICOM file.")
+        source.seek(0)
         if DEFLATED.encode() in head[:1024]:
-            return _read_deflated(path, tags)
-        file.seek(0)
-        return _parse(path, file, tags)
+            return _read_deflated(path, source, tags)
+        return replace(_parse(path, source, tags), packed=packed)
+
+
+@lru_cache(maxsize=2)  # frames of one file are asked for one by one
+def _unpack(path: Path) -> bytes:
+    return unpack_gzip(path, MAX_INFLATED)
+
+
+def _unpack_head(path: Path, head: bytes) -> bytes:
+    """The first bytes of a file, decompressed where it is a gzip file."""
+    return peek_gzip(path, len(head)) if head.startswith(GZIP_MAGIC) else head
 
 
 def _parse(path: Path, file: BinaryIO, tags: Sequence[str] | None) -> Header:
@@ -235,14 +253,17 @@ def _tags_of(keywords: tuple[str, ...]) -> list[Any]:
     return [Tag(k) for k in keywords]
 
 
-def _read_deflated(path: Path, tags: Sequence[str] | None) -> Header:
+def _read_deflated(path: Path, file: BinaryIO, tags: Sequence[str] | None) -> Header:
     """A data set deflated as a whole, inflated with a limit (PS3.5 A.5)."""
-    from pydicom.filereader import read_dataset, read_file_meta_info
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filereader import read_dataset
 
-    meta = read_file_meta_info(str(path))
-    start = PREAMBLE + 4 + 12 + int(meta.FileMetaInformationGroupLength)
+    packed = file.read()
+    begin = PREAMBLE + 4 + 12  # behind the first element, FileMetaInformationGroupLength
+    start = begin + int.from_bytes(packed[begin - 4 : begin], "little")
+    meta = FileMetaDataset(read_dataset(io.BytesIO(packed[begin:start]), False, True))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    content = inflater.decompress(path.read_bytes()[start:], MAX_INFLATED)
+    content = inflater.decompress(packed[start:], MAX_INFLATED)
     if inflater.unconsumed_tail:
         raise FormatError(f"{path}: inflates to more than {MAX_INFLATED >> 30} GiB; refused.")
     wanted: list[Any] | None = None if tags is None else _tags_of(tuple(tags))
@@ -298,7 +319,7 @@ def sop_class_of(path: Path, head: bytes) -> str | None:
     if len(head) < PREAMBLE + 4:
         with path.open("rb") as file:
             head = file.read(4096)
-    if not begins_as_dicom(head):
+    if not begins_as_dicom(_unpack_head(path, head)):
         return None
     try:
         with reading(path):
@@ -352,7 +373,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 def _has_dicom_head(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return begins_as_dicom(file.read(512))
+            return begins_as_dicom(_unpack_head(path, file.read(512)))
     except OSError:
         return False
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner.geometry import Geometry, resample
+from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.io.limits import check_allocation
 
@@ -117,3 +118,11 @@ def _move_voxels(mask: Array, mapping: Array, shape: tuple[int, ...]) -> Array:
         logger.warning("%d voxels lie outside the image and are lost.", int((~inside).sum()))
     moved[tuple(index[inside].T)] = True
     return moved
+
+
+def one_pixel(like: Image) -> Labels:
+    """An object of one pixel on the middle slice of an image, to try whether it can be written."""
+    shape = like.geometry.shape
+    mask = np.zeros(shape, dtype=np.bool_)
+    mask[tuple(n // 2 for n in shape)] = True
+    return Labels(like.geometry, masks={1: mask})

@@ -5,6 +5,7 @@ repeat their patient, study and frame of reference and name the very instances.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,14 @@ _SHARED_EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+_DATE = re.compile(r"(\d{4})[.\-/]?(0[1-9]|1[0-2])[.\-/]?(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3]):?(?:([0-5]\d)(?::?([0-5]\d|60)(\.\d{1,6})?)?)?")
+_FORMS = {  # groups of a match, joined, are the value as the standard has it
+    "PatientBirthDate": _DATE,
+    "StudyDate": _DATE,
+    "StudyTime": _TIME,
+    "PatientSex": re.compile("([MFO])"),
+}
 _CLASS_OF_MODALITY = {
     "CT": "1.2.840.10008.5.1.4.1.1.2",
     "MR": "1.2.840.10008.5.1.4.1.1.4",
@@ -64,10 +73,18 @@ def source_datasets(like: Image | None, *, purpose: str) -> list[Dataset]:
         )
     headers = [read_header(Path(file)) for file in files]
     seed = headers[0].text("SeriesInstanceUID") or headers[0].instance_uid
+    emptied: set[str] = set()
     for header in headers:
         _complete(header, seed)
+        emptied |= _repair_values(header)
         if "ImagePositionPatient" in header.dataset and not header.text("SliceThickness"):
             header.dataset.SliceThickness = f"{np.linalg.norm(like.affine[:3, 0]):.8g}"
+    if emptied:
+        logger.warning(
+            "%s: left empty in what is written, for its value there has no valid form: %s",
+            headers[0].path.parent,
+            ", ".join(sorted(emptied)),
+        )
     return [header.dataset for header in headers]
 
 
@@ -94,6 +111,27 @@ def _complete(header: Header, seed: str) -> None:
     for keyword in needed:
         if not header.text(keyword):
             setattr(dataset, keyword, generate_uid(entropy_srcs=[keyword, seed]))
+
+
+def _repair_values(header: Header) -> set[str]:
+    """Bring dates, times and sex into their form, which anonymisers and old devices do not keep to.
+
+    Returns:
+        Keywords of what has no such form and was emptied (the standard allows it for all of them).
+    """
+    emptied = set()
+    for keyword, form in _FORMS.items():
+        text = header.text(keyword)
+        found = form.fullmatch(text.upper())
+        kept = "" if found is None else "".join(part or "" for part in found.groups())
+        if text and not kept:
+            emptied.add(keyword)
+        if text != kept:
+            setattr(header.dataset, keyword, kept)
+    for keyword in ("PatientName", "ReferringPhysicianName"):
+        if header.dataset[keyword].VM > 1:  # one name is allowed, and several are no name
+            setattr(header.dataset, keyword, str(header.dataset[keyword].value[0]))
+    return emptied
 
 
 def check_frame_of_reference(

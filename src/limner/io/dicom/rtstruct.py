@@ -8,6 +8,7 @@ between pixel centres, holes joined by keyholes, and read back to exactly the sa
 
 from __future__ import annotations
 
+import io
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.geometry import Geometry
-from limner.io.dicom import _contours
+from limner.io._errors import muted
+from limner.io.dicom import _contours, _sources
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import RTSTRUCT_CLASS, Header, read_header, reading, sop_class_of
-from limner.io.dicom._labels import SliceMasks, as_volume
+from limner.io.dicom._labels import SliceMasks, as_volume, one_pixel
 from limner.io.dicom._sources import (
     check_frame_of_reference,
     check_same_grid,
@@ -34,7 +36,7 @@ from limner.io.image import Image
 from limner.io.labels import Labels
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
+    from pydicom.dataset import Dataset, FileDataset
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -244,25 +246,40 @@ def write(path: Path | str, labels: Labels, *, like: Image | None = None) -> Non
         FormatError: `like` is not DICOM, has no place in the patient or does not fit, or there is
             nothing to write.
     """
-    from limner.io.dicom._rtstruct_writer import build
-
     path = Path(path)
     with reading(path, "cannot be written as an RT Structure Set"):
-        sources = source_datasets(like, purpose="an RT Structure Set")
-        assert like is not None
-        check_same_grid(labels.geometry.shape, like, path)
-        if not like.metadata.get("patient_space"):
-            raise FormatError(
-                f"{path}: contours are in patient space and {like.path} has no place in it; write "
-                "a DICOM Segmentation or .png instead."
-            )
-        if not like.metadata.get("evenly_spaced"):
-            raise FormatError(
-                f"{path}: the slices of {like.path} are not evenly spaced, so contours would lie "
-                "beside them; write a DICOM Segmentation (dicom_type='seg') instead."
-            )
-        if not labels.ids:
-            raise FormatError(f"{path}: there is no object to write.")
-        dataset = build(labels, like, sources)
+        dataset = _build(path, labels, like)
         with atomic_path(path) as temporary:
             dataset.save_as(temporary, enforce_file_format=True)
+
+
+def check_writable(path: Path, like: Image) -> None:
+    """Build the structure set of one pixel and throw it away.
+
+    Raises:
+        FormatError: as for `write`.
+    """
+    with reading(path, "cannot be written as an RT Structure Set"), muted(_sources.__name__):
+        dataset = _build(path, one_pixel(like), like)
+        dataset.save_as(io.BytesIO(), enforce_file_format=True)
+
+
+def _build(path: Path, labels: Labels, like: Image | None) -> FileDataset:
+    from limner.io.dicom._rtstruct_writer import build
+
+    sources = source_datasets(like, purpose="an RT Structure Set")
+    assert like is not None
+    check_same_grid(labels.geometry.shape, like, path)
+    if not like.metadata.get("patient_space"):
+        raise FormatError(
+            f"{path}: contours are in patient space and {like.path} has no place in it; write "
+            "a DICOM Segmentation or .png instead."
+        )
+    if not like.metadata.get("evenly_spaced"):
+        raise FormatError(
+            f"{path}: the slices of {like.path} are not evenly spaced, so contours would lie "
+            "beside them; write a DICOM Segmentation (dicom_type='seg') instead."
+        )
+    if not labels.ids:
+        raise FormatError(f"{path}: there is no object to write.")
+    return build(labels, like, sources)

@@ -8,6 +8,7 @@ refuses many real files; written with it.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 from limner.atomic import atomic_path
 from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
-from limner.io.dicom import _tiles
+from limner.io._errors import muted
+from limner.io.dicom import _sources, _tiles
 from limner.io.dicom._codes import name_of
 from limner.io.dicom._files import SEG_CLASSES, Header, read_header, reading, sop_class_of
 from limner.io.dicom._frames import Frame, frames_of
-from limner.io.dicom._labels import SliceMasks, as_volume, move_labels
+from limner.io.dicom._labels import SliceMasks, as_volume, move_labels, one_pixel
 from limner.io.dicom._pixels import FrameReader
 from limner.io.dicom._placement import FramePlacement, place_frame
 from limner.io.dicom._series import positions_along_normal
@@ -39,7 +41,7 @@ from limner.io.labels import Labels
 from limner.io.limits import check_allocation
 
 if TYPE_CHECKING:
-    pass
+    from pydicom.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -135,25 +137,34 @@ def write(
     Raises:
         FormatError: `like` is not DICOM or does not fit, or there is nothing to write.
     """
-    from limner.io.dicom._seg_writer import build
-
     path = Path(path)
     if dicom_type not in WRITE_TYPES:
         raise FormatError(f"DICOM type {dicom_type!r} is unknown; use {' or '.join(WRITE_TYPES)}.")
     with reading(path, "cannot be written as a DICOM Segmentation"):
-        sources = source_datasets(like, purpose="a DICOM Segmentation")
-        assert like is not None
-        check_same_grid(labels.geometry.shape, like, path)
-        dataset = build(
-            path,
-            labels,
-            like,
-            sources,
-            tracking=TRACKING_PREFIX,
-            labelmap=dicom_type == "seg-labelmap",
-        )
+        dataset = _build(path, labels, like, dicom_type)
         with atomic_path(path) as temporary:
             dataset.save_as(temporary)
+
+
+def check_writable(path: Path, like: Image, *, dicom_type: str = "seg") -> None:
+    """Build the Segmentation of one pixel and throw it away.
+
+    Raises:
+        FormatError: as for `write`.
+    """
+    with reading(path, "cannot be written as a DICOM Segmentation"), muted(_sources.__name__):
+        dataset = _build(path, one_pixel(like), like, dicom_type)
+        dataset.save_as(io.BytesIO())
+
+
+def _build(path: Path, labels: Labels, like: Image | None, dicom_type: str) -> Dataset:
+    from limner.io.dicom._seg_writer import build
+
+    sources = source_datasets(like, purpose="a DICOM Segmentation")
+    assert like is not None
+    check_same_grid(labels.geometry.shape, like, path)
+    labelmap = dicom_type == "seg-labelmap"
+    return build(path, labels, like, sources, tracking=TRACKING_PREFIX, labelmap=labelmap)
 
 
 def _segments(header: Header) -> tuple[dict[int, str], dict[int, int]]:

@@ -145,11 +145,7 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
             f"{path}: {path.suffix or 'no suffix'} is not written, since it may change labels; "
             "use .png."
         )
-    if labels.geometry.ndim != 2:
-        raise FormatError(
-            f"{path}: a PNG holds one picture, not labels of shape {labels.geometry.shape}; "
-            "use .tif or .nii.gz."
-        )
+    _refuse_stack(path, labels.geometry)
     if max(labels.ids, default=0) > _MAX_LABEL:
         raise FormatError(
             f"{path}: a PNG holds object ids up to {_MAX_LABEL}, not {max(labels.ids)}; "
@@ -158,6 +154,23 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
     names = json.dumps({"names": {str(k): v for k, v in labels.names.items()}})
     pixels = np.asarray(labels.to_array())
     atomic_bytes(path, encode(pixels, text=names))
+
+
+def check_writable(path: Path, like: Image) -> None:
+    """Refuse volumes and videos.
+
+    Raises:
+        FormatError: as for `write`.
+    """
+    _refuse_stack(path, like.geometry)
+
+
+def _refuse_stack(path: Path, geometry: Geometry) -> None:
+    if geometry.ndim != 2:
+        raise FormatError(
+            f"{path}: a PNG holds one picture, not labels of shape {geometry.shape}; "
+            "use .tif or .nii.gz."
+        )
 
 
 def write_image(path: Path, image: Image) -> None:
