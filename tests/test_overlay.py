@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+import limner
 from limner import phantoms
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
+from limner.render import overlay, panel
 from limner.render.overlay import LARGEST, render_overlay, write_preview
-from limner.render.panel import NEGATIVE, PALETTE, POSITIVE, color_of
+from limner.render.panel import NEGATIVE, POSITIVE, color_of, outline_color_of
 
 
 def flat(shape: tuple[int, ...], *, spacing: tuple[float, ...] | None = None, **facts) -> Image:
@@ -41,16 +45,17 @@ def test_pictures_of_any_size_are_legible(shape: tuple[int, int]) -> None:
 
 
 def test_every_object_has_its_fill_its_outline_and_its_line_in_the_legend() -> None:
-    labels = np.zeros((200, 240), np.int64)
-    for k in range(len(PALETTE)):
+    labels = np.zeros((320, 240), np.int64)
+    for k in range(12):
         labels[20 + 24 * k : 38 + 24 * k, 20:120] = k + 1
-    image = flat((200, 240))
+    image = flat((320, 240))
     picture = render_overlay(image, labels)
     plain = render_overlay(image, np.zeros_like(labels))
-    assert all(has_color(picture, color_of(k + 1)) for k in range(len(PALETTE)))
+    assert all(has_color(picture, color_of(k + 1)) for k in range(12))
+    assert all(has_color(picture, outline_color_of(k + 1)) for k in range(12))
     assert picture.shape[0] > plain.shape[0]  # the legend
-    inside = picture[58, 140]  # middle of the first object, drawn at twice the size
-    assert (inside != plain[58, 140]).any()
+    inside = picture[29, 70]  # middle of the first object
+    assert (inside != plain[29, 70]).any()
     assert not (inside == color_of(1)).all()  # the image shines through
 
 
@@ -154,8 +159,8 @@ def test_volumes_are_turned_head_up_and_right_to_the_left(axes: tuple[tuple[int,
     picture = render_overlay(image, labels)
     size = (picture.shape[1] - 32) // 3
     for k in range(3):
-        panel = picture[8 : 8 + size, 8 + k * (size + 8) : 8 + k * (size + 8) + size]
-        found = np.argwhere((panel == color_of(1)).all(axis=-1)) / size
+        part = picture[8 : 8 + size, 8 + k * (size + 8) : 8 + k * (size + 8) + size]
+        found = np.argwhere((part == outline_color_of(1)).all(axis=-1)) / size
         assert found.min() > 0.05
         assert found.max() < 0.3
 
@@ -216,3 +221,108 @@ def test_many_instances_share_a_short_legend() -> None:
     labels = np.arange(400, dtype=np.uint16).reshape(20, 20)
     picture = render_overlay(flat((20, 20)), labels)
     assert picture.shape[0] < 2 * picture.shape[1]
+
+
+def test_hundreds_of_objects_have_colours_of_their_own() -> None:
+    colors = [color_of(k) for k in range(1, 300)]
+    assert len(set(colors)) == len(colors)
+    near = np.abs(np.diff(np.asarray(colors[:24]), axis=0)).sum(axis=1)
+    assert near.min() > 60  # neighbours in the list
+
+
+def test_an_outline_stands_out_from_its_fill_and_from_any_image() -> None:
+    labels = np.zeros((60, 60), np.uint8)
+    labels[20:40, 20:40] = 7
+    for grey in (0, 114, 255):
+        picture = render_overlay(flat_of(np.full((60, 60), grey, np.uint8)), labels)
+        scale = picture.shape[1] // 60
+        row = picture[30 * scale].astype(int).sum(axis=-1)[10 * scale : 30 * scale]
+        assert np.abs(np.diff(row)).max() > 150
+
+
+def test_thick_slices_leave_no_empty_half() -> None:
+    """The three panels lie below each other where that shows more."""
+    shape = (20, 128, 128)
+    geometry = Geometry.from_spacing(shape, (5.0, 3.0, 3.0))
+    image = Image(np.full(shape, 200, np.uint8), geometry)
+    picture = render_overlay(image, np.zeros(shape, "u1"), window=(0, 255))
+    assert (picture > 60).any(axis=-1).mean() > 0.9
+    assert picture.shape[0] > picture.shape[1]
+    cube = render_overlay(
+        Image(np.full((40,) * 3, 200, np.uint8), Geometry.from_spacing((40,) * 3)),
+        np.zeros((40,) * 3, "u1"),
+    )
+    assert cube.shape[1] > 2.5 * cube.shape[0]
+
+
+def test_the_legend_agrees_with_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an object that lies below another one in the label map."""
+    grid = Geometry.from_spacing((40, 50), (0.5, 0.5))
+    below, above = np.zeros((40, 50), bool), np.zeros((40, 50), bool)
+    below[5:35, 5:45], above[10:20, 10:20] = True, True
+    labels = Labels(grid, masks={1: below, 2: above}, names={1: "lesion"})
+    said: list[str] = []
+    monkeypatch.setattr(overlay, "draw_text", lambda d, p, label, **_: said.append(label))
+    render_overlay(flat((40, 50), spacing=(0.5, 0.5)), labels.to_array())
+    assert said == ["lesion: 300.0 sq mm", "object 2: 25.0 sq mm"]
+    assert grid.format_size(labels.sizes()[1]) == "300.0 mm²"
+    assert grid.format_size(3) == "0.75 mm²"
+    assert Geometry.from_spacing((2, 2, 2), (1e-3,) * 3).format_size(8) == "8 µm³"
+
+
+def test_panels_are_named_as_the_command_line_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(panel, "draw_text", lambda d, p, label, **_: said.append(label))
+    shape = (30, 40, 50)  # sagittal slices are stored, head first
+    axes = np.array(((1, 0, 0), (0, 0, -1), (0, 1, 0))).T
+    geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0), direction=axes)
+    render_overlay(Image(np.zeros(shape, np.uint8), geometry), np.zeros(shape, "u1"))
+    assert {"sagittal slice 15", "axial slice 20", "coronal slice 25"} <= set(said)
+
+
+def test_a_huge_image_is_shrunk_before_it_is_drawn() -> None:
+    pixels = np.zeros((4000, 6000), np.uint16)
+    pixels[:, 3000:] = 4000
+    tracemalloc.start()
+    picture = render_overlay(flat_of(pixels), np.zeros(pixels.shape, np.uint8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * pixels.nbytes  # as floats it would be more than six times that
+    assert picture[100, 100].max() == 0
+    assert picture[100, -100].min() == 255
+
+
+def flat_of(pixels: np.ndarray) -> Image:
+    return Image(pixels, Geometry.from_spacing(pixels.shape))
+
+
+def test_results_show_themselves_in_a_notebook_and_in_one_line() -> None:
+    phantom = phantoms.image(3, (60, 80))
+    with limner.open_session(phantom.image, "toy") as session:
+        assert repr(session).startswith("<Session toy on <Image image MR 60×80")
+        session.add(limner.Box((10, 10), (40, 40)))
+        session.names[1] = "lesion"
+        prediction, found = session.predict(), session.export()
+        with Pillow.open(io.BytesIO(session._repr_png_())) as shown:
+            assert shown.mode == "RGB"
+    count = int(prediction.mask.sum())
+    assert repr(prediction) == (
+        f"<Prediction of object 1: {count:,} of 60×80, score {prediction.score:.2f}>"
+    )
+    assert repr(found).startswith("<Labels on 60×80: 1 lesion ")
+    picture = limner.render_overlay(phantom.image, prediction)
+    assert np.array_equal(picture, limner.render_overlay(phantom.image, prediction.mask))
+    assert np.array_equal(picture, limner.render_overlay(phantom.image, found.mask(1)))
+    with Pillow.open(io.BytesIO(picture._repr_png_())) as shown:
+        assert np.array_equal(np.asarray(shown), picture)
+
+
+def test_a_prediction_on_a_slice_is_shown_on_it() -> None:
+    phantom = phantoms.volume(3, (8, 40, 40))
+    with limner.open_session(phantom.image, "toy") as session:
+        session.add(limner.Box((10, 10), (30, 30)), frame=3)
+        prediction = session.predict(frame=3)
+    expected = np.zeros(phantom.image.geometry.shape, bool)
+    expected[3] = prediction.mask
+    shown = limner.render_overlay(phantom.image, prediction)
+    assert np.array_equal(shown, limner.render_overlay(phantom.image, expected, frame=3))

@@ -32,6 +32,7 @@ NAMES = {
     "read",
     "read_labels",
     "refine_3d",
+    "render_overlay",
     "resume",
     "segment_automatically",
     "write",

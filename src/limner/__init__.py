@@ -39,6 +39,7 @@ _HOMES = {
     "read": "limner.io",
     "read_labels": "limner.io",
     "refine_3d": "limner.sessions.refine_3d",
+    "render_overlay": "limner.render.overlay",
     "resume": "limner.sessions",
     "segment_automatically": "limner.pipeline.automatic",
     "write": "limner.io",
@@ -69,6 +70,7 @@ __all__ = [
     "read",
     "read_labels",
     "refine_3d",
+    "render_overlay",
     "resume",
     "segment_automatically",
     "write",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from limner.models import ModelCard, ModelsModule, create_model, list_models
     from limner.pipeline.automatic import segment_automatically
     from limner.prompts import Box, Click, Example, Lasso, MaskPrompt, Scribble, TextPrompt
+    from limner.render.overlay import render_overlay
     from limner.sessions import Prediction, Session, open_session, resume
     from limner.sessions.everything import everything
     from limner.sessions.refine_3d import refine_3d

@@ -133,6 +133,22 @@ class Geometry:
             return float(np.linalg.norm(np.cross(self.affine[:3, 1], self.affine[:3, 2])))
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
+    def format_size(self, count: int) -> str:
+        """The area, or in 3D the volume, of so many pixels, with its unit.
+
+        Examples:
+            >>> Geometry.from_spacing((4, 4), (0.5, 0.5)).format_size(10)
+            '2.5 mm²'
+        """
+        size, power = count * self.voxel_volume, "²" if self.ndim == 2 else "³"
+        if 0 < size < 1e-3:  # cells
+            return f"{size * 1000.0**self.ndim:,.4g} µm{power}"
+        if self.ndim == 3 and (size >= 1 or not size):
+            size, unit, digits = size / 1000.0, "ml", 2
+        else:
+            unit, digits = f"mm{power}", 1
+        return f"{f'{size:,.{digits}f}' if size >= 1 or not size else f'{size:.4g}'} {unit}"
+
     def index_to_world(self, index: ArrayLike) -> Array:
         """Map indices ``(…, ndim)`` in index order to LPS millimetres ``(…, 3)``.
 

@@ -13,6 +13,7 @@ from limner.errors import FormatError, require
 
 if TYPE_CHECKING:
     from limner.cli._propagation_report import PropagationReport
+    from limner.geometry import Geometry
     from limner.io.image import Image
     from limner.io.labels import Labels
     from limner.sessions import Session
@@ -149,7 +150,7 @@ def write_result(
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        _print_report(facts)
+        _print_report(facts, session.image.geometry)
 
 
 def _write_preview(
@@ -190,10 +191,9 @@ def predict_all(session: Session, report: PropagationReport | None = None) -> di
 def summarise(session: Session, labels: Labels, scores: dict[int, float]) -> dict[str, Any]:
     """What was found, as JSON values: pixels, area or volume, score per object."""
     geometry = session.image.geometry
-    objects = []
+    objects, sizes = [], labels.sizes()
     for object_id in session.object_ids:
-        mask = labels.mask(object_id)
-        count = int(mask.sum())
+        count = sizes.get(object_id, 0)
         facts: dict[str, Any] = {
             "id": object_id,
             "name": labels.names.get(object_id),
@@ -220,11 +220,7 @@ def _round(size: float) -> float:
     return round(size, 3) if size >= 1 else float(f"{size:.4g}")
 
 
-def _format(size: float, digits: int) -> str:
-    return f"{size:,.{digits}f}" if size >= 1 or size == 0 else f"{size:.4g}"
-
-
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any], geometry: Geometry) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -234,10 +230,8 @@ def _print_report(report: dict[str, Any]) -> None:
     for facts in report["objects"]:
         name = facts["name"] or f"object {facts['id']}"
         parts = [f"{facts['pixels']:,} {elements}"]
-        if "area_mm2" in facts:
-            parts.append(f"{_format(facts['area_mm2'], 1)} mm²")
-        if "volume_mm3" in facts:
-            parts.append(f"{_format(facts['volume_mm3'] / 1000, 2)} ml")
+        if "area_mm2" in facts or "volume_mm3" in facts:
+            parts.append(geometry.format_size(facts["pixels"]))
         if facts["score"] is not None:
             parts.append(f"score {facts['score']:.2f}")
         console.print(f"[bold]{escape(name)}[/bold]: {', '.join(parts)}")

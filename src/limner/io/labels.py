@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from limner.geometry import Geometry
 from limner.label_values import mask_of_values
 
 Array = NDArray[Any]
+
+_LISTED = 8  # objects, in one line
+_COUNTED = 1 << 22  # pixels that are counted at once
 
 
 class LabelArray(np.ndarray[Any, np.dtype[Any]]):
@@ -140,6 +144,24 @@ class Labels:
             once[place] |= inside
         return int(np.count_nonzero(more))
 
+    def __repr__(self) -> str:
+        sizes = self.sizes()
+        listed = [
+            f"{i} {self.name(i)} {self.geometry.format_size(sizes.get(i, 0))}"
+            if self.geometry.has_spacing
+            else f"{i} {self.name(i)} {sizes.get(i, 0):,} pixels"
+            for i in self.ids[:_LISTED]
+        ]
+        more = [f"{len(self.ids) - _LISTED} more"] if len(self.ids) > _LISTED else []
+        shape = "×".join(map(str, self.geometry.shape))
+        return f"<Labels on {shape}: {', '.join([*listed, *more]) or 'no objects'}>"
+
+    def sizes(self) -> dict[int, int]:
+        """Pixels of each object, those that it shares with others included."""
+        if self._array is not None:
+            return count_labels(self._array)
+        return {i: int(np.count_nonzero(self._masks[i][1])) for i in self.ids}
+
     def name(self, object_id: int) -> str:
         """The object's name, or ``"object 3"``."""
         return self.names.get(object_id, f"object {object_id}")
@@ -165,6 +187,19 @@ class Labels:
                 f"{self.geometry.shape}."
             )
         return array
+
+
+def count_labels(array: Array) -> dict[int, int]:
+    """Pixels of each label above 0, ascending; part by part, since sorting all takes long."""
+    counts: Counter[int] = Counter()
+    for part in np.array_split(array, max(1, array.size // _COUNTED)):
+        if part.dtype.kind == "b" or part.dtype == np.uint8:
+            found = np.bincount(part.ravel().view(np.uint8), minlength=1)
+            counts.update({int(i): int(found[i]) for i in np.flatnonzero(found)})
+        else:
+            ids, sizes = np.unique(part, return_counts=True)
+            counts.update(dict(zip(ids.tolist(), sizes.tolist(), strict=True)))
+    return {i: counts[i] for i in sorted(counts) if i > 0}
 
 
 def _ids(array: Array) -> tuple[int, ...]:

@@ -176,8 +176,7 @@ class _FrameRenderer:
 
     def _panel(self, index: int) -> Panel:
         image, reformat = self._image, self._reformat
-        what = "frame" if image.kind == "video" else "slice"
-        title = f"{what} {index}"
+        title = f"{'frame' if reformat is None else reformat.name} {index}"
         mm = self._finest / self._scale if image.geometry.has_spacing else None
         if reformat is None:
             return Panel(self._pixels(index), self._labels[index], self._size, mm, title)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,6 +17,7 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.io.image import Image
 from limner.io.inversion import invert_for_display, invert_window
+from limner.io.labels import Labels, count_labels
 from limner.prompts.types import MaskPrompt, Prompt
 from limner.render.panel import (
     BACKDROP,
@@ -25,6 +27,8 @@ from limner.render.panel import (
     draw_panel,
     draw_text,
     font,
+    shrink_pixels,
+    text_size,
     to_rgb,
 )
 from limner.render.reformat import Reformat, prompt_on_slice
@@ -34,7 +38,7 @@ Array = NDArray[Any]
 LARGEST, SMALLEST = 1600, 480  # pixels of the longer side
 MOST_FRAMES = 8  # on a contact sheet
 MOST_GIF_FRAMES = 120
-_GAP, _LINE = 8, 20  # pixels
+_GAP = 8  # pixels
 _MOST_LEGEND = 12  # objects
 
 
@@ -50,15 +54,38 @@ class PlacedPrompt(Protocol):
         """Its frame or slice; None for the whole image."""
 
 
+class OnFrame(Protocol):
+    """A mask of an image, or of one frame or slice of it, such as a prediction."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Boolean."""
+
+    @property
+    def frame(self) -> int | None:
+        """Which frame or slice; None for the whole."""
+
+
+class OverlayPixels(np.ndarray[Any, np.dtype[np.uint8]]):
+    """An overlay's pixels, which a notebook shows as an image."""
+
+    def _repr_png_(self) -> bytes | None:
+        if self.ndim != 3 or self.shape[-1] != 3:  # a part of it
+            return None
+        file = io.BytesIO()
+        Pillow.fromarray(np.asarray(self)).save(file, format="PNG")
+        return file.getvalue()
+
+
 def render_overlay(
     image: Image,
-    labels: ArrayLike,
+    labels: ArrayLike | Labels | OnFrame,
     *,
     frame: int | None = None,
     prompts: Sequence[Prompt | PlacedPrompt] = (),
     window: str | tuple[float, float] | None = None,
     names: Mapping[int, str] | None = None,
-) -> Pixels:
+) -> OverlayPixels:
     """Draw a segmentation on its image.
 
     A 2D image is shown as stored; a volume as three orthogonal slices through the largest object in
@@ -67,7 +94,8 @@ def render_overlay(
 
     Args:
         image: what was segmented.
-        labels: integers or booleans of ``image.geometry.shape``, 0 is background.
+        labels: integers or booleans of ``image.geometry.shape``, 0 is background; a segmentation,
+            or a prediction, which is shown on its frame.
         frame: draw only this frame or slice, as stored.
         prompts: of the user, positions in the image's index order; 2D ones on a volume or
             video are drawn on their own frame (a session's entries know it), else on `frame`.
@@ -75,13 +103,16 @@ def render_overlay(
         names: of the objects, for the legend; taken from `labels` where these know them.
 
     Returns:
-        uint8 RGB ``(row, column, 3)``, at most `LARGEST` wide, and high but for the legend.
+        uint8 RGB ``(row, column, 3)``, at most `LARGEST` wide, and high but for the legend; a
+        notebook shows it as an image.
 
     Raises:
         ValueError: `labels` does not fit the image, or there is no such frame or window.
     """
-    array, shape = _check_labels(labels, image, frame), image.geometry.shape
-    source = getattr(labels, "source", None)
+    if hasattr(labels, "mask") and not isinstance(labels, Labels | np.ndarray):
+        labels, frame = _mask_of(labels, image, frame)
+    array, shape = _check_labels(cast(ArrayLike, labels), image, frame), image.geometry.shape
+    source = labels if isinstance(labels, Labels) else getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
     limits = invert_window(image, resolve_window(window))
     image = invert_for_display(image)
@@ -94,7 +125,17 @@ def render_overlay(
         panels = _draw_contact_sheet(image, array, placed, limits)
     else:
         panels = _draw_orthogonal_slices(image, array, placed, limits)
-    return _lay_out(panels, _legend(image, array, known, frame))
+    sizes = _sizes(labels if source is None else source, array, frame)
+    return _lay_out(panels, _legend(image, sizes, known, frame)).view(OverlayPixels)
+
+
+def _mask_of(found: OnFrame, image: Image, frame: int | None) -> tuple[Array, int | None]:
+    """The mask on the whole image, and the frame to show."""
+    if found.frame is None:
+        return found.mask, frame
+    whole = np.zeros(image.geometry.shape, np.bool_)
+    whole[found.frame] = found.mask
+    return whole, found.frame if frame is None else frame
 
 
 def _check_labels(labels: ArrayLike, image: Image, frame: int | None) -> Array:
@@ -177,12 +218,15 @@ def _draw_stored(
     spacing = np.asarray(image.spacing[-2:])
     scale = _scale(np.asarray(labels.shape) * spacing / spacing.min(), largest)
     size = np.maximum(1, np.rint(np.asarray(labels.shape) * spacing / spacing.min() * scale))
+    height, width = int(size[0]), int(size[1])
+    limits = _limits(image, pixels, limits)
     panel = Panel(
-        to_rgb(pixels, 2, _limits(image, pixels, limits)),
+        to_rgb(shrink_pixels(pixels, (height, width)), 2, limits),
         labels,
-        (int(size[0]), int(size[1])),
+        (height, width),
         float(spacing.min()) / scale if image.geometry.has_spacing else None,
         title,
+        text=text_size(max(height, width)),
     )
     return draw_panel(panel, [p for p in prompts if p.num_axes == 2])
 
@@ -239,18 +283,33 @@ def _include_prompted(chosen: list[int], prompts: Sequence[Prompt]) -> list[int]
 
 def _draw_orthogonal_slices(
     image: Image, labels: Array, prompts: Sequence[Prompt], limits: tuple[float, float] | None
-) -> list[Pillow.Image]:
+) -> Sequence[Pillow.Image | list[Pillow.Image]]:
     """Draw slices across the three axes through the largest object, in one scale."""
     centre = _choose_centre(labels, prompts)
     limits = _limits(image, image.array, limits)
     reformats = [Reformat(image, axis) for axis in range(3)]
     sizes = np.asarray([t.size_mm for t in reformats])
-    room = LARGEST - 4 * _GAP
-    scale = min(room / sizes[:, 1].sum(), 0.5 * LARGEST / sizes[:, 0].max())
-    return [
-        reformat.draw_slice(labels, prompts, centre[axis], limits, scale)
+    side_by_side, scale = _arrange(sizes)
+    whole = (sizes[:, 1].sum() if side_by_side else sizes[:, 1].max()) * scale
+    panels = [
+        reformat.draw_slice(labels, prompts, centre[axis], limits, scale, text_size(whole))
         for axis, reformat in enumerate(reformats)
     ]
+    return panels if side_by_side else [[panel] for panel in panels]
+
+
+def _arrange(sizes: Array) -> tuple[bool, float]:
+    """Whether panels go beside or below each other, and their scale: what shows more and larger.
+
+    A volume of few thick slices has two flat panels, which would leave a row of three mostly empty.
+    """
+    (high, wide), (tall, broad) = sizes.max(axis=0), sizes.sum(axis=0)
+    room = LARGEST - 4 * _GAP
+    row = min(room / broad, 0.5 * LARGEST / high)
+    column = min(0.75 * LARGEST / wide, 0.75 * LARGEST / tall)
+    area = sizes.prod(axis=1).sum()
+    beside = bool(row * area / (broad * high) >= column * area / (wide * tall))
+    return beside, float(row if beside else column)
 
 
 def _choose_centre(labels: Array, prompts: Sequence[Prompt]) -> tuple[int, ...]:
@@ -283,66 +342,97 @@ def _spread_frames(count: int, most: int) -> list[int]:
     return sorted({int(k) for k in np.rint(np.linspace(0, count - 1, min(count, most)))})
 
 
+def _sizes(labels: Any, array: Array, frame: int | None) -> Mapping[int, int]:
+    """Pixels per object, overlaps counted for each where the segmentation knows them."""
+    if frame is None and isinstance(labels, Labels):
+        return labels.sizes()
+    if isinstance(labels, Labels):
+        return {i: n for i in labels.ids if (n := int(labels.mask(i)[frame].sum()))}
+    return count_labels(array if frame is None else array[frame])
+
+
 def _legend(
-    image: Image, labels: Array, names: Mapping[int, str], frame: int | None
+    image: Image, sizes: Mapping[int, int], names: Mapping[int, str], frame: int | None
 ) -> list[tuple[int, str]]:
     """Objects with their names and sizes; id 0 for the line that says how many are left out."""
-    counted = labels if frame is None else labels[frame]
-    ids, counts = np.unique(counted, return_counts=True)
     rows = []
-    for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
-        if object_id:
-            name = names.get(object_id, f"object {object_id}")
-            rows.append((object_id, f"{name}: {_format_size(image, count, frame)}"))
+    for object_id, count in sizes.items():
+        name = names.get(object_id, f"object {object_id}")
+        rows.append((object_id, f"{name}: {_format_size(image, count, frame)}"))
     left = len(rows) - _MOST_LEGEND
     return [*rows[:_MOST_LEGEND], (0, f"and {left} more")] if left > 0 else rows
 
 
 def _format_size(image: Image, count: int, frame: int | None) -> str:
-    if not image.geometry.has_spacing:
-        return f"{count} pixels"
-    spacing = image.spacing
-    if image.kind == "volume" and frame is None:
-        volume = count * image.geometry.voxel_volume / 1000.0
-        return f"{volume:.3g} mL" if volume < 1000 else f"{volume:.0f} mL"
-    area = count * spacing[-1] * spacing[-2] / 100.0
-    many = " over all frames" if image.kind == "video" and frame is None else ""
-    return (f"{area:.3g} sq cm" if area >= 0.1 else f"{area * 100:.3g} sq mm") + many
+    """As the command line reports it: millilitres, square millimetres, else pixels."""
+    grid = image.geometry if frame is None else image.geometry.slice_at(frame)
+    if image.kind == "video" and frame is None:
+        return f"{count:,} pixels in all frames"
+    if grid.has_spacing:
+        text = grid.format_size(count)
+        for sign, word in (("²", "sq "), ("³", "cu ")):  # the font has no such digits, and no µ
+            if text.endswith(sign):
+                number, unit = text.rstrip(sign).replace("µ", "u").split(" ")
+                text = f"{number} {word}{unit}"
+        return text
+    return f"{count:,} {'voxels' if grid.ndim == 3 else 'pixels'}"
 
 
-def _lay_out(panels: Sequence[Pillow.Image], legend: Sequence[tuple[int, str]]) -> Pixels:
-    """Lay out panels in rows on a dark ground, up to four beside each other, the legend below."""
-    rows = [list(panels[k : k + 4]) for k in range(0, len(panels), 4)]
-    widths = [sum(p.width for p in row) + _GAP * (len(row) + 1) for row in rows]
-    single = len(panels) == 1
-    width = panels[0].width if single else max(widths)
-    entries = _wrap_legend(legend, width)
+def _lay_out(
+    panels: Sequence[Pillow.Image | list[Pillow.Image]], legend: Sequence[tuple[int, str]]
+) -> Pixels:
+    """Lay out panels in rows on a dark ground, up to four beside each other, the legend below.
+
+    Args:
+        panels: or rows of them.
+        legend: object ids and words.
+    """
+    rows = [row if isinstance(row, list) else [row] for row in panels]
+    if all(len(row) == 1 for row in rows) and not any(isinstance(p, list) for p in panels):
+        flat = [row[0] for row in rows]
+        rows = [flat[k : k + 4] for k in range(0, len(flat), 4)]
+    single = len(rows) == len(rows[0]) == 1
     pad = 0 if single else _GAP
+    width = max(sum(p.width for p in row) + pad * (len(row) + 1) for row in rows)
     height = pad + sum(max(p.height for p in row) + pad for row in rows)
-    canvas = Pillow.new("RGB", (width, height + len(entries) * _LINE + bool(entries) * 6), BACKDROP)
+    size = text_size(width)
+    entries = _wrap_legend(legend, width, size)
+    line = round(1.5 * size)
+    canvas = Pillow.new("RGB", (width, height + len(entries) * line + bool(entries) * 6), BACKDROP)
+    for place, panel in _places(rows, pad):
+        canvas.paste(panel, place)
+    draw = ImageDraw.Draw(canvas)
+    for k, words in enumerate(entries):
+        for x, object_id, label in words:
+            middle, half = height + 3 + k * line + line // 2, size // 2
+            if object_id:
+                box = [x, middle - half, x + 2 * half, middle + half]
+                draw.rectangle(box, fill=color_of(object_id))
+            draw_text(draw, (x + 1.5 * size, middle), label, anchor="lm", size=size)
+    return np.array(canvas)
+
+
+def _places(
+    rows: Sequence[Sequence[Pillow.Image]], pad: int
+) -> Iterator[tuple[tuple[int, int], Pillow.Image]]:
+    """Upper left corners of panels, ``(x, y)``."""
     y = pad
     for row in rows:
         x = pad
         for panel in row:
-            canvas.paste(panel, (x, y))
+            yield (x, y), panel
             x += panel.width + pad
         y += max(p.height for p in row) + pad
-    draw = ImageDraw.Draw(canvas)
-    for k, line in enumerate(entries):
-        for x, object_id, label in line:
-            middle = height + 3 + k * _LINE + _LINE // 2
-            if object_id:
-                draw.rectangle([x, middle - 6, x + 12, middle + 6], fill=color_of(object_id))
-            draw_text(draw, (x + 18, middle), label, anchor="lm", size=13)
-    return np.array(canvas)
 
 
-def _wrap_legend(legend: Sequence[tuple[int, str]], width: int) -> list[list[tuple[int, int, str]]]:
+def _wrap_legend(
+    legend: Sequence[tuple[int, str]], width: int, size: int
+) -> list[list[tuple[int, int, str]]]:
     """Legend entries in lines that fit: ``(x, object id, words)``."""
     lines: list[list[tuple[int, int, str]]] = []
     x = width
     for object_id, label in legend:
-        needed = 18 + int(font(13).getlength(label)) + 20
+        needed = round(3 * size + font(size).getlength(label))
         if x + needed > width:
             lines.append([])
             x = _GAP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Color: TypeAlias = tuple[int, int, int]
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart, without
-# black; the order keeps neighbours in the list far apart.
+# black; the order keeps neighbours in the list far apart. Then those that are farthest from all
+# before them in CIELAB, and from the colours of clicks.
 PALETTE: tuple[Color, ...] = (
     (86, 180, 233),
     (230, 159, 0),
@@ -38,6 +40,19 @@ PALETTE: tuple[Color, ...] = (
     (240, 228, 66),
     (213, 94, 0),
     (0, 114, 178),
+    (105, 0, 255),
+    (255, 0, 210),
+    (105, 90, 30),
+    (0, 255, 0),
+    (0, 105, 255),
+    (255, 180, 150),
+    (240, 0, 120),
+    (0, 255, 255),
+    (210, 240, 165),
+    (105, 150, 0),
+    (150, 60, 180),
+    (180, 165, 255),
+    (165, 240, 30),
 )
 BACKDROP: Color = (18, 18, 20)
 INK: Color = (235, 235, 235)
@@ -45,6 +60,7 @@ POSITIVE: Color = (60, 220, 120)
 NEGATIVE: Color = (240, 70, 60)
 BOX_COLOR: Color = (255, 255, 255)
 FILL = 0.3  # opacity of an object
+LINE = 0.6  # share of white in an object's outline, which stands out from its fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +74,7 @@ class Panel:
         mm_per_pixel: millimetres per row of the rendering; None if unknown.
         title: what it is, such as ``"slice 24"``.
         edges: patient directions at the top, right, bottom and left; empty where unknown.
+        text: height of the letters in pixels.
     """
 
     pixels: Pixels
@@ -66,11 +83,28 @@ class Panel:
     mm_per_pixel: float | None = None
     title: str = ""
     edges: tuple[str, str, str, str] = ("", "", "", "")
+    text: int = 14
 
 
 def color_of(object_id: int) -> Color:
-    """The colour in which an object is drawn."""
-    return PALETTE[(object_id - 1) % len(PALETTE)]
+    """The colour in which an object is drawn; after `PALETTE`, hues a golden ratio apart."""
+    if object_id <= len(PALETTE):
+        return PALETTE[object_id - 1]
+    turn = object_id - len(PALETTE)
+    value, saturation = (1.0, 0.75, 0.9)[turn % 3], (0.55, 0.9)[turn % 2]
+    red, green, blue = colorsys.hsv_to_rgb(turn * 0.618034 % 1.0, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def outline_color_of(object_id: int) -> Color:
+    """The colour of an object's outline: with much white, so that it stands out from the fill."""
+    red, green, blue = (round(255 * LINE + (1 - LINE) * c) for c in color_of(object_id))
+    return red, green, blue
+
+
+def text_size(longest: float) -> int:
+    """Height of letters that are legible on a picture of so many pixels, also shrunk to a page."""
+    return int(np.clip(round(longest / 64), 13, 26))
 
 
 @lru_cache(maxsize=8)
@@ -142,6 +176,20 @@ def to_rgb(pixels: Array, ndim: int, limits: tuple[float, float]) -> Pixels:
     return np.ascontiguousarray(np.broadcast_to(channels, (*channels.shape[:-1], 3)))
 
 
+def shrink_pixels(pixels: Array, size: tuple[int, int]) -> Array:
+    """Means of whole blocks of pixels, at least `size`, so that a huge image is never copied."""
+    factor = min(n // wanted for n, wanted in zip(pixels.shape, size, strict=False))
+    if factor < 2:
+        return pixels
+    rows, columns = (n // factor for n in pixels.shape[:2])
+    result = np.empty((rows, columns, *pixels.shape[2:]), np.float32)
+    for row in range(rows):
+        band = pixels[row * factor : (row + 1) * factor, : columns * factor]
+        blocks = band.reshape(factor, columns, factor, *pixels.shape[2:])
+        result[row] = blocks.mean(axis=(0, 2), dtype=np.float32)
+    return result.astype(pixels.dtype) if pixels.dtype == np.uint8 else result
+
+
 def _resize_labels(labels: Array, size: tuple[int, int]) -> Array:
     """Resize labels by nearest neighbour, pixel centres aligned."""
     rows, columns = (
@@ -152,7 +200,7 @@ def _resize_labels(labels: Array, size: tuple[int, int]) -> Array:
 
 
 def _overlay_labels(base: Pixels, labels: Array) -> Pixels:
-    """Draw labels as translucent fill with an outline of two pixels, the outer one dark."""
+    """Draw labels as translucent fill with an outline of two pixels: dark outside, light inside."""
     found = np.nonzero(labels.any(axis=1))[0], np.nonzero(labels.any(axis=0))[0]
     if not found[0].size:
         return base.copy()
@@ -165,15 +213,19 @@ def _overlay_labels(base: Pixels, labels: Array) -> Pixels:
 
 def _blend_labels(base: Pixels, labels: Array, *, thick: bool) -> Pixels:
     inside = labels > 0
-    palette = np.asarray(PALETTE, dtype=np.float32)
-    colors = palette[(labels.astype(np.int64) - 1) % len(PALETTE)]
+    ids, places = np.unique(labels, return_inverse=True)
+    places = places.reshape(labels.shape)
+    colors, lines = (
+        np.asarray([color(k) if k else (0, 0, 0) for k in ids.tolist()], np.float32)[places]
+        for color in (color_of, outline_color_of)
+    )
     result = base.astype(np.float32)
     result[inside] = (1 - FILL) * result[inside] + FILL * colors[inside]
     edge = _label_edges(labels) & inside
     rim = _dilate(edge) & ~inside
-    result[rim] *= 0.35
+    result[rim] *= 0.25
     line = (edge | (_dilate(edge) & inside)) if thick else edge
-    result[line] = colors[line]
+    result[line] = lines[line]
     return np.asarray(np.clip(np.rint(result), 0, 255), dtype=np.uint8)
 
 
@@ -274,11 +326,14 @@ def _draw_annotations(draw: ImageDraw.ImageDraw, panel: Panel) -> None:
     if min(height, width) < 90:  # no room: the notes would cover the image
         return
     top, right, bottom, left = panel.edges
-    draw_text(draw, (width / 2, 4), top, anchor="ma")
-    draw_text(draw, (width - 6, height / 2), right, anchor="rm")
-    draw_text(draw, (width / 2, height - 4), bottom, anchor="md")
-    draw_text(draw, (6, height / 2), left, anchor="lm")
-    draw_text(draw, (6, 4), panel.title, anchor="la")
+    size = panel.text
+    title = panel.title if font(size).getlength(panel.title) < 0.8 * width else ""
+    beside = 6 + font(size).getlength(title) > width / 2 - size  # the letter at the top has no room
+    draw_text(draw, (width / 2, 4), "" if beside else top, anchor="ma", size=size)
+    draw_text(draw, (width - 6, height / 2), right, anchor="rm", size=size)
+    draw_text(draw, (width / 2, height - 4), bottom, anchor="md", size=size)
+    draw_text(draw, (6, height / 2), left, anchor="lm", size=size)
+    draw_text(draw, (6, 4), title, anchor="la", size=size)
     if panel.mm_per_pixel is not None:
         _scale_bar(draw, panel)
 
@@ -297,4 +352,4 @@ def _scale_bar(draw: ImageDraw.ImageDraw, panel: Panel) -> None:
     end = x + length / panel.mm_per_pixel
     draw.rectangle([x - 1, y - 2, end + 1, y + 3], fill=(0, 0, 0))
     draw.rectangle([x, y - 1, end, y + 2], fill=INK)
-    draw_text(draw, (x, y - 5), label, anchor="ld", size=12)
+    draw_text(draw, (x, y - 5), label, anchor="ld", size=panel.text)

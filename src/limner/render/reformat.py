@@ -15,6 +15,7 @@ from limner.render.panel import Panel, draw_panel, to_rgb
 
 Array = NDArray[Any]
 
+_PLANES = dict(zip("SIAPLR", ("axial",) * 2 + ("coronal",) * 2 + ("sagittal",) * 2, strict=True))
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
@@ -40,6 +41,9 @@ class Reformat:
         self.edges = (_OPPOSITE[bottom], right, bottom, _OPPOSITE[right]) if known else ("",) * 4
         shape, spacing = image.geometry.shape, image.spacing
         self.size_mm = tuple(shape[k] * spacing[k] for k in (self.rows, self.columns))
+        self.name = ("slice", "row", "column")[axis]
+        if known:
+            self.name = f"{_PLANES[letters[axis]]} slice"
 
     def to_display(self, array: Array) -> Array:
         """Flip and transpose a slice ``(first, second remaining axis[, channel])`` for display."""
@@ -63,8 +67,9 @@ class Reformat:
         index: int,
         limits: tuple[float, float],
         scale: float,
+        text: int,
     ) -> Pillow.Image:
-        """Draw the slice at `index` with `scale` pixels per millimetre."""
+        """Draw the slice at `index` with `scale` pixels per millimetre and letters of a height."""
         pixels = self.to_display(self.image.array.take(index, axis=self.axis))
         cut = [
             f
@@ -77,8 +82,9 @@ class Reformat:
             np.ascontiguousarray(self.to_display(labels.take(index, axis=self.axis))),
             (height, width),
             1.0 / scale if self.image.geometry.has_spacing else None,
-            f"{('slice', 'row', 'column')[self.axis]} {index}",
+            f"{self.name} {index}",
             self.edges,
+            text,
         )
         return draw_panel(panel, cut, to_display=self.map_points)
 

@@ -304,6 +304,20 @@ class LocalSession:
         self._answers.clear()
         self._last_masks.clear()
 
+    def __repr__(self) -> str:
+        objects = ", ".join(self.names.get(i, f"object {i}") for i in self.object_ids)
+        return (
+            f"<Session {self.card.name} on {self.image!r}: {len(self.entries)} prompts about "
+            f"{objects or 'nothing'}>"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        """In a notebook: the image with what was found so far."""
+        from limner.render.overlay import render_overlay
+
+        shown = {"prompts": self.entries, "window": self.options.window}
+        return render_overlay(self.image, self.export(), **shown)._repr_png_()
+
     def __enter__(self) -> Self:
         return self
 

@@ -12,7 +12,7 @@ from limner.prompts.types import Box
 from limner.sessions.answers.sparse_logits import SparseLogits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """One object's mask, on the whole image or on one frame.
 
@@ -34,6 +34,15 @@ class Prediction:
     object_id: int
     frame: int | None
     known: bool = False
+
+    def __repr__(self) -> str:
+        frame = "" if self.frame is None else f" on frame {self.frame}"
+        shape = "×".join(map(str, self.region.shape))
+        count = int(self.region.inside.sum())
+        return (
+            f"<Prediction of object {self.object_id}{frame}: {count:,} of {shape}, "
+            f"score {self.score:.2f}>"
+        )
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
