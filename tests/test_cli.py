@@ -875,8 +875,9 @@ def test_reports_are_one_line_each_and_show_small_areas(tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("[b]cell[/b]: ")
-    count, area = (words.split()[0] for words in lines[0].split(": ")[1].split(", ")[:2])
-    assert float(area) == pytest.approx(int(count) * 1e-6, rel=1e-3)
+    count, area = (words.split() for words in lines[0].split(": ")[1].split(", ")[:2])
+    assert area[1] == "µm²"
+    assert float(area[0].replace(",", "")) == pytest.approx(int(count[0]), rel=1e-3)
 
 
 def test_no_command_shows_the_help_and_no_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Intensity limits of an image: the pair that a model's adapter maps to black and white.
 
-CT windows are named here and used only when the user names one; without one, robust limits of the
-whole image are taken, the same for every view of it.
+CT windows are named here; `limner.adapters.default_window` says which one is used. Elsewhere robust
+limits of the whole image are taken, the same for every view of it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def resolve_window(window: str | Sequence[float] | None) -> tuple[float, float] 
     if isinstance(window, str):
         if window not in WINDOWS:
             raise ValueError(
-                f"Unknown window {window!r}; use low,high or one of {', '.join(WINDOWS)}."
+                f"Unknown window {window!r}; use low,high or one of {', '.join(WINDOWS)}, robust."
             )
         return WINDOWS[window]
     try:
@@ -62,7 +62,7 @@ def robust_limits(array: NDArray[Any]) -> tuple[float, float]:
 
     A constant image gives limits one unit apart; one without a finite value gives (0, 1).
     """
-    values = _sampled(array)
+    values = sample_values(array)
     if values.dtype.kind == "b":
         values = values.astype(np.uint8)
     if values.dtype.kind == "f":
@@ -75,7 +75,7 @@ def robust_limits(array: NDArray[Any]) -> tuple[float, float]:
     return (low, high) if low < high else (low, low + 1.0)
 
 
-def _sampled(array: NDArray[Any]) -> NDArray[Any]:
+def sample_values(array: NDArray[Any]) -> NDArray[Any]:
     """About `_MOST_VALUES` values from all over an array, without copying the rest."""
     step = max(1, array.size // _MOST_VALUES)
     while step > 1 and any(math.gcd(step, size) > 1 for size in array.shape):

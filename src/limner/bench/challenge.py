@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
+from limner.adapters.default_window import ROBUST
 from limner.bench.scores import LEAST_DICE, TOLERANCE, area_under_curve
 from limner.bench.slices import CroppedMask, SliceBySlice, to_slice_prompt
 from limner.datasets.cvpr_npz import ChallengeCase, read_case, write_answer
@@ -81,7 +82,7 @@ class CaseInteraction:
 
     def __init__(self, model: PromptableModel, case: ChallengeCase) -> None:
         self._case = case
-        self._session = open_session(case.image, model)
+        self._session = open_session(case.image, model, window=ROBUST)
         self._understood = model.card.prompts
         self._is_solid = 3 in model.card.ndim
         self._hands: dict[int, SliceBySlice] = {}

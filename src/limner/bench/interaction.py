@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from limner.adapters.default_window import ROBUST
 from limner.bench._peak_memory import PeakMemory
 from limner.bench.config import BenchConfig
 from limner.bench.measures import Scores, by_measure, leave_open, score_mask, score_nothing
@@ -143,7 +144,7 @@ def _listening(
     memory: PeakMemory | None,
 ) -> Iterator[Responder]:
     """A session that answers, whole or slice by slice; its memory is watched if asked."""
-    with open_session(image, model) as session:
+    with open_session(image, model, window=ROBUST) as session:
         listener: Responder = partial(ask, session)
         if way_of(model.card, config) == "slices":
             marks = config.slices if config.protocol == "slices" else 1

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limner import metrics
+from limner.adapters.default_window import ROBUST
 from limner.adapters.protocols import MemoryModel
 from limner.bench._peak_memory import PeakMemory, resident_mb
 from limner.bench.config import BenchConfig
@@ -176,7 +177,7 @@ def run_propagation(
     clock, memory, error = _Clock(), PeakMemory(), None
     memory.begin()
     try:
-        with open_session(image, pair.model, propagator=pair.propagator) as session:
+        with open_session(image, pair.model, propagator=pair.propagator, window=ROBUST) as session:
             _propagate(session, seen, clock)
     except Exception as problem:  # a model may raise anything, and the others go on
         error = f"{type(problem).__name__}: {problem}"

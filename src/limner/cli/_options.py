@@ -45,7 +45,13 @@ World = Annotated[
 Model = Annotated[str | None, typer.Option(help="See limner models.")]
 Weights = Annotated[Path | None, typer.Option(help="The model's weights file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Window = Annotated[str | None, typer.Option(help="CT window: a name such as lung, or low,high.")]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        help="CT window: a name such as lung, low,high, or robust. Default in CT: the file's own, "
+        "else soft tissue."
+    ),
+]
 Exact = Annotated[bool, typer.Option("--exact", help="Compute in float32, whatever is faster.")]
 KeepEmbeddings = Annotated[
     bool,

@@ -59,7 +59,7 @@ class PromptFile:
         weights: path of the model's weights file, as it was given.
         weights_sha256: hash of the model's weights.
         zoom: whether the session zoomed in.
-        window: CT window ``(low, high)``.
+        window: CT window ``(low, high)``, or ``"robust"``.
         pixel_sha256: of the image that the prompts were about.
     """
 
@@ -69,7 +69,7 @@ class PromptFile:
     weights: str | None = None
     weights_sha256: str | None = None
     zoom: bool | None = None
-    window: tuple[float, float] | None = None
+    window: str | tuple[float, float] | None = None
     pixel_sha256: str | None = None
 
 
@@ -270,13 +270,17 @@ def _parse_settings(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
             raise FormatError(f"{path} is no manifest of limner: {part}.{key} is {value!r}.")
         return value
 
-    window = fact("options", "window", list)
+    window, chosen_by = fact("options", "window", list), fact("options", "window_source", str)
+    if chosen_by == "robust":
+        window = chosen_by
+    elif chosen_by in ("header", "soft tissue"):  # which the image brings again
+        window = None
     return {
         "model": fact("model", "name", str),
         "weights": fact("options", "weights", str),
         "weights_sha256": fact("model", "weights_sha256", str),
         "zoom": fact("options", "zoom", bool),
-        "window": None if window is None else tuple(window),
+        "window": tuple(window) if isinstance(window, list) else window,
         "pixel_sha256": fact("image", "pixel_sha256", str),
     }
 

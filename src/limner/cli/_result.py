@@ -209,6 +209,8 @@ def summarise(session: Session, labels: Labels, scores: dict[int, float]) -> dic
         "kind": session.image.kind,
         "shape": list(geometry.shape),
         "model": session.card.name,
+        "window": session.options.window,
+        "window_source": session.options.window_source,
         "objects": objects,
         "overlapping_pixels": labels.num_overlapping(),
         "notice": "Research use only; not a medical device.",
@@ -223,6 +225,8 @@ def _round(size: float) -> float:
 def _print_report(report: dict[str, Any], geometry: Geometry) -> None:
     from rich.console import Console
     from rich.markup import escape
+
+    from limner.adapters.default_window import ChosenWindow
 
     # A line stays a line, however narrow the terminal: it may go to a log.
     console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
@@ -243,6 +247,9 @@ def _print_report(report: dict[str, Any], geometry: Geometry) -> None:
             )
         if not facts["pixels"]:
             console.print("  nothing was found; try a box, another click or another model")
+    used = ChosenWindow(report["window"], report["window_source"]).describe()
+    if used is not None:
+        console.print(used)
     console.print(
         f"{report['model']} → {escape(report['output'])} in {report['seconds']['total']:.2f} s "
         "[dim](research use only; not a medical device)[/dim]"

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from limner.adapters.intensity import resolve_window, robust_limits
+from limner.adapters.default_window import choose_window
+from limner.adapters.intensity import robust_limits
 from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.io.image import Image
@@ -99,7 +100,8 @@ def render_overlay(
         frame: draw only this frame or slice, as stored.
         prompts: of the user, positions in the image's index order; 2D ones on a volume or
             video are drawn on their own frame (a session's entries know it), else on `frame`.
-        window: intensities for black and white, or the name of a CT window; robust limits if None.
+        window: intensities for black and white, or the name of a CT window; if None that of the
+            file or of soft tissue in CT, else robust limits.
         names: of the objects, for the legend; taken from `labels` where these know them.
 
     Returns:
@@ -114,7 +116,7 @@ def render_overlay(
     array, shape = _check_labels(cast(ArrayLike, labels), image, frame), image.geometry.shape
     source = labels if isinstance(labels, Labels) else getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
-    limits = invert_window(image, resolve_window(window))
+    limits = invert_window(image, choose_window(image, window).limits)
     image = invert_for_display(image)
     placed = _place_prompts(prompts, len(shape), frame)
     if len(shape) == 2:

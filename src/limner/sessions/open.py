@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from limner.adapters.intensity import resolve_window
+from limner.adapters.default_window import choose_window
 from limner.errors import CheckpointError, LimnerError, SessionError
 from limner.geometry import Geometry
 from limner.io import read
@@ -56,7 +56,8 @@ def open_session(
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``, for a name.
         journal: file that survives a crash; must not exist yet (`resume` continues one).
         zoom: look twice, at the whole and at a window around the object; default: the model's.
-        window: CT window by name or as ``(low, high)`` intensities; default: robust limits.
+        window: CT window by name or as ``(low, high)`` intensities; ``"robust"``: limits of the
+            image itself. Default: of CT the file's own window or that of soft tissue, else robust.
         exact: compute in float32, for a name; default: the fastest that gives the same masks.
         keep_embeddings: keep encoded pictures on disk, for a name; see `limner.create_model`.
         propagator: another model that carries masks over slices or frames, a name or an object;
@@ -92,9 +93,12 @@ def open_session(
     if propagator is not None:
         carrier = _model(propagator, propagator_weights, made, "propagator_weights")
         _check_propagator(opened, built, carrier)
+    chosen = choose_window(opened, window)
+    _log.info("%s", chosen.describe() or f"window {chosen.limits or 'by robust limits'}")
     options = Options(
         zoom=built.card.zoom if zoom is None else zoom,
-        window=resolve_window(window),
+        window=chosen.limits,
+        window_source=chosen.source,
         weights=_resolved(weights),
         device=device,
         exact=exact,
@@ -222,11 +226,11 @@ def _open_views(
     """What models see of an image; refuses a model that does not work on its kind."""
     prefetched = num_prefetched(carrier, zoom=options.zoom_of_carrier)
     if image.kind == "volume":
-        return VolumeViews(image, options.window, prefetched, model.card)
+        return VolumeViews(image, options.window, prefetched, model.card, asked=options.is_given)
     if 2 not in model.card.ndim:
         raise SessionError(f"{model.card.name} works on volumes, and this is one {image.kind}.")
     if image.kind == "image":
-        return StillViews(image, options.window)
+        return StillViews(image, options.window, asked=options.is_given)
     return VideoViews(image, options.window, prefetched)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from limner._version import __version__
 from limner.errors import SessionError
+from limner.adapters.default_window import ROBUST, WindowSource
 from limner.io.image import Image
 from limner.models import ModelCard
 from limner.prompts.types import to_json
@@ -30,6 +31,7 @@ class Options:
     Attributes:
         zoom: look twice (whole image, then a window around the object).
         window: intensities for black and white, or None for robust limits of the image.
+        window_source: whose choice it is; see `limner.adapters.default_window`.
         weights: path of the weights file that was given, or None.
         device: as given.
         exact: compute in float32.
@@ -48,6 +50,17 @@ class Options:
     propagator_weights: str | None = None
     propagator_zoom: bool | None = None
     keep_masks: bool = False
+    window_source: WindowSource | None = None
+
+    @property
+    def window_asked(self) -> str | tuple[float, float] | None:
+        """The ``window=`` with which another session looks at the same image in the same way."""
+        return ROBUST if self.window_source == "robust" else self.window if self.is_given else None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user named the window, as in journals that do not say whose it is."""
+        return self.window is not None and self.window_source in ("given", None)
 
     @property
     def zoom_of_carrier(self) -> bool:
@@ -66,6 +79,7 @@ class Options:
             "propagator_weights": self.propagator_weights,
             "propagator_zoom": self.propagator_zoom,
             "keep_masks": self.keep_masks,
+            "window_source": self.window_source,
         }
 
     @classmethod
