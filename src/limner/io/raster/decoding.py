@@ -16,9 +16,10 @@ from limner.errors import FormatError
 from limner.io._errors import one_line
 from limner.io._inflate import DEFLATE_MAX_RATIO
 from limner.io.raster.pixels import check_image_size, check_not_empty, check_packed, without_alpha
-from limner.io.raster.png import SIGNATURE, TEXT_KEY, check_chunks, decode_deep
+from limner.io.raster.png import SIGNATURE, TEXT_KEY, check_chunks, decode_deep, find_chunk
 
 if TYPE_CHECKING:
+    from PIL.Image import Exif
     from PIL.ImageFile import ImageFile
 
 Array = NDArray[Any]
@@ -215,11 +216,25 @@ def _through_palette(pillow: ImageFile, indices: Array, channels: int | None) ->
 
 def _orientation(pillow: ImageFile) -> int:
     try:
-        value = pillow.getexif().get(_EXIF_ORIENTATION, 1)
+        exif = pillow.getexif() if pillow.format != "PNG" else _png_exif(pillow)
+        value = exif.get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # damaged EXIF says nothing about the pixels
         _LOG.debug("%s: unreadable EXIF (%s)", pillow.filename, error)
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _png_exif(pillow: ImageFile) -> Exif:
+    """EXIF of a PNG; Pillow would decode the pixels to see whether some follows them."""
+    from PIL.Image import Image as PillowImage
+
+    if pillow.fp is not None and not {"exif", "Raw profile type exif"} & pillow.info.keys():
+        place = pillow.fp.tell()
+        found = find_chunk(pillow.fp, b"eXIf")
+        pillow.fp.seek(place)
+        if found is not None:
+            pillow.info["exif"] = b"Exif\0\0" + found
+    return PillowImage.getexif(pillow)
 
 
 def _stored_names(pillow: ImageFile) -> dict[int, str]:

@@ -6,7 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from limner.io.raster.pixels import without_alpha
 Array = NDArray[Any]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_EXIF = 1 << 24  # bytes
 TEXT_KEY = "limner"  # text chunk with what limner adds to a label map, as JSON
 
 
@@ -23,6 +24,20 @@ def is_animated(head: bytes) -> bool:
     """Whether a PNG announces an animation: chunk ``acTL`` before the pixels."""
     control, pixels = head.find(b"acTL"), head.find(b"IDAT")
     return head.startswith(SIGNATURE) and control > 0 and (pixels < 0 or control < pixels)
+
+
+def find_chunk(file: IO[bytes], kind: bytes) -> bytes | None:
+    """What the first chunk of a kind holds; None where there is none. Other chunks are skipped."""
+    position = len(SIGNATURE)
+    while True:
+        file.seek(position)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return None
+        size = int.from_bytes(head[:4])
+        if head[4:] == kind:
+            return file.read(size) if size <= _MOST_EXIF else None
+        position += 12 + size
 
 
 def check_chunks(content: bytes) -> None:
