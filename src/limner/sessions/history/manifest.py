@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from limner._version import __version__
-from limner.errors import SessionError
 from limner.adapters.default_window import ROBUST, WindowSource
+from limner.errors import SessionError
 from limner.io.image import Image
 from limner.models import ModelCard
 from limner.prompts.types import to_json
