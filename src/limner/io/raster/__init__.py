@@ -35,11 +35,13 @@ from limner.io.raster.pixels import (
     choose_channel,
     fitted_geometry,
     labels_from_pixels,
+    say_turned,
 )
 from limner.io.raster.png import (
     SIGNATURE,
     encode,
     is_animated,
+    label_colours,
 )
 
 Array = NDArray[Any]
@@ -81,11 +83,8 @@ def read(
     header = read_header(path)
     check_channel(channel, header.channels, path)
     if header.orientation != 1:
-        _LOG.warning(
-            "%s: EXIF says the picture should be turned (orientation %d); pixels stay as stored.",
-            path,
-            header.orientation,
-        )
+        turned = say_turned(header.orientation, header.rows, header.columns)
+        _LOG.warning("%s: EXIF says %s", path, turned)
 
     def load() -> Array:
         return choose_channel(decode(path, header), channel, header.channels)
@@ -133,9 +132,11 @@ def read_labels(path: Path, *, like: Image | None = None, threshold: float | Non
 
 
 def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
-    """Write a label map as PNG, 8 bit where the ids allow it, else 16; names go into a text chunk.
+    """Write a label map as PNG; names go into a text chunk.
 
-    Where objects overlap the higher id wins. A PNG holds no geometry.
+    Ids up to 255 are values of a byte that a palette shows in colours, 0 in black; more are 16-bit
+    grey, for which PNG has no palette. Where objects overlap the higher id wins. A PNG holds no
+    geometry.
 
     Raises:
         FormatError: a volume, an id above 65535, or a suffix other than ``.png``.
@@ -153,7 +154,8 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
         )
     names = json.dumps({"names": {str(k): v for k, v in labels.names.items()}})
     pixels = np.asarray(labels.to_array())
-    atomic_bytes(path, encode(pixels, text=names))
+    colours = label_colours(max(2, int(pixels.max()) + 1)) if pixels.dtype == np.uint8 else None
+    atomic_bytes(path, encode(pixels, text=names, colours=colours))
 
 
 def check_writable(path: Path, like: Image) -> None:

@@ -120,6 +120,30 @@ def without_alpha(pixels: Array, path: Path) -> Array:
     return np.ascontiguousarray(colour[..., 0] if colour.shape[-1] == 1 else colour)
 
 
+def say_turned(orientation: int, rows: int, columns: int) -> str:
+    """The end of a warning about pixels that viewers show turned: where a position read off one is.
+
+    Args:
+        orientation: of EXIF and TIFF, 2 to 8.
+        rows: of the stored pixels.
+        columns: likewise.
+    """
+    down, right = f"{rows - 1}-", f"{columns - 1}-"
+    row, column = {
+        2: ("r", f"{right}c"),
+        3: (f"{down}r", f"{right}c"),
+        4: (f"{down}r", "c"),
+        5: ("c", "r"),
+        6: (f"{down}c", "r"),
+        7: (f"{down}c", f"{right}r"),
+        8: ("c", f"{right}r"),
+    }[orientation]
+    return (
+        f"the picture should be turned (orientation {orientation}); pixels stay as stored, and "
+        f"what a viewer shows at row r, column c is ({row}, {column}) here."
+    )
+
+
 def labels_from_pixels(
     pixels: Array,
     geometry: Geometry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import struct
 import zlib
@@ -17,6 +18,11 @@ Array = NDArray[Any]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_EXIF = 1 << 24  # bytes
+_FIRST_COLOURS = (
+    *((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167)),
+    *((240, 228, 66), (213, 94, 0), (0, 114, 178)),
+)
+_GOLDEN = 0.6180339887
 TEXT_KEY = "limner"  # text chunk with what limner adds to a label map, as JSON
 
 
@@ -80,12 +86,26 @@ def decode_deep(content: bytes, path: Path) -> Array:
     return without_alpha(pixels, path) if pixels.shape[-1] in (2, 4) else pixels
 
 
-def encode(pixels: Array, *, text: str | None = None) -> bytes:
+def label_colours(count: int) -> Array:
+    """Colours of the labels 0, 1, …: black, those of previews, then hues a golden angle apart.
+
+    Returns:
+        uint8 ``(count, 3)``.
+    """
+    colours = [(0, 0, 0), *_FIRST_COLOURS]
+    for k in range(len(colours), count):
+        share = colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.15 * (k % 3), 1 - 0.15 * (k % 4))
+        colours.append(tuple(round(255 * x) for x in share))
+    return np.array(colours[:count], dtype=np.uint8)
+
+
+def encode(pixels: Array, *, text: str | None = None, colours: Array | None = None) -> bytes:
     """A PNG file.
 
     Args:
         pixels: uint8 or uint16, ``(row, column)`` or ``(row, column, 3)``.
         text: stored under `TEXT_KEY`; not with 16-bit colour.
+        colours: a palette in which grey pixels of a byte are shown; their values stay.
     """
     from PIL import Image as Pillow
     from PIL.PngImagePlugin import PngInfo
@@ -98,5 +118,8 @@ def encode(pixels: Array, *, text: str | None = None) -> bytes:
     if text is not None:
         info.add_itxt(TEXT_KEY, text)
     buffer = io.BytesIO()
-    Pillow.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=info)
+    shown = Pillow.fromarray(np.ascontiguousarray(pixels))
+    if colours is not None:
+        shown.putpalette(colours.tobytes())
+    shown.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -37,6 +37,7 @@ from limner.io.raster.pixels import (
     choose_channel,
     fitted_geometry,
     labels_from_pixels,
+    say_turned,
 )
 from limner.io.tiff.metadata import KEY
 from limner.io.tiff.stack import Stack, open_stack
@@ -151,6 +152,9 @@ def _image(path: Path, stack: Stack, channel: int | None) -> Image:
         metadata[REFLECTION] = 0 if limits is None else int(limits.min) + int(limits.max)
     if stack.photometric == "YCBCR" and not stack.metadata["lossy"]:
         _LOG.warning("%s: its colours are YCbCr and stay as stored; convert it to RGB.", path)
+    if stack.orientation != 1:
+        turned = say_turned(stack.orientation, *stack.grid[-2:])
+        _LOG.warning("%s: its Orientation tag says %s", path, turned)
     shape = stack.grid if stack.num_channels is None else (*stack.grid, stack.num_channels)
     if len(stack.grid) == 2:
         check_allocation(shape, stack.dtype.itemsize, path)

@@ -34,11 +34,32 @@ _UNIT_MM = {
 # ImageDescription, XResolution, YResolution, ColorMap: without them pixels mean something else.
 _TAGS_THAT_MATTER = (270, 282, 283, 320)
 
+_OTHER_VIEWS = ("label", "macro")  # photographs of the glass, not of the specimen
+_SAME_ASPECT = 0.02  # of the ratio of rows to columns: sizes are rounded
 _MAX_TILE = 1 << 26  # pixels; real tiles have 256² to 4096², but a damaged file may claim any size
 
 _MAX_IMAGEJ_CHANNELS = 7
 
 Spacing = tuple[float | None, float | None, float | None]  # slice, row, column; None if not stated
+
+
+def series_spacing(file: TiffFile, number: int) -> Spacing:
+    """Millimetres per slice, row and column of an image of the file, None where not stated.
+
+    What is stated is about the first image. Another one that shows the same, such as the thumbnail
+    of a slide, has it in proportion to its size; the label and the macro photograph have none.
+    """
+    base, series = file.series[0], file.series[number]
+    if number == 0 or (file.is_ome and series.kind == "ome"):
+        return spacing_mm(file, series, number)
+    slices, *in_slice = spacing_mm(file, base, 0)
+    if str(series.name).strip().lower() in _OTHER_VIEWS:
+        return None, None, None
+    ratios = [base.shape[base.axes.index(a)] / series.shape[series.axes.index(a)] for a in "YX"]
+    if abs(ratios[0] / ratios[1] - 1) > _SAME_ASPECT:
+        return None, None, None
+    rows, columns = (None if s is None else s * r for s, r in zip(in_slice, ratios, strict=True))
+    return slices, rows, columns
 
 
 def spacing_mm(file: TiffFile, series: TiffPageSeries, number: int) -> Spacing:

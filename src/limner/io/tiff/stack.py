@@ -22,13 +22,13 @@ from limner.io.tiff.metadata import (
     check_chain,
     check_extent,
     own_block,
-    spacing_mm,
+    series_spacing,
 )
+from limner.io.tiff.samples import channels_of, orientation_of, palette_of
 
 Array = NDArray[Any]
 
 _MAX_CHOICES = 64  # time points named in a SeriesChoice
-_ALPHA = (1, 2)  # ExtraSamples: associated and unassociated alpha
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class Stack:
     stack_axis: int | None
     palette: Array | None
     drop_alpha: bool
+    has_index: bool
     grid: tuple[int, ...]
     num_channels: int | None
     dtype: np.dtype[Any]
@@ -66,6 +67,7 @@ class Stack:
     spacing: Spacing
     block: dict[str, Any]
     photometric: str
+    orientation: int
     metadata: dict[str, Any]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -175,6 +177,8 @@ class Stack:
             pixels = pixels.reshape(*pixels.shape[: pixels.ndim - num_channel_axes], -1)
         if pixels.dtype.kind == "b":
             pixels = pixels.astype(np.uint8)
+        if self.has_index:  # into a palette, with alpha behind it
+            pixels = without_alpha(pixels[..., [0, -1]], self.path)
         if self.palette is not None:
             if pixels.max() >= len(self.palette):
                 raise FormatError(
@@ -188,7 +192,7 @@ class Stack:
 
 
 def open_stack(
-    path: Path, *, series: str | None, strict: bool, palette_indices: bool = False
+    path: Path, *, series: str | int | None, strict: bool, palette_indices: bool = False
 ) -> Stack:
     """Open a TIFF and work out what its pages are; no pixel is read.
 
@@ -259,11 +263,11 @@ def _open(path: Path, strict: bool) -> tuple[Any, list[Any]]:
         raise
 
 
-def _parse(series: str | None, path: Path) -> tuple[int, int, dict[str, int]]:
+def _parse(series: str | int | None, path: Path) -> tuple[int, int, dict[str, int]]:
     """Number of the image, level of the pyramid, and index per axis letter."""
     number = level = 0
     points: dict[str, int] = {}
-    for part in (series or "").split(","):
+    for part in ("" if series is None else str(series)).split(","):
         name, _, value = part.strip().rpartition("=")
         if not part.strip():
             continue
@@ -300,11 +304,15 @@ def _stack(
     if stack_axis is None and block.get("kind") in ("volume", "video") and len(grid) == 2:
         grid = (1, *grid)  # ImageJ's description cannot tell a stack of one slice from an image
     key = series.keyframe
-    palette = None if palette_indices else _palette(file, key)
-    drop_alpha, num_channels = _channels(key, axes, shape)
+    palette = None if palette_indices else palette_of(file, key)
+    drop_alpha, num_channels = channels_of(key, axes, shape)
+    photometric = getattr(key.photometric, "name", str(key.photometric))
+    has_index = photometric == "PALETTE" and "S" in axes and num_channels != 1
+    if has_index:
+        drop_alpha, num_channels = False, None
     dtype = np.dtype(np.uint8) if series.dtype.kind == "b" else series.dtype.newbyteorder("=")
     is_video = (stack_axis is not None and axes[stack_axis] == "T") or block.get("kind") == "video"
-    spacing = spacing_mm(file, base, number)
+    spacing = series_spacing(file, number)
     if level:  # coarser by the same factor in rows and columns, apart from rounding
         slices, *in_slice = spacing
         ratio = base.shape[base.axes.index("X")] / grid[-1]
@@ -319,13 +327,15 @@ def _stack(
         stack_axis=stack_axis,
         palette=palette,
         drop_alpha=drop_alpha,
+        has_index=has_index,
         grid=grid,
         num_channels=3 if palette is not None else num_channels,
         dtype=np.dtype(np.uint8) if palette is not None else dtype,
         kind="image" if len(grid) == 2 else "video" if is_video else "volume",
         spacing=spacing,
-        block=block if level == 0 and not fixed else {},
-        photometric=getattr(key.photometric, "name", str(key.photometric)),
+        block=block if number == 0 and level == 0 and not fixed else {},
+        photometric=photometric,
+        orientation=orientation_of(key),
         metadata=_metadata(file, series, base),
     )
 
@@ -358,27 +368,6 @@ def _fixed_axes(
             {f"{letter}={i}": f"{letter} {i} of {count}" for i in range(min(count, _MAX_CHOICES))},
         )
     return fixed
-
-
-def _channels(key: Any, axes: str, shape: tuple[int, ...]) -> tuple[bool, int | None]:
-    """Whether the last sample is alpha to be dropped, and how many channels stay."""
-    letters = [a for a in axes if a in "CS"]
-    if not letters:
-        return False, None
-    count = int(np.prod([shape[axes.index(a)] for a in letters]))
-    extra = tuple(int(e) for e in (key.extrasamples or ()))
-    if letters == ["S"] and extra and extra[-1] in _ALPHA and count in (2, 4):
-        return True, None if count == 2 else 3
-    return False, count
-
-
-def _palette(file: Any, key: Any) -> Array | None:
-    """Colours ``(index, 3)`` uint8 of a palette that is more than a way to show grey values."""
-    if getattr(key.photometric, "name", "") != "PALETTE" or key.colormap is None or file.is_imagej:
-        return None
-    colours = (np.asarray(key.colormap).T >> 8).astype(np.uint8)
-    ramp = np.arange(len(colours)) * 255 // max(len(colours) - 1, 1)
-    return None if (colours == ramp[:, None]).all() else colours
 
 
 def _metadata(file: Any, series: Any, base: Any) -> dict[str, Any]:
