@@ -181,6 +181,31 @@ def test_gap_is_named_and_lenient_reads_on(tmp_path, volume):
     np.testing.assert_array_equal(image.array, np.delete(volume, 3, axis=0))
 
 
+@pytest.mark.parametrize(
+    ("heights", "farthest", "mean"),
+    [
+        ([0, 1, 2, 5, 6], 1.0, 0.4),  # an even stack has them at 0, 1.5, 3, 4.5, 6
+        ([0, 3, 6, 11, 16], 2.0, 0.8),  # 0, 4, 8, 12, 16
+        ([0, 1, 2, 3, 4], None, None),
+    ],
+)
+def test_lenient_says_how_far_slices_are_off(tmp_path, volume, caplog, heights, farthest, mean):
+    places = {k: {"ImagePositionPatient": [0, 0, z]} for k, z in enumerate(heights)}
+    save_series(tmp_path, volume[:5], per_slice=places)
+    with caplog.at_level(logging.WARNING):
+        image = images.read(tmp_path, strict=False)
+    even = image.geometry.index_to_world([[k, 0, 0] for k in range(5)])[:, 2]
+    off = np.abs(even - heights)
+    if farthest is None:
+        assert off.max() < 1e-9
+        assert not caplog.records
+        return
+    assert off.max() == pytest.approx(farthest)
+    assert f"up to {farthest:.3g} mm beside their place" in caplog.text
+    assert f"{off.mean():.3g} mm on average" in caplog.text
+    assert off.mean() == pytest.approx(mean)
+
+
 def test_slices_out_of_line_are_refused(tmp_path, volume):
     save_series(tmp_path, volume, per_slice={2: {"ImagePositionPatient": [4, 0, 2]}})
     with pytest.raises(FormatError, match="slice 2 lies 4 mm beside"):

@@ -335,7 +335,7 @@ def find_files(folder: Path) -> list[Path]:
         FormatError: more than `MAX_FOLDER_FILES` files.
     """
     found: list[Path] = []
-    for seen, path in enumerate(_walk(folder, MAX_FOLDER_DEPTH)):
+    for seen, path in enumerate(walk(folder, MAX_FOLDER_DEPTH)):
         if seen >= MAX_FOLDER_FILES:
             raise FormatError(
                 f"{folder} holds more than {MAX_FOLDER_FILES} files; name the folder of one study."
@@ -347,7 +347,7 @@ def find_files(folder: Path) -> list[Path]:
 
 def contains_dicom(folder: Path, *, limit: int = 200) -> bool:
     """Whether one of the first `limit` files below a folder is DICOM."""
-    for k, path in enumerate(_walk(folder, MAX_FOLDER_DEPTH)):
+    for k, path in enumerate(walk(folder, MAX_FOLDER_DEPTH)):
         if k >= limit:
             return False
         if path.name.upper() == "DICOMDIR" or _has_dicom_head(path):
@@ -355,7 +355,8 @@ def contains_dicom(folder: Path, *, limit: int = 200) -> bool:
     return False
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Files of a folder and of those below it, in order of name; hidden ones are left out."""
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -365,7 +366,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             continue
         if entry.is_dir():
             if depth > 0 and not entry.is_symlink():
-                yield from _walk(entry, depth - 1)
+                yield from walk(entry, depth - 1)
         elif entry.is_file():
             yield entry
 

@@ -311,6 +311,8 @@ def geometry_of(stack: Stack, *, strict: bool) -> Geometry:
     if stack.kind == "volume" and len(placed) == count > 1:
         affine[:3, 0] = _step(stack, step, strict=strict)
     geometry = Geometry(shape, affine, has_spacing=first.spacing is not None)
+    if not strict:
+        _warn_of_distances(stack, geometry)
     if not geometry.is_orthogonal:
         logger.warning(
             "%s: the slices are sheared (tilted gantry); the affine keeps the shear",
@@ -365,13 +367,37 @@ def _gap_text(steps: Array, along: Array, median: float, wrong: Array) -> str:
 
 def is_even(stack: Stack, geometry: Geometry) -> bool:
     """Whether every slice lies where the affine puts it, to a tenth of a step."""
+    off = _distances_off_grid(stack, geometry)
+    if off is None:
+        return stack.kind != "volume"
+    return bool(off.max() < 0.1 * geometry.spacing[0])
+
+
+def _distances_off_grid(stack: Stack, geometry: Geometry) -> Array | None:
+    """Millimetres from where the affine puts each slice of a volume to where it says it is; None
+    where slices state no position.
+    """
     places = [f.position for f in stack.frames if f.position is not None]
     if stack.kind != "volume" or len(places) < len(stack.frames):
-        return stack.kind != "volume"
+        return None
     index = np.zeros((len(places), 3))
     index[:, 0] = np.arange(len(places))
-    gap = np.linalg.norm(geometry.index_to_world(index) - np.asarray(places), axis=1)
-    return bool(gap.max() < 0.1 * geometry.spacing[0])
+    return np.asarray(np.linalg.norm(geometry.index_to_world(index) - np.asarray(places), axis=1))
+
+
+def _warn_of_distances(stack: Stack, geometry: Geometry) -> None:
+    """Say how far slices lie beside the even grid that they are read on."""
+    off = _distances_off_grid(stack, geometry)
+    if off is not None and off.max() >= max(GAP_TOLERANCE_MM, GAP_TOLERANCE * geometry.spacing[0]):
+        logger.warning(
+            "%s: on the even stack slices lie up to %.3g mm beside their place (slice %d; %.3g mm "
+            "on average). Masks in NIfTI, NRRD, MetaImage and npz are off by that; DICOM "
+            "Segmentations are exact.",
+            stack.first.header.path.parent,
+            off.max(),
+            int(off.argmax()),
+            off.mean(),
+        )
 
 
 def _raise_or_warn(stack: Stack, text: str, *, strict: bool) -> None:

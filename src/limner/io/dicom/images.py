@@ -38,6 +38,7 @@ from limner.io.dicom._files import (
 )
 from limner.io.dicom._frames import FRAME_TAGS, frame_time_ms, frames_of
 from limner.io.dicom._pixels import FrameReader
+from limner.io.dicom._search import find_files_by_uid
 from limner.io.dicom._series import Stack, geometry_of, is_even, stacks_of
 from limner.io.dicom._values import FrameValues, ValuePlan
 from limner.io.image import Image
@@ -146,10 +147,14 @@ def find_series(folder: Path, uids: Collection[str]) -> Image | None:
         uids: SeriesInstanceUIDs and SOPInstanceUIDs.
     """
     with reading(folder):
-        try:
-            stacks = _stacks(_headers(folder, strict=False))
-        except FormatError:
+        headers = _image_headers(find_files_by_uid(folder, uids), strict=False)[0]
+        series = {header.text("SeriesInstanceUID") for header in headers} - {"", *uids}
+        if series:  # only instances were named; others of their series belong to the image
+            files = find_files_by_uid(folder, {*uids, *series})
+            headers = _image_headers(files, strict=False)[0]
+        if not headers:
             return None
+        stacks = _stacks(headers)
         matches = {
             key: sum(f.uid in uids or f.header.text("SeriesInstanceUID") in uids for f in s.frames)
             for key, s in stacks.items()
@@ -169,7 +174,17 @@ def _headers(path: Path, *, strict: bool) -> list[Header]:
         files = files_of_dicomdir(header) or find_files(path.parent)
     else:
         files = find_files(path)
-    headers, others = [], set()
+    headers, others = _image_headers(files, strict=strict)
+    if not headers:
+        found = f" It holds: {', '.join(sorted(others))}." if others else ""
+        raise FormatError(f"{path} holds no DICOM image.{found}")
+    return headers
+
+
+def _image_headers(files: Iterable[Path], *, strict: bool) -> tuple[list[Header], set[str]]:
+    """Headers of those files that are images, and what the others are."""
+    headers: list[Header] = []
+    others: set[str] = set()
     for file in files:
         try:
             header = read_header(file, _SERIES_TAGS)
@@ -184,10 +199,7 @@ def _headers(path: Path, *, strict: bool) -> list[Header]:
             headers.append(header)
         else:
             others.add(header.object_name)
-    if not headers:
-        found = f" It holds: {', '.join(sorted(others))}." if others else ""
-        raise FormatError(f"{path} holds no DICOM image.{found}")
-    return headers
+    return headers, others
 
 
 def _is_multiframe(header: Header) -> bool:
