@@ -220,11 +220,12 @@ def test_the_window_stops_growing_and_shows_all_prompts_it_reaches() -> None:
     model = Threshold({2: 64}, everything=True)
     with limner.open_session(array, model) as session:
         session.add(Box((2000, 1500), (2010, 1510)))
+        session.add(Click((1998, 1505)))  # or the answer would stay inside the box
         session.add(Click((1800, 1505), positive=False))
         mask = session.predict().mask
     assert len(model.shown) == MOST_GROWTHS + 1
     assert mask[2005, 1505]
-    assert (len(model.shown[0][1]), len(model.shown[-1][1])) == (1, 2)
+    assert (len(model.shown[0][1]), len(model.shown[-1][1])) == (2, 3)
 
 
 def test_a_model_that_answers_nonsense_is_named() -> None:

@@ -42,25 +42,6 @@ def keep_local_correction(
     return np.where(mask == after, logits, kept).astype(np.float32)
 
 
-def keep_change_near(
-    logits: NDArray[np.float32], previous: NDArray[np.float32], marks: Mask
-) -> NDArray[np.float32]:
-    """A new answer, but changed only where the change hangs together with a mark; elsewhere the
-    answer before stays, with little conviction.
-
-    Args:
-        logits: the new answer.
-        previous: the answer before, of the same shape.
-        marks: pixels of clicks and strokes, and a little around them.
-    """
-    before = previous > 0
-    changed = (logits > 0) != before
-    labels, _ = ndimage.label(changed, np.ones((3,) * changed.ndim))
-    touched = np.unique(labels[marks])
-    kept = changed & ~np.isin(labels, touched[touched > 0])
-    return np.where(kept, np.where(before, 0.5, -0.5), logits).astype(np.float32)
-
-
 def _reached(change: Mask, marks: Mask, others: Mask) -> Mask:
     """The parts of a change that touch a mark, as far as no mark of the other kind is nearer."""
     if not marks.any():

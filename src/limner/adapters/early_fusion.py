@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limner.adapters.correction import keep_change_near
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, View
 from limner.networks import fusion2d as fusion
@@ -38,7 +37,6 @@ class FusionOptions:
         upsampling: of a view along each axis before the network sees it, whole factors.
         logit_bias: added to all logits.
         region_bias: added inside the guess that a first box or lasso makes, taken away outside it.
-        correction_radius: voxels of the view; a change so near to a mark belongs to it.
         mirrored: answer with the mean of the answers on the view and on its mirror image, at twice
             the cost.
     """
@@ -47,7 +45,6 @@ class FusionOptions:
     upsampling: Callable[[View], Factors]
     logit_bias: float
     region_bias: float
-    correction_radius: float = 3.0
     mirrored: bool = False
 
 
@@ -127,8 +124,6 @@ class EarlyFusionModel:
             )
         if not _has_positive(prompts, previous):
             answer = np.minimum(answer, np.float32(-fusion.MASK_LOGIT))
-        elif previous is not None:
-            answer = _keep_local_change(answer, previous, prompts, self._options.correction_radius)
         _enforce_marks(answer, prompts)
         return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality))))
 
@@ -279,26 +274,6 @@ def _fill_channels(channels: Floats, maps: PromptMaps) -> None:
         for mask in drawn:
             if mask is not None:
                 np.maximum(channels[channel - first], mask, out=channels[channel - first])
-
-
-def _keep_local_change(
-    answer: Floats, previous: Floats, prompts: Sequence[Prompt], correction_radius: float
-) -> Floats:
-    """A correction, kept to the neighbourhood of marks where a region has said how far the object
-    reaches. After clicks alone the first answers are often much too small, and everything may
-    change.
-    """
-    marks = [p for p in prompts if isinstance(p, Mark)]
-    if len(marks) in (0, len(prompts)) or prompts[-1] is not marks[-1]:
-        return answer
-    if not (previous > 0).any():
-        return answer
-    maps = rasterize(marks, answer.shape, click_radius=correction_radius)
-    near = np.zeros(answer.shape, dtype=np.bool_)
-    for layer in (maps.positive, maps.negative):
-        if layer is not None:
-            near |= layer
-    return keep_change_near(answer, previous, near)
 
 
 def _enforce_marks(logits: Floats, prompts: Sequence[Prompt]) -> None:

@@ -31,6 +31,8 @@ class ModelCard:
             models that propagate what was drawn. Others take it as a rough guess.
         predicts_quality: whether the score is a learnt prediction of the mask's quality, which
             compares answers on different views.
+        published: whether its answers are its authors', as they have them: sessions merge no
+            corrections (`limner.sessions.answers.merge`).
         weights_sha256: hash of the weights file, None where there are no weights.
         runtime: what computes the answers of a built model and how precisely, such as ``"OpenVINO
             2026.3, bf16"``; None where it is plain NumPy.
@@ -53,6 +55,7 @@ class ModelCard:
     window: Mapping[int, int | tuple[int, ...]]
     predicts_quality: bool = False
     mask_is_answer: bool = False
+    published: bool = False
     weights_sha256: str | None = None
     runtime: str | None = None
     labels: Mapping[int, str] = field(default_factory=dict)

@@ -46,6 +46,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2312.07381, https://github.com/halleewong/ScribblePrompt",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = WeightsCard(
     name="ScribblePrompt_unet_v1_nf192_res128.pt",

@@ -48,6 +48,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2304.06131, https://github.com/JJGO/UniverSeg",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = WeightsCard(
     name="universeg_v1_nf64_ss64_STA.pt",

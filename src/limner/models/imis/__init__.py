@@ -61,6 +61,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2411.12814, https://github.com/uni-medical/IMIS-Bench",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = WeightsCard(
     name="IMISNet-B.pth",

@@ -67,6 +67,7 @@ CARD = ModelCard(
     source=SOURCE,
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 POINTS_CARD = ModelCard(
     name="medsam/vit_b_points",
@@ -77,6 +78,7 @@ POINTS_CARD = ModelCard(
     source="https://arxiv.org/abs/2304.02643, https://github.com/facebookresearch/segment-anything",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = (
     WeightsCard(

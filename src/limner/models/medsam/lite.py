@@ -59,6 +59,7 @@ CARD = ModelCard(
     "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = WeightsCard(
     name="lite_medsam.pth",

@@ -77,6 +77,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2504.03600, https://github.com/bowang-lab/MedSAM2",
     zoom=False,
     window={2: 512},
+    published=True,
 )
 SAM2_CARD = ModelCard(
     name="medsam2/sam2_tiny",
@@ -87,6 +88,7 @@ SAM2_CARD = ModelCard(
     source="https://arxiv.org/abs/2408.00714, https://github.com/facebookresearch/sam2",
     zoom=False,
     window={2: 1024},
+    published=True,
 )
 
 

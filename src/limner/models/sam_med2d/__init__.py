@@ -58,6 +58,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2308.16184, https://github.com/OpenGVLab/SAM-Med2D",
     zoom=False,
     window={2: SIZE},
+    published=True,
 )
 WEIGHTS = WeightsCard(
     name="sam-med2d_b.pth",

@@ -78,6 +78,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2311.13385, https://github.com/BAAI-DCAI/SegVol",
     zoom=False,
     window={3: SIZE},
+    published=True,
 )
 PUBLISHED_CARD = replace(
     CARD,

@@ -57,6 +57,7 @@ CARD = ModelCard(
     source="https://arxiv.org/abs/2207.07115, https://github.com/hkchengrex/XMem",
     zoom=False,
     window={},
+    published=True,
 )
 _RELEASE = "https://github.com/hkchengrex/XMem/releases/download/v1.0"
 WEIGHTS = (

@@ -46,11 +46,13 @@ class Answer:
         region: logits of the window around it.
         score: predicted quality, 0…1.
         memory: what the model wants to see again, None for nothing.
+        withheld: pixels that the model would have changed, too, where no prompt asks for it.
     """
 
     region: SparseLogits
     score: float
     memory: ModelMemory | None = None
+    withheld: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -66,11 +68,14 @@ class Query:
         prompts: in the image's index order, oldest first.
         previous: the answer of the round before.
         memory: of the round before.
+        answered: so many of the prompts had been answered before; the others are what the answer
+            may change (`limner.sessions.answers.merge`). None: it counts whole.
     """
 
     prompts: Sequence[Prompt]
     previous: SparseLogits | None = None
     memory: ModelMemory | None = None
+    answered: int | None = None
 
 
 def exact_answer(prompts: Sequence[Prompt]) -> Answer | None:

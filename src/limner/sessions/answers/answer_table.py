@@ -144,6 +144,7 @@ class RoundQueue:
         self._cache = cache
         self.answer: Answer | None = None
         self.base: SparseLogits | None = None
+        self._answered = 0
         self._rounds: list[Sequence[Action]] = []  # newest first
         for n in range(len(actions), 0, -1):
             prompts = actions[:n]
@@ -151,6 +152,7 @@ class RoundQueue:
                 continue
             self.answer = cache.get(self._cache_key(prompts))
             if self.answer is not None:
+                self._answered = _count(prompts)
                 break
             self._rounds.append(prompts)
 
@@ -166,18 +168,25 @@ class RoundQueue:
             if exact is not None:
                 self.take(exact)
             elif self.answer is None:
-                return Query(prompts, self.base)
+                return Query(prompts, self.base, answered=0)
             else:
-                return Query(prompts, self.answer.region, self.answer.memory)
+                before = self.answer
+                return Query(prompts, before.region, before.memory, self._answered)
         return None
 
     def take(self, answer: Answer) -> None:
         """The answer to what was asked."""
-        self._cache.put(self._cache_key(self._rounds.pop()), answer)
-        self.answer = answer
+        actions = self._rounds.pop()
+        self._cache.put(self._cache_key(actions), answer)
+        self.answer, self._answered = answer, _count(actions)
 
     def _cache_key(self, prompts: Sequence[Action]) -> Key:
         return (*self._key, action_numbers(prompts))
+
+
+def _count(actions: Sequence[Action]) -> int:
+    """How many of the actions are prompts."""
+    return sum(a.prompt is not None for a in actions)
 
 
 class AnswerCache:

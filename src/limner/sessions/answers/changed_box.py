@@ -69,7 +69,9 @@ class LastMasks:
     ) -> Prediction:
         """An answer as the session hands it out, with the box of what it changes."""
         box = self.replace((object_id, frame), answer.region)
-        return Prediction(answer.region, answer.score, box, object_id, frame, known)
+        return Prediction(
+            answer.region, answer.score, box, object_id, frame, known, answer.withheld
+        )
 
     def replace(self, key: Hashable, region: SparseLogits) -> Box | None:
         """Keep a mask as the last one of `key`; returns the box of what it changes, which is

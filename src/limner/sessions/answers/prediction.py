@@ -26,6 +26,8 @@ class Prediction:
         object_id: whose mask.
         frame: frame or slice, None for the whole image or volume.
         known: whether an earlier propagation had found it, so that no model was asked.
+        withheld: pixels or voxels that the model would have changed, too, where no prompt asks for
+            it: beside a box, or away from the mark of a correction.
     """
 
     region: SparseLogits
@@ -34,6 +36,7 @@ class Prediction:
     object_id: int
     frame: int | None
     known: bool = False
+    withheld: int = 0
 
     def __repr__(self) -> str:
         frame = "" if self.frame is None else f" on frame {self.frame}"

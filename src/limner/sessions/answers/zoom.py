@@ -21,6 +21,7 @@ from limner.models import BatchModel, PromptableModel, Question, Segmentation
 from limner.prompts.types import Area, Box, Prompt
 from limner.sessions.answers.answer import Answer, ModelMemory, Query, exact_answer
 from limner.sessions.answers.image_view import ImageView, Shape
+from limner.sessions.answers.merge import merge_answer
 from limner.sessions.answers.sparse_logits import SparseLogits, true_bounds
 from limner.sessions.answers.window import around, ever_larger, grown, is_close, view_shape
 
@@ -40,12 +41,14 @@ class ViewPrediction:
         bounds: of the view in the image.
         score: predicted quality, 0…1.
         memory: what the model wants to see again.
+        withheld: pixels that the model would have changed, too; None for none.
     """
 
     logits: NDArray[np.float32]
     bounds: Bounds
     score: float
     memory: ModelMemory | None
+    withheld: NDArray[np.bool_] | None = None
 
     @property
     def found(self) -> Bounds | None:
@@ -65,7 +68,16 @@ class ViewPrediction:
     def to_answer(self, view: ImageView) -> Answer:
         """The answer at full resolution, in the index order as stored."""
         region = to_image_grid(view, self).turned(view.axes.inverse)
-        return Answer(region, self.score, self.memory)
+        return Answer(region, self.score, self.memory, self._count_withheld())
+
+    def _count_withheld(self) -> int:
+        """Pixels of the image."""
+        if self.withheld is None or not self.withheld.any():
+            return 0
+        counts: Any = self.withheld
+        for a, b, n in zip(*self.bounds, self.withheld.shape, strict=True):
+            counts = np.tensordot(np.diff(bin_edges(b - a, n)), counts, axes=(0, 0))
+        return int(counts)
 
 
 def predict_views(
@@ -130,7 +142,15 @@ def ask_model(
         results = []
         for q in questions:
             results.append(model.segment(embedding, q.prompts, q.previous))
-    return [_check_logits(model, result, bounds, shape) for result in results]
+    found = []
+    for query, question, result in zip(queries, questions, results, strict=True):
+        prediction = _check_logits(model, result, bounds, shape)
+        if query.answered is not None and not model.card.published:
+            fresh = _on_view(query.prompts[query.answered :], bounds, shape, whole=whole)
+            merged = merge_answer(prediction.logits, question.previous, question.prompts, fresh)
+            prediction = replace(prediction, logits=merged.logits, withheld=merged.withheld)
+        found.append(prediction)
+    return found
 
 
 def questions_at_once(model: PromptableModel, shape: Shape, *, zoom: bool) -> int:
@@ -167,7 +187,9 @@ class ZoomSearch:
         self._view, self._limits, self._compares = view, limits, compares
         self._found = None if query.previous is None else query.previous.mask_bounds
         # an answer of nothing, as to a lone negative click, says nothing
-        self.query = Query(query.prompts) if self._found is None else query
+        self.query = query
+        if self._found is None and query.previous is not None:
+            self.query = replace(query, previous=None, memory=None)
         self._steps = self._zoom_in()
         self.window: Bounds | None = next(self._steps)
 
@@ -233,20 +255,26 @@ def prompt_to_view(prompt: Prompt, bounds: Bounds, shape: Shape) -> Prompt | Non
 
 
 def _make_question(query: Query, bounds: Bounds, shape: Shape, *, whole: bool) -> Question:
-    """A question in the index order of a view of `bounds` shrunk to `shape`.
+    """A question in the index order of a view of `bounds` shrunk to `shape`."""
+    shown = _on_view(query.prompts, bounds, shape, whole=whole)
+    before = None
+    if query.previous is not None:
+        before = query.previous.shrunk(*bounds, shape)
+    return Question(shown, before, None if query.memory is None else query.memory.on(bounds, shape))
+
+
+def _on_view(
+    prompts: Sequence[Prompt], bounds: Bounds, shape: Shape, *, whole: bool
+) -> list[Prompt]:
+    """The prompts that lie on a view of `bounds` shrunk to `shape`, in its index order.
 
     On a view that is the whole image boxes stay as they were given, also where they reach over it:
     a box that a model carries on does, and its numbers are the published ones.
     """
     placed = (
-        p if whole and isinstance(p, Box) else prompt_to_view(p, bounds, shape)
-        for p in query.prompts
+        p if whole and isinstance(p, Box) else prompt_to_view(p, bounds, shape) for p in prompts
     )
-    shown = [p for p in placed if p is not None]
-    before = None
-    if query.previous is not None:
-        before = query.previous.shrunk(*bounds, shape)
-    return Question(shown, before, None if query.memory is None else query.memory.on(bounds, shape))
+    return [p for p in placed if p is not None]
 
 
 def _check_logits(
