@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses auto --dist worksteal
 ROUNDS ?= 25
-API := $(addprefix limner.,adapters datasets errors geometry io metrics models pipeline prompts render runtime sessions train)
+API := $(addprefix limner.,adapters client datasets errors geometry io metrics models pipeline prompts render runtime server sessions train)
 
 .PHONY: demo test test-fast test-long coverage lint format docs sbom clean help
 

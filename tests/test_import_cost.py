@@ -22,11 +22,13 @@ HEAVY = {
     "scipy",
     "skimage",
     "tifffile",
+    "starlette",
     "torch",
     "transformers",
+    "uvicorn",
 }
 LIGHT = ["limner", "limner.prompts", "limner.io", "limner.metrics", "limner.models"]
-LIGHT += ["limner.sessions", "limner.prompts.simulate", "limner.prompts.raster"]
+LIGHT += ["limner.client", "limner.sessions", "limner.prompts.simulate", "limner.prompts.raster"]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -20,16 +20,16 @@ PACKAGE = Path(limner.__file__).parent
 # Lowest first. Neighbours on one level do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "_version", "user_folders"},
-    {"geometry", "label_values", "rle", "atomic"},
+    {"geometry", "label_values", "rle", "atomic", "packed_arrays"},
     {"prompts"},
     {"networks", "checkpoints", "io", "metrics", "runtime"},
     {"adapters", "phantoms"},
     {"datasets", "models", "render"},
     {"sessions"},
-    {"pipeline"},
+    {"pipeline", "client"},
     {"engine", "train", "bench"},
     {"export"},
-    {"serve"},
+    {"server"},
     {"cli"},
     {"__main__"},
 ]
@@ -94,14 +94,19 @@ def test_formats_do_not_know_each_other() -> None:
 
 def test_shells_know_sessions_by_their_public_face_only() -> None:
     """So that a session elsewhere, behind the same verbs, can stand in for one that runs here."""
-    shells = {"bench", "cli", "engine", "render", "serve"}
+    shells = {"bench", "cli", "engine", "render", "server", "client"}
     used = {
         target
         for name, targets in GRAPH.items()
         for target in targets
         if room_of(name) in shells and room_of(target) == "sessions"
     }
-    public = {"limner.sessions", "limner.sessions.everything", "limner.sessions.refine_3d"}
+    public = {
+        "limner.sessions",
+        "limner.sessions.everything",
+        "limner.sessions.refine_3d",
+        "limner.sessions.wire",
+    }
     assert "limner.sessions" in used
     assert used <= public
 

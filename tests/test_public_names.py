@@ -23,6 +23,7 @@ NAMES = {
     "Scribble",
     "Session",
     "TextPrompt",
+    "connect",
     "create_model",
     "everything",
     "list_models",

@@ -4,7 +4,7 @@ image. Another implementation is one more line in `OPENERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,19 +17,28 @@ from limner.adapters.protocols import BatchModel, Segmentation, View
 from limner.errors import PromptError, SessionError
 from limner.models import create_model
 from limner.prompts.types import Prompt
+from served import Served, serve
 from session_makers import CASES, Case, Recalling
 from session_proxy import open_proxy
 
-OPENERS: dict[str, Callable[..., limner.Session]] = {
-    "local": limner.open_session,
-    "proxy": open_proxy,
+OPENERS: dict[str, Callable[[Served], Callable[..., limner.Session]]] = {
+    "local": lambda server: limner.open_session,
+    "proxy": lambda server: open_proxy,
+    "remote": lambda server: server.open_session,
 }
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for the sessions of `limner.connect`."""
+    with serve(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
 @pytest.fixture(params=OPENERS)
-def open_session(request: pytest.FixtureRequest) -> Callable[..., limner.Session]:
+def open_session(request: pytest.FixtureRequest, server: Served) -> Callable[..., limner.Session]:
     """How the implementation opens a session."""
-    return OPENERS[request.param]
+    return OPENERS[request.param](server)
 
 
 @pytest.fixture(params=CASES)

@@ -32,6 +32,7 @@ _HOMES = {
     "Scribble": "limner.prompts",
     "Session": "limner.sessions",
     "TextPrompt": "limner.prompts",
+    "connect": "limner.client",
     "create_model": "limner.models",
     "everything": "limner.sessions.everything",
     "list_models": "limner.models",
@@ -61,6 +62,7 @@ __all__ = [
     "Scribble",
     "Session",
     "TextPrompt",
+    "connect",
     "create_model",
     "everything",
     "list_models",
@@ -78,6 +80,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from limner import metrics as metrics
+    from limner.client import connect
     from limner.errors import LimnerError
     from limner.geometry import Geometry
     from limner.io import Image, read, read_labels, write

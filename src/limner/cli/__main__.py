@@ -28,6 +28,7 @@ from limner.cli.models import app as models_app
 from limner.cli.propagate import propagate
 from limner.cli.resume import resume
 from limner.cli.segment import segment
+from limner.cli.serve import serve
 from limner.cli.train import app as train_app
 
 BAD_INPUT, OUR_FAULT, INTERRUPTED = 2, 1, 130
@@ -41,7 +42,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": _HELP},
 )
-for command in (segment, auto, propagate, everything, info, resume, convert, demo, doctor):
+for command in (
+    *(segment, auto, propagate, everything, info, resume, convert, serve),
+    *(demo, doctor),
+):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(train_app, name="train")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -224,6 +226,68 @@ class ModelOptions:
             window=file.window if self.window is None else parse_window(self.window),
             **propagator,
         )
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Which server answers instead of this machine."""
+
+    PANEL: ClassVar[str] = "Server"
+
+    server: Annotated[
+        str | None, typer.Option(help="Address of limner serve; the models run there.")
+    ] = None
+    token: Annotated[
+        str | None, typer.Option(envvar="LIMNER_TOKEN", help="That limner serve printed.")
+    ] = None
+
+    @contextmanager
+    def open_session(
+        self,
+        image: Image,
+        model: ModelOptions,
+        default: str,
+        *,
+        file: PromptFile | None = None,
+        journal: Path | None = None,
+    ) -> Iterator[Session]:
+        """Open a session here or on the server, where it is removed when all went well.
+
+        Args:
+            image: as for `ModelOptions.open_session`, like the others.
+            model: the options.
+            default: model.
+            file: a manifest.
+            journal: of a session that runs here.
+        """
+        if self.server is None:
+            with model.open_session(image, default, file=file, journal=journal) as session:
+                yield session
+            return
+        for option, given in (
+            ("--weights", model.weights),
+            ("--journal", journal),
+            ("--device", None if model.device == "auto" else model.device),
+            ("--keep-embeddings", model.keep_embeddings or None),
+        ):
+            if given is not None:
+                raise ValueError(f"{option} is a matter of the server; leave it out.")
+        import limner
+        from limner.cli._prompt_files import PromptFile, parse_window
+
+        file = file or PromptFile()
+        with limner.connect(self.server, self.token) as client:
+            remote = client.open_session(
+                image,
+                model.model or file.model or default,
+                zoom=file.zoom if model.zoom is None else model.zoom,
+                window=file.window if model.window is None else parse_window(model.window),
+                exact=model.exact,
+                name="limner segment",
+            )
+            with remote:
+                yield remote
+                remote.discard()
 
 
 @dataclass(frozen=True)

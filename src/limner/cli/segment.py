@@ -16,6 +16,7 @@ from limner.cli._options import (
     PlaceOptions,
     PromptOptions,
     ReadOptions,
+    ServerOptions,
 )
 
 
@@ -31,6 +32,7 @@ def segment(
     prompts: PromptOptions,
     place: PlaceOptions,
     model: ModelOptions,
+    server: ServerOptions,
     reading: ReadOptions,
     result: OutputOptions,
 ) -> None:
@@ -61,7 +63,8 @@ def segment(
     )
     entries = collect_prompts(given, image, place, axis=axis)
     default = default_model(image.kind, flat=place.slice_ is not None and axis == 0)
-    with model.open_session(image, default, file=file, journal=result.journal) as session:
+    opening = server.open_session(image, model, default, file=file, journal=result.journal)
+    with opening as session:
         add_prompts(session, entries, file.names if file else {}, result.name or ())
         warn_of_differences(session, file, prompts.prompts)
         write_result(

@@ -13,7 +13,7 @@ from limner.sessions.answers.prediction import Prediction
 from limner.sessions.history.events import PropagationRequest
 from limner.sessions.history.journal import read_journal
 from limner.sessions.history.prompt_entry import PromptEntry
-from limner.sessions.open import open_session, resume
+from limner.sessions.open import as_image, open_session, resume
 from limner.sessions.propagation.review import ReviewFrame
 from limner.sessions.protocol import Session
 
@@ -23,6 +23,7 @@ __all__ = [
     "PropagationRequest",
     "ReviewFrame",
     "Session",
+    "as_image",
     "open_session",
     "read_journal",
     "resume",

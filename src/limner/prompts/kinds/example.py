@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from limner.errors import PromptError
 from limner.label_values import mask_of_values
-from limner.prompts._packed import pack, unpack
+from limner.packed_arrays import pack, unpack
 from limner.prompts.kinds.base import PlacelessPrompt
 from limner.prompts.kinds.checks import check_fields
 from limner.prompts.kinds.mask import MaskPrompt, mask_from_json, mask_to_json

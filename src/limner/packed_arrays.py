@@ -15,9 +15,14 @@ MOST_BYTES = 2**30  # of an array read from JSON: a few bytes may claim any size
 _LEVEL = 6
 
 
-def pack(array: NDArray[Any]) -> str:
-    """The values of an array, row-major; type and shape are kept elsewhere."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).data, _LEVEL)).decode("ascii")
+def pack(array: NDArray[Any], *, level: int = _LEVEL) -> str:
+    """The values of an array, row-major; type and shape are kept elsewhere.
+
+    Args:
+        array: of any type.
+        level: of zlib, 1 (fast) to 9 (small).
+    """
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).data, level)).decode("ascii")
 
 
 def unpack(text: str, dtype: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
