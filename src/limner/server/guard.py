@@ -36,7 +36,7 @@ class Guard:
         app: what is guarded.
         settings: hosts, origins, token and limits.
         counters: of requests.
-        asks_token: False for a door on the loopback address for viewers that cannot show one.
+        needs_token: False for a door on the loopback address for viewers that cannot show one.
         open_paths: answered without a token besides ``/healthz``, such as a log-in.
     """
 
@@ -46,11 +46,11 @@ class Guard:
         settings: Settings,
         counters: Counters,
         *,
-        asks_token: bool = True,
+        needs_token: bool = True,
         open_paths: frozenset[str] = frozenset(),
     ) -> None:
         self._app, self._settings, self._counters = app, settings, counters
-        self._token = settings.token if asks_token else None
+        self._token = settings.token if needs_token else None
         self._open = _OPEN | open_paths
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

@@ -30,13 +30,13 @@ class Door:
         host: to bind.
         port: 0 takes a free one.
         app: makes the application; None: all protocols.
-        asks_token: False only on the loopback address.
+        needs_token: False only on the loopback address.
     """
 
     host: str
     port: int
     app: Callable[[Service], Application] | None = None
-    asks_token: bool = True
+    needs_token: bool = True
 
 
 def is_loopback(host: str) -> bool:
@@ -64,7 +64,7 @@ def run_server(
             from elsewhere.
     """
     for door in doors:
-        if not is_loopback(door.host) and (settings.token is None or not door.asks_token):
+        if not is_loopback(door.host) and (settings.token is None or not door.needs_token):
             raise SessionError(
                 f"A server that is reached from elsewhere ({door.host}) must ask for a token; "
                 "leave out --no-token, or use --host 127.0.0.1 and an SSH tunnel."
@@ -97,7 +97,7 @@ async def _serve(
     servers = []
     for door in doors:
         app = make_app(service, closes=False) if door.app is None else door.app(service)
-        guarded = Guard(app, settings, service.counters, asks_token=door.asks_token)
+        guarded = Guard(app, settings, service.counters, needs_token=door.needs_token)
         config = uvicorn.Config(
             guarded,
             log_level="warning",

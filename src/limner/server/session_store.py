@@ -121,13 +121,17 @@ class SessionStore:
         session_id = secrets.token_urlsafe(16)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = SessionRecord(session_id, case, chosen, propagator, exact, name[:200], now)
-        answering, carrying = self._models_of(record)
+        answering, propagating = self._models_of(record)
         folder = self._folder(session_id)
         folder.mkdir(mode=0o700)
         try:
             self._write(record)
             session = open_session(
-                image, answering, propagator=carrying, journal=folder / "journal.limner", **options
+                image,
+                answering,
+                propagator=propagating,
+                journal=folder / "journal.limner",
+                **options,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -187,12 +191,12 @@ class SessionStore:
                 self._live.move_to_end(session_id)
                 return found
         record = self.record(session_id)
-        answering, carrying = self._models_of(record)
+        answering, propagating = self._models_of(record)
         session = resume(
             self._folder(session_id) / "journal.limner",
             image=self._cases.open(record.case),
             model=answering,
-            propagator=carrying,
+            propagator=propagating,
         )
         self.num_loaded += 1
         return self._put(session_id, LiveSession(session))

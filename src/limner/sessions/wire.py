@@ -194,7 +194,7 @@ def entries_from_json(values: Iterable[dict[str, Any]]) -> tuple[PromptEntry, ..
 
 def state_to_json(session: Session) -> dict[str, Any]:
     """What a session says of itself without predicting, but for its prompts."""
-    carrier, asked = session.propagator_card, session.requested
+    carrier, requested = session.propagator_card, session.requested
     return {
         "card": card_to_json(session.card),
         "propagator_card": None if carrier is None else card_to_json(carrier),
@@ -204,7 +204,7 @@ def state_to_json(session: Session) -> dict[str, Any]:
         "can_redo": session.can_redo,
         "object_ids": list(session.object_ids),
         "names": {str(i): name for i, name in session.names.items()},
-        "requested": None if asked is None else dict(vars(asked)),
+        "requested": None if requested is None else dict(vars(requested)),
     }
 
 

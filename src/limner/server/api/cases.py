@@ -95,7 +95,7 @@ def add_case_routes(app: FastAPI, service: Service) -> None:
 
 def _png(pixels: NDArray[Any], window: str | None) -> bytes:
     """A picture of a slice in 8 bit."""
-    from PIL import Image as Picture
+    import PIL.Image
 
     from limner.adapters.intensity import resolve_window, robust_limits
 
@@ -108,7 +108,7 @@ def _png(pixels: NDArray[Any], window: str | None) -> bytes:
     if shown.ndim == 3 and shown.shape[-1] != 3:
         shown = shown[..., 0]
     content = io.BytesIO()
-    Picture.fromarray(np.ascontiguousarray(shown)).save(content, "PNG", compress_level=1)
+    PIL.Image.fromarray(np.ascontiguousarray(shown)).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 

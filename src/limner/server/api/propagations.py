@@ -1,4 +1,4 @@
-"""Routes of propagations: frame by frame as a client asks, or to the end with progress as
+"""Routes of propagations: frame by frame as a client calls for them, or to the end with progress as
 server-sent events.
 """
 
