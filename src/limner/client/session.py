@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +17,13 @@ from limner.io.labels import LabelArray, Labels
 from limner.models import ModelCard
 from limner.prompts import to_json
 from limner.prompts.types import Prompt
-from limner.sessions import Prediction, PromptEntry, PropagationRequest, ReviewFrame
+from limner.sessions import (
+    ObjectNames,
+    Prediction,
+    PromptEntry,
+    PropagationRequest,
+    ReviewFrame,
+)
 from limner.sessions.wire import (
     card_from_json,
     entries_from_json,
@@ -83,6 +91,11 @@ class RemoteSession:
         """Number of frames or slices; 1 for a 2D image."""
         return self._num_frames
 
+    @property
+    def journal(self) -> Path | None:
+        """None: the server keeps the journal."""
+        return None
+
     # -- prompts ------------------------------------------------------------------------------
 
     def add(
@@ -140,9 +153,10 @@ class RemoteSession:
         return tuple(self._call("GET", "")["object_ids"])
 
     @property
-    def names(self) -> dict[int, str]:
-        """Names given to objects, by id."""
-        return {int(i): name for i, name in self._call("GET", "")["names"].items()}
+    def names(self) -> ObjectNames:
+        """Names given to objects, by id; ``names[1] = "liver"`` is ``name(1, "liver")``."""
+        found = self._call("GET", "")["names"].items()
+        return ObjectNames({int(i): name for i, name in found}, self.name)
 
     # -- masks --------------------------------------------------------------------------------
 
@@ -215,6 +229,18 @@ class RemoteSession:
             found.manifest = {**found.manifest, "image": image}
         return found
 
+    # -- old names, for one release -----------------------------------------------------------
+
+    def go_on(self) -> Iterator[Prediction]:
+        """Old name of `resume_propagation`."""
+        _warn_renamed("go_on", "resume_propagation")
+        return self.resume_propagation()
+
+    def doubtful(self, count: int = 5, *, object_id: int | None = None) -> tuple[ReviewFrame, ...]:
+        """Old name of `frames_to_review`."""
+        _warn_renamed("doubtful", "frames_to_review")
+        return self.frames_to_review(count, object_id=object_id)
+
     # -- end ----------------------------------------------------------------------------------
 
     def discard(self) -> None:
@@ -280,3 +306,7 @@ class RemoteSession:
                         self._call("DELETE", f"propagations/{number}")
 
         return run()
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"Session.{old} is now {new}.", DeprecationWarning, stacklevel=3)

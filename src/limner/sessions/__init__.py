@@ -13,11 +13,13 @@ from limner.sessions.answers.prediction import Prediction
 from limner.sessions.history.events import PropagationRequest
 from limner.sessions.history.journal import read_journal
 from limner.sessions.history.prompt_entry import PromptEntry
+from limner.sessions.object_names import ObjectNames
 from limner.sessions.open import as_image, open_session, resume
 from limner.sessions.propagation.review import ReviewFrame
 from limner.sessions.protocol import Session
 
 __all__ = [
+    "ObjectNames",
     "Prediction",
     "PromptEntry",
     "PropagationRequest",
