@@ -28,6 +28,7 @@ from limner.io import coco, raster, tiff
 from limner.io.coco.masks import polygon_to_mask
 from limner.io.image import Image
 from limner.io.labels import Labels
+from limner.io.raster import decoding
 from rounds import times
 
 RNG = np.random.default_rng(20261)
@@ -735,3 +736,53 @@ def test_a_value_beyond_the_palette_of_a_tiff_is_refused(tmp_path: Path) -> None
     path.write_bytes(content)
     with pytest.raises(FormatError, match="not in its palette of 2 colours"):
         _ = tiff.read(path).array
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.png", "L"), ("a.png", "RGB"), ("a.jpg", "L"), ("a.jpg", "RGB")]
+)
+def test_a_huge_picture_is_decoded_without_a_copy(
+    name: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    shape = (90, 120) if mode == "L" else (90, 120, 3)
+    Picture.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).save(path)
+    expected = np.asarray(raster.read(path).array)
+    monkeypatch.setattr(decoding, "HUGE_PIXELS", 100)
+    monkeypatch.setattr(decoding, "_pixels_of", None)  # of Pillow's way
+    found = np.asarray(raster.read(path).array)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (0 if name == "a.png" else 2)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(FormatError):
+        raster.read(path).array  # noqa: B018
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_the_header_of_a_png_is_read_without_its_pixels(where: int, tmp_path: Path) -> None:
+    """Also where EXIF is looked for, which may stand before or after them."""
+    path = tmp_path / "a.png"
+    exif = Picture.Exif()
+    exif[0x0112] = 6
+    Picture.fromarray(np.zeros((30, 40), np.uint8)).save(path, exif=exif)
+    chunks = _png_chunks(path.read_bytes())
+    moved = next(c for c in chunks if c[4:8] == b"eXIf")
+    rest = [c for c in chunks if c is not moved]
+    rest.insert(1 if where == 0 else len(rest) - 1, moved)
+    broken = [c[:8] + b"\0" * (len(c) - 8) if c[4:8] == b"IDAT" else c for c in rest]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(broken))
+    image = raster.read(path)
+    assert image.shape == (30, 40)
+    assert image.metadata["exif_orientation"] == 6
+    with pytest.raises(FormatError):
+        image.array  # noqa: B018
+
+
+def _png_chunks(content: bytes) -> list[bytes]:
+    chunks, position = [], 8
+    while position < len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4])
+        chunks.append(content[position:end])
+        position = end
+    return chunks

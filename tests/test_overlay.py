@@ -326,3 +326,16 @@ def test_a_prediction_on_a_slice_is_shown_on_it() -> None:
     expected[3] = prediction.mask
     shown = limner.render_overlay(phantom.image, prediction)
     assert np.array_equal(shown, limner.render_overlay(phantom.image, expected, frame=3))
+
+
+def test_labels_of_a_huge_image_are_counted_in_little_memory() -> None:
+    array = np.zeros((5000, 5000), np.uint8)
+    array[100:200, 50:250] = 3
+    tracemalloc.start()
+    labels = Labels(Geometry.from_spacing(array.shape), array=array)
+    sizes = labels.sizes()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert labels.ids == (3,)
+    assert sizes == {3: 20_000}
+    assert peak < 2 * array.nbytes

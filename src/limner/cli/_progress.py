@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,15 +56,25 @@ def bar(title: str, unit: str = "") -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def waiting(title: str) -> Iterator[None]:
-    """Say on a terminal what is done while the block runs, where nobody can tell how far it is."""
+    """Say what is done while the block runs, where nobody can tell how far it is.
+
+    On a terminal at once, elsewhere in one line, if it takes long.
+    """
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True, emoji=False)
-    if not console.is_terminal:
-        yield
+    if console.is_terminal:
+        with console.status(escape(title)):
+            yield
         return
-    with console.status(title):
+    line = threading.Timer(FIRST_LINE_S, print, [f"{title} …"], {"file": sys.stderr, "flush": True})
+    line.daemon = True
+    line.start()
+    try:
         yield
+    finally:
+        line.cancel()
 
 
 class _Lines:

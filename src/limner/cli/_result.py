@@ -125,8 +125,10 @@ def write_result(
         model_3d: goes over the masks at the end.
     """
     import limner
+    from limner.cli._progress import waiting
 
-    scores = predict_all(session, report)
+    with waiting("answering the prompts"):
+        scores = predict_all(session, report)
     answered = time.perf_counter()
     read_through(session.image)
     if model_3d is None:
@@ -135,7 +137,8 @@ def write_result(
         from limner.sessions.refine_3d import refine_3d as in_3d
 
         found = in_3d(session, model_3d)
-    limner.write(output, found, like=session.image, dicom_type=dicom_type)
+    with waiting(f"writing {output.name}"):
+        limner.write(output, found, like=session.image, dicom_type=dicom_type)
     if preview is not None:
         _write_preview(preview, session, found, report)
     facts = summarise(session, found, scores)
@@ -156,19 +159,21 @@ def write_result(
 def _write_preview(
     path: Path, session: Session, labels: Labels, report: PropagationReport | None
 ) -> None:
+    from limner.cli._progress import bar, waiting
+
     if path.suffix.lower() == ".png":
         from limner.render.overlay import write_preview
 
-        write_preview(
-            path,
-            session.image,
-            labels.to_array(),
-            names=labels.names,
-            prompts=session.entries,
-            window=session.options.window,
-        )
+        with waiting(f"drawing {path.name}"):
+            write_preview(
+                path,
+                session.image,
+                labels,
+                names=labels.names,
+                prompts=session.entries,
+                window=session.options.window_asked,
+            )
         return
-    from limner.cli._progress import bar
     from limner.cli._propagation_report import session_timeline
     from limner.render.film import write_timeline_film
 

@@ -101,7 +101,7 @@ def everything(
         facts = mode.manifest_of(session, found, settings, slice_)
     _write(output, image, found, slice_, facts)
     if preview is not None:
-        _draw(preview, image, found, slice_, session.options.window)
+        _draw(preview, image, found, slice_, session.options.window_asked)
     report = {
         "image": str(path),
         "model": session.card.name,
@@ -165,7 +165,7 @@ def _draw(
     image: Image,
     found: Sequence[Proposal],
     frame: int | None,
-    window: tuple[float, float] | None,
+    window: str | tuple[float, float] | None,
 ) -> None:
     from limner.render.overlay import write_preview
 

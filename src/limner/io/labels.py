@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -192,7 +192,7 @@ class Labels:
 def count_labels(array: Array) -> dict[int, int]:
     """Pixels of each label above 0, ascending; part by part, since sorting all takes long."""
     counts: Counter[int] = Counter()
-    for part in np.array_split(array, max(1, array.size // _COUNTED)):
+    for part in _parts(array):
         if part.dtype.kind == "b" or part.dtype == np.uint8:
             found = np.bincount(part.ravel().view(np.uint8), minlength=1)
             counts.update({int(i): int(found[i]) for i in np.flatnonzero(found)})
@@ -203,14 +203,15 @@ def count_labels(array: Array) -> dict[int, int]:
 
 
 def _ids(array: Array) -> tuple[int, ...]:
-    """The labels above 0, ascending; plane by plane, since sorting a volume takes long."""
-    found: set[int] = set()
-    for slice_ in array if array.ndim > 2 else [array]:
-        if slice_.dtype == np.uint8:
-            found.update(np.flatnonzero(np.bincount(slice_.ravel())).tolist())
-        else:
-            found.update(np.unique(slice_).tolist())
-    return tuple(sorted(int(i) for i in found if i != 0))
+    """The labels above 0, ascending."""
+    return tuple(count_labels(array))
+
+
+def _parts(array: Array) -> Iterator[Array]:
+    """Parts of a label map along its first axis, those left out that are background only."""
+    step = max(1, len(array) * _COUNTED // max(1, array.size))
+    parts = (array[start : start + step] for start in range(0, len(array), step))
+    return (part for part in parts if part.any())
 
 
 def _boolean(mask: Array, object_id: int) -> Array:

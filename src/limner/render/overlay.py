@@ -159,7 +159,7 @@ def _check_labels(labels: ArrayLike, image: Image, frame: int | None) -> Array:
 def write_preview(
     path: Path,
     image: Image,
-    labels: ArrayLike,
+    labels: ArrayLike | Labels | OnFrame,
     *,
     frame: int | None = None,
     prompts: Sequence[Prompt | PlacedPrompt] = (),

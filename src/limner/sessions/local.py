@@ -315,7 +315,7 @@ class LocalSession:
         """In a notebook: the image with what was found so far."""
         from limner.render.overlay import render_overlay
 
-        shown = {"prompts": self.entries, "window": self.options.window}
+        shown = {"prompts": self.entries, "window": self.options.window_asked}
         return render_overlay(self.image, self.export(), **shown)._repr_png_()
 
     def __enter__(self) -> Self:

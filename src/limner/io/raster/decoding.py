@@ -30,6 +30,9 @@ _EXIF_ORIENTATION = 0x0112
 _LEAST_BITS = {"JPEG": 1 / 64, "PNG": 1 / DEFLATE_MAX_RATIO}
 _GREY = ("1", "L", "I;16", "I;16L", "I;16B", "I", "F")
 
+HUGE_PIXELS = 1 << 26
+_JPEG_END = b"\xff\xd9"
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +50,7 @@ class Header:
         orientation: EXIF orientation 1…8, 1 is upright.
         names: object names that limner wrote into the file.
         is_label_map: whether the values are meant as labels: a palette, or limner wrote them.
+        transparent: whether a colour stands for transparency.
     """
 
     rows: int
@@ -59,6 +63,14 @@ class Header:
     orientation: int
     names: dict[int, str]
     is_label_map: bool
+    transparent: bool = False
+
+    @property
+    def is_huge(self) -> bool:
+        """Whether the copies that Pillow makes, of four bytes a pixel, are too much."""
+        plain = self.mode in ("L", "RGB") and self.bits in (None, 8) and not self.transparent
+        big = self.rows * self.columns >= HUGE_PIXELS
+        return big and plain and self.format in ("PNG", "JPEG")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +123,8 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
             check_chunks(content)
         if header.bits == 16 and header.mode not in _GREY:
             pixels = decode_deep(content, path)
+        elif header.is_huge:
+            pixels = _decode_in_place(content, header)
         else:
             with open_image(io.BytesIO(content), path) as pillow:
                 pillow.load()
@@ -124,6 +138,17 @@ def decode(path: Path, header: Header, *, palette_indices: bool = False) -> Arra
     if pixels.shape[:2] != (header.rows, header.columns):
         raise FormatError(f"{path}: {pixels.shape[:2]} pixels do not match the file's header.")
     return pixels
+
+
+def _decode_in_place(content: bytes, header: Header) -> Array:
+    """Pixels of a huge image without any copy of them."""
+    import imagecodecs
+
+    if header.format == "PNG":
+        return np.asarray(imagecodecs.png_decode(content))
+    if not content.rstrip(b"\0").endswith(_JPEG_END):
+        raise ValueError("the file ends early")
+    return np.asarray(imagecodecs.jpeg8_decode(content))
 
 
 def open_image(file: Any, path: Path) -> ImageFile:
@@ -175,6 +200,7 @@ def _header_of(pillow: ImageFile, prefix: bytes) -> Header:
         format=str(pillow.format),
         orientation=_orientation(pillow),
         names=_stored_names(pillow),
+        transparent="transparency" in pillow.info,
         is_label_map=pillow.mode in ("P", "PA") or TEXT_KEY in pillow.info,
     )
 
