@@ -18,6 +18,7 @@ import SimpleITK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -471,6 +472,64 @@ def test_deflated_frames(rng):
     np.testing.assert_array_equal(pixels, plane)
     with pytest.raises(ValueError, match="of 112 bytes"):
         _codecs.decode(deflate(plane), shape=(8, 7, 1), **syntax)
+
+
+JPEG_SYNTAXES = {
+    "baseline": "1.2.840.10008.1.2.4.50",
+    "lossless": "1.2.840.10008.1.2.4.70",
+    "LS": "1.2.840.10008.1.2.4.80",
+    "2000": "1.2.840.10008.1.2.4.90",
+    "RLE": "1.2.840.10008.1.2.5",
+    "deflated frames": "1.2.840.10008.1.2.8.1",
+    "explicit": "1.2.840.10008.1.2.1",
+    "implicit": "1.2.840.10008.1.2",
+}
+JPEG_ENCODERS = {
+    "baseline": lambda plane: imagecodecs.jpeg8_encode(plane, level=100),
+    "lossless": lambda plane: imagecodecs.ljpeg_encode(plane),
+    "LS": lambda plane: imagecodecs.jpegls_encode(plane),
+    "2000": lambda plane: imagecodecs.jpeg2k_encode(
+        plane, codecformat="j2k", reversible=True, level=0
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", JPEG_ENCODERS)
+@pytest.mark.parametrize("stated", JPEG_SYNTAXES)
+def test_jpeg_under_another_transfer_syntax(tmp_path, caplog, kind, stated):
+    y, x = np.mgrid[0:16, 0:24]
+    plane = np.asarray(y * 5 + x * 3, dtype=np.uint8)
+    ds = image_dataset(plane, sop_class=MR, modality="MR")
+    compress(ds, JPEG_SYNTAXES[kind], [JPEG_ENCODERS[kind](plane)])
+    path = save(ds, tmp_path / "a.dcm")
+    meta, wrong = JPEG_SYNTAXES[kind].encode(), JPEG_SYNTAXES[stated].encode()
+    size = len(meta) + len(meta) % 2
+    content = path.read_bytes()
+    old = b"\2\0\x10\0UI" + struct.pack("<H", size) + meta.ljust(size, b"\0")
+    assert content.count(old) == 1
+    new = b"\2\0\x10\0UI" + struct.pack("<H", size) + wrong.ljust(size, b"\0")
+    if stated == "implicit":
+        new = new.replace(wrong, b"1.2.840.10008.1.2.1")  # one that the data set is really in
+    path.write_bytes(content.replace(old, new[: len(old)]))
+    with caplog.at_level(logging.WARNING):
+        found = images.read(path).array
+    np.testing.assert_allclose(found.astype(int), plane, atol=0 if kind != "baseline" else 3)
+    is_near = {kind, stated} == {"baseline", "lossless"} and kind == "baseline"
+    assert ("read as such" in caplog.text) == (kind != stated and not is_near)
+
+
+@pytest.mark.parametrize("kind", JPEG_ENCODERS)
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_jpeg_as_if_it_were_plain_pixels(tmp_path, kind, wrapped):
+    """Under explicit VR little endian, with a defined length, with and without items."""
+    y, x = np.mgrid[0:32, 0:24]
+    plane = np.asarray(y * 5 + x * 3, dtype=np.uint8)
+    ds = image_dataset(plane, sop_class=MR, modality="MR")
+    encoded = JPEG_ENCODERS[kind](plane)
+    assert len(encoded) < plane.size
+    ds.PixelData = encapsulate([encoded]) if wrapped else encoded + b"\0" * (len(encoded) % 2)
+    path = save(ds, tmp_path / "a.dcm")
+    np.testing.assert_allclose(images.read(path).array.astype(int), plane, atol=3)
 
 
 def test_twelve_bit_jpeg_is_close(tmp_path):

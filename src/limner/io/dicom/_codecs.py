@@ -51,6 +51,21 @@ def is_video_stream(syntax: str) -> bool:
     return tail != syntax and tail[:1].isdigit()
 
 
+def find_syntax(encoded: bytes, stated: str) -> str:
+    """The transfer syntax that a frame is really in, by its first bytes; `stated` where they do not
+    tell or agree. Archives and converters leave the wrong one behind.
+    """
+    if encoded.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")):
+        return stated if stated in (*_JPEG_2000, *_HTJ2K) else _JPEG_2000[1]
+    if not encoded.startswith(b"\xff\xd8\xff"):
+        return stated
+    process = _jpeg_process(encoded)
+    kinds = {0xC3: _JPEG_LOSSLESS, 0xF7: _JPEG_LS}.get(process, _JPEG_BASELINE)
+    if stated in kinds or (process != 0xF7 and stated in (*_JPEG_BASELINE, *_JPEG_LOSSLESS)):
+        return stated if process != 0xC3 or stated in _JPEG_LOSSLESS else kinds[0]
+    return kinds[-1]
+
+
 def decode(
     encoded: bytes,
     *,

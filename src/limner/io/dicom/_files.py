@@ -33,6 +33,7 @@ IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG)
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 SEG_CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -236,13 +237,21 @@ def _parse(path: Path, file: BinaryIO, tags: Sequence[str] | None) -> Header:
     stated = str(dataset.file_meta.get("TransferSyntaxUID", "") or "").strip()
     fallback = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
     pixels = _locate_pixels(file, bool(little))
-    native = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG)
-    if pixels is not None and not pixels.encapsulated and stated and stated not in native:
-        # Fragments under a defined length: against PS3.5 A.4, but met.
-        file.seek(pixels.offset)
-        if file.read(4) == b"\xfe\xff\x00\xe0":
-            pixels = replace(pixels, encapsulated=True)
+    if pixels is not None and not pixels.encapsulated and _holds_items(file, pixels.offset):
+        # Fragments under a defined length: against PS3.5 A.4, but met, also under a native syntax.
+        pixels = replace(pixels, encapsulated=True)
     return Header(path, dataset, stated or fallback, pixels)
+
+
+def _holds_items(file: BinaryIO, offset: int) -> bool:
+    """Whether two items in a row begin here, the offset table and a fragment."""
+    for _ in range(2):
+        file.seek(offset)
+        head = file.read(8)
+        if len(head) < 8 or head[:4] != b"\xfe\xff\x00\xe0":
+            return False
+        offset += 8 + int.from_bytes(head[4:], "little")
+    return True
 
 
 @cache

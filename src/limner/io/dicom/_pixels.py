@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from limner.errors import FormatError
 from limner.io.dicom import _codecs
-from limner.io.dicom._files import EXPLICIT_BIG, Header, format_errors
+from limner.io.dicom._files import EXPLICIT_BIG, NATIVE, Header, format_errors
 from limner.io.dicom._stream import StreamFrames
 
+logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 _FLOAT_TAG, _DOUBLE_TAG = 0x7FE00008, 0x7FE00009
@@ -142,17 +144,32 @@ class FrameReader:
         self._pixels = header.pixels
         self._fragments: list[list[tuple[int, int]]] | None = None
         self._stream: StreamFrames | None = None
-        syntax = header.syntax
+        self._syntax = header.syntax  # until the first frame shows another
         if self._pixels.encapsulated:
-            if not self.is_stream and syntax not in _codecs.COMPRESSED:
-                raise FormatError(f"{header.path}: {_syntax_name(syntax)} is not supported.")
+            if not self.is_stream and self._syntax not in (*_codecs.COMPRESSED, *NATIVE):
+                raise FormatError(f"{header.path}: {_syntax_name(self._syntax)} is not supported.")
             # Even an empty frame costs an item header of 8 bytes.
             if not self.is_stream and pixel_format.num_frames * 8 > self._pixels.length:
                 self._refuse(self._pixels.length // 8)
         else:
             held = self._pixels.length * 8 // pixel_format.frame_bits
-            if held < pixel_format.num_frames:
+            if held < pixel_format.num_frames and not self._is_bare_codestream():
                 self._refuse(held)
+
+    def _is_bare_codestream(self) -> bool:
+        """Whether the only frame lies there compressed without the items that DICOM wants around
+        it; it is read as if they were there.
+        """
+        if self.format.num_frames > 1:
+            return False
+        with self.header.open() as file:
+            file.seek(self._pixels.offset)
+            start = file.read(4)
+        if not start.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")):
+            return False
+        self._fragments = [[(self._pixels.offset, self._pixels.length)]]
+        self._pixels = replace(self._pixels, encapsulated=True)
+        return True
 
     @property
     def is_stream(self) -> bool:
@@ -259,13 +276,31 @@ class FrameReader:
         for offset, length in self._fragments[index]:
             file.seek(offset)
             encoded += file.read(length)
+        self._note_syntax(encoded)
         return _codecs.decode(
             encoded,
-            syntax=self.header.syntax,
+            syntax=self._syntax,
             shape=(f.rows, f.columns, f.samples),
             itemsize=max(f.allocated // 8, 1),
             photometric=f.photometric,
         )
+
+    def _note_syntax(self, encoded: bytes) -> None:
+        """Go by what a frame is, where the header states another transfer syntax."""
+        found = _codecs.find_syntax(encoded, self._syntax)
+        if found not in _codecs.COMPRESSED:
+            raise FormatError(
+                f"{self.header.path}: its pixels are compressed in an unknown way; the header says "
+                f"{_syntax_name(found)}."
+            )
+        if found != self._syntax:
+            logger.warning(
+                "%s: the header says %s, the pixels are %s and read as such.",
+                self.header.path,
+                _syntax_name(self._syntax),
+                _syntax_name(found),
+            )
+            self._syntax = found
 
     def _true_values(self, samples: Array) -> Array:
         """Cut spare bits (old overlays live there) and extend the sign."""
@@ -278,7 +313,7 @@ class FrameReader:
         # A codec returns the value itself, so its bits begin at 0 whatever HighBit says.
         spare = (
             0
-            if self._pixels.encapsulated and self.header.syntax != _codecs.RLE
+            if self._pixels.encapsulated and self._syntax != _codecs.RLE
             else (max(f.high_bit + 1 - f.stored, 0))
         )
         left = f.allocated - f.stored - spare
