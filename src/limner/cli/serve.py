@@ -34,6 +34,14 @@ def serve(
     no_token: Annotated[
         bool, typer.Option("--no-token", help="Ask for none; on the loopback address only.")
     ] = False,
+    dls_port: Annotated[
+        int | None,
+        typer.Option(help="Also serve ITK-SNAP here, e.g. 8911; no token, loopback only.", min=0),
+    ] = None,
+    nninteractive_port: Annotated[
+        int | None,
+        typer.Option(help="Also listen here, nnInteractive's port being 1527.", min=0, max=65535),
+    ] = None,
     max_live: Annotated[
         int, typer.Option(help="Sessions in memory; others wait on disk.", min=1)
     ] = 32,
@@ -45,6 +53,7 @@ def serve(
         require(package, extra="serve", purpose="run a server")
     from limner.server.run import Door, run_server
     from limner.server.settings import Settings
+    from limner.server.viewers.itksnap import make_itksnap_app
 
     if studies is not None and not studies.is_dir():
         raise FormatError(f"There is no folder {studies}; --studies names a folder of images.")
@@ -63,13 +72,23 @@ def serve(
         print(f"limner serves at {address}   (Ctrl-C stops; sessions are kept in {settings.state})")
         print(f"  token    {shown or 'none is asked'}")
         print(f"  Python   limner.connect({address!r}, {shown!r})")
+        print(f"  nnInteractive (3D Slicer, napari): server {address}, API key = token")
+        for text, number in zip(texts, ports[1:], strict=True):
+            print(text.format(port=number))
         option = "" if shown is None else f" --token {shown}"
         print(f"  shell    limner segment IMAGE --server {address}{option} …")
         print(f"  OpenAPI  {address}/api/v1/openapi.json")
         print("Research use only; not a medical device.")
         sys.stdout.flush()
 
-    run_server(settings, [Door(host, port)], show)
+    doors, texts = [Door(host, port)], []
+    if nninteractive_port is not None:
+        doors.append(Door(host, nninteractive_port))
+        texts.append(f"  nnInteractive also at http://{host}:{{port}}")
+    if dls_port is not None:
+        doors.append(Door("127.0.0.1", dls_port, make_itksnap_app, needs_token=False))
+        texts.append("  ITK-SNAP: deep learning server 127.0.0.1, port {port} (no token)")
+    run_server(settings, doors, show)
 
 
 def _state_folder(given: Path | None) -> Path:

@@ -19,6 +19,7 @@ from limner.server.failures import Refused, describe_failure
 from limner.server.guard import Application, Guard
 from limner.server.service import Service
 from limner.server.settings import Settings
+from limner.server.viewers.nninteractive import add_nninteractive_routes
 
 _ABOUT = "Delineate anything in a medical image. Research use only; not a medical device."
 
@@ -50,28 +51,41 @@ def make_app(service: Service, *, closes: bool = True) -> FastAPI:
         if closes:
             await service.close()
 
-    app = FastAPI(
-        title="limner",
-        version=__version__,
-        description=_ABOUT,
-        lifespan=lifespan,
-        openapi_url="/api/v1/openapi.json",
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-    )
-    app.router.route_class = _OneLineRoute
-    app.add_exception_handler(HTTPException, _answer_http)
+    app = new_app("limner", lifespan=lifespan)
     api.add_routes(app, service)
-
-    @app.get("/healthz", tags=["server"])
-    async def healthz() -> dict[str, Any]:
-        """Whether the server runs."""
-        return {"ok": True, "status": "ok", "server": "limner", "version": __version__}
+    add_nninteractive_routes(app, service)
 
     @app.get("/metrics", tags=["server"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return PlainTextResponse(service.counters.to_text(service.gauges()))
+
+    return app
+
+
+def new_app(title: str, **options: Any) -> FastAPI:
+    """An application whose failures are one line of JSON, with ``/healthz`` and its document.
+
+    Args:
+        title: of the document.
+        options: of FastAPI.
+    """
+    app = FastAPI(
+        title=title,
+        version=__version__,
+        description=_ABOUT,
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        **options,
+    )
+    app.router.route_class = _OneLineRoute
+    app.add_exception_handler(HTTPException, _answer_http)
+
+    @app.get("/healthz", tags=["server"])
+    async def healthz() -> dict[str, Any]:
+        """Whether the server runs."""
+        return {"ok": True, "status": "ok", "server": "limner", "version": __version__}
 
     return app
 

@@ -76,7 +76,8 @@ def describe_failure(error: BaseException) -> tuple[int, dict[str, Any], dict[st
 
 
 def _body(kind: str, message: str) -> dict[str, Any]:
-    return {"error": {"type": kind, "message": " ".join(message.split())}}
+    text = " ".join(message.split())
+    return {"error": {"type": kind, "message": text}, "detail": text}  # viewers show the detail
 
 
 def _is_misuse(error: BaseException) -> bool:

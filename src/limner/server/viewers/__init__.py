@@ -1,0 +1,1 @@
+"""Protocols of viewers over the sessions of the server: one module each."""
