@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.adapters.evidence import open_cavities, outline_tiny, stop_across
 from limner.adapters.prompt_checks import check_understood, mask_of_prompt
 from limner.adapters.protocols import ModelCard, Segmentation, View
 from limner.networks import fusion2d as fusion
@@ -56,11 +57,16 @@ class FusionEmbedding:
         image: float32 ``(3, *axes)``, -1…1, enlarged and padded.
         shape: of the view.
         upsampling: steps of `image` per step of the view, along each axis.
+        pixels: of the view, 0…1 and beyond: what is small and bright is beyond the limits of
+            black and white, which are those of the whole image. Without channels.
+        spacing: of the view, millimetres.
     """
 
     image: Floats
     shape: tuple[int, ...]
     upsampling: Factors
+    pixels: Floats
+    spacing: tuple[float, ...]
 
 
 class EarlyFusionModel:
@@ -124,6 +130,7 @@ class EarlyFusionModel:
             )
         if not _has_positive(prompts, previous):
             answer = np.minimum(answer, np.float32(-fusion.MASK_LOGIT))
+        answer = _add_evidence(answer, embedding, prompts, previous)
         _enforce_marks(answer, prompts)
         return Segmentation(answer, float(1.0 / (1.0 + np.exp(-quality))))
 
@@ -136,13 +143,36 @@ class EarlyFusionModel:
         return (logits[0, 0] + logits[1, 0, ..., ::-1]) / 2, float(quality.mean())
 
 
+def _add_evidence(
+    answer: Floats, embedding: FusionEmbedding, prompts: Sequence[Prompt], previous: Floats | None
+) -> Floats:
+    """What intensities tell where the network was never taught; see `limner.adapters.evidence`."""
+    boxes = [p for p in prompts if isinstance(p, Box)]
+    if previous is None and boxes:
+        answer = outline_tiny(answer, embedding.pixels, boxes)
+    if answer.ndim == 3:
+        answer = open_cavities(answer, embedding.pixels, prompts)
+        if previous is None and not boxes:
+            answer = stop_across(answer, embedding.pixels, prompts, embedding.spacing)
+    return answer
+
+
 def embed_view(view: View, factors: Factors, stride: Sequence[int]) -> FusionEmbedding:
     """A view as a network sees it."""
     channels = to_three_channels(view.normalized(), len(view.shape))
     upsampled = [upsample(c, factors) for c in channels]
     image = np.stack(upsampled if len(upsampled) == 3 else upsampled * 3)
     image = pad_to_stride((image - fusion.IMAGE_CENTRE) * fusion.IMAGE_SCALE, stride)
-    return FusionEmbedding(image, view.shape, factors)
+    return FusionEmbedding(image, view.shape, factors, _unclipped(view), view.spacing)
+
+
+def _unclipped(view: View) -> Floats:
+    """The pixels as float32, `View.intensity` mapped to 0…1, without channels."""
+    low, high = view.intensity
+    pixels = (view.array - np.float64(low)) / max(high - low, 1e-30)
+    if pixels.ndim > len(view.shape):
+        pixels = pixels.mean(axis=-1)
+    return np.asarray(np.nan_to_num(pixels), np.float32)
 
 
 def to_three_channels(pixels: Floats, num_axes: int) -> Floats:
