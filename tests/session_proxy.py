@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -80,6 +80,23 @@ class ProxySession:
 
     def name(self, object_id: int, name: str) -> None:
         self._session.name(*over_the_wire([object_id, name]))
+
+    def lock(self, object_id: int) -> None:
+        self._session.lock(over_the_wire(object_id))
+
+    def unlock(self, object_id: int) -> None:
+        self._session.unlock(over_the_wire(object_id))
+
+    @property
+    def locked(self) -> tuple[int, ...]:
+        return tuple(over_the_wire(list(self._session.locked)))
+
+    def set_priority(self, object_ids: Sequence[int]) -> None:
+        self._session.set_priority(over_the_wire(list(object_ids)))
+
+    @property
+    def priority(self) -> tuple[int, ...]:
+        return tuple(over_the_wire(list(self._session.priority)))
 
     def undo(self, **which: Any) -> None:
         self._session.undo(**over_the_wire(which))

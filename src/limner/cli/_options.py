@@ -65,6 +65,22 @@ Zoom = Annotated[
     bool | None, typer.Option("--zoom/--no-zoom", help="Predict on the whole, then closer.")
 ]
 Names = Annotated[list[str] | None, typer.Option(help="The objects' names, in order.")]
+Lock = Annotated[
+    list[int] | None,
+    typer.Option(
+        metavar="OBJECT",
+        help="Keep all other objects off this one (its number). May be repeated.",
+        min=1,
+    ),
+]
+Priority = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OBJECTS",
+        help="Who keeps shared pixels in a file with one object per pixel: numbers such as 2,1, "
+        "the uppermost first.",
+    ),
+]
 KeepJournal = Annotated[Path | None, typer.Option(help="Keep the session here; see limner resume.")]
 Propagator = Annotated[
     str | None,
@@ -301,12 +317,22 @@ class PropagatorOptions:
 
 
 @dataclass(frozen=True)
+class ObjectOptions:
+    """What objects are called, and which of two keeps the pixels that both have."""
+
+    PANEL: ClassVar[str] = "Objects"
+
+    name: Names = None
+    lock: Lock = None
+    priority: Priority = None
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """What is written besides the mask, and how."""
 
     PANEL: ClassVar[str] = "Output"
 
-    name: Names = None
     journal: KeepJournal = None
     dicom_type: DicomType = None
     preview: Preview = None

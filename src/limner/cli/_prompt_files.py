@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FILE_KEYS = ("prompts", "names")
+_FILE_KEYS = ("names", "prompts", "locked", "priority")
 _RESUMED_KEYS = ("image", "model", "can_undo", "can_redo")  # of limner resume --json, besides
 
 
@@ -55,6 +55,8 @@ class PromptFile:
     Attributes:
         entries: the prompts, in the order of the file.
         names: of the objects, by id.
+        locked: objects that others are kept off.
+        priority: objects that lie above others in a label map, the uppermost first.
         model: name of the model, None where the file names none.
         weights: path of the model's weights file, as it was given.
         weights_sha256: hash of the model's weights.
@@ -65,6 +67,8 @@ class PromptFile:
 
     entries: tuple[PlacedPrompt, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+    locked: tuple[int, ...] = ()
+    priority: tuple[int, ...] = ()
     model: str | None = None
     weights: str | None = None
     weights_sha256: str | None = None
@@ -99,6 +103,21 @@ def parse_window(text: str | None) -> str | tuple[float, float] | None:
     if len(limits) != 2:
         raise PromptError(f"--window takes a name or low,high; not {text!r}.")
     return limits[0], limits[1]
+
+
+def parse_priority(text: str) -> tuple[int, ...]:
+    """Parse ``--priority``: object ids, the uppermost first.
+
+    Raises:
+        PromptError: not numbers from 1 separated by commas.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and int(part) for part in parts):
+        raise PromptError(
+            f"--priority takes the numbers of objects, the uppermost first, such as 2,1; not "
+            f"{text!r}."
+        )
+    return tuple(int(part) for part in parts)
 
 
 def parse_box(text: str) -> Prompt:
@@ -213,6 +232,7 @@ def read_prompts(
     entries = tuple(_parse_item(item, path, frame, object_id, axis) for item in items)
     if isinstance(value, list) or "kind" in value:
         return PromptFile(entries)
+    locked, priority = (_parse_ids(value.get(k), k, path) for k in ("locked", "priority"))
     if not isinstance(value.get("objects"), dict):
         strangers = [key for key in value if key not in _FILE_KEYS + _RESUMED_KEYS]
         if strangers:
@@ -220,12 +240,13 @@ def read_prompts(
                 f"{path}: unknown field {', '.join(map(repr, strangers))}; a prompt file has "
                 f"{' and '.join(_FILE_KEYS)}, and each prompt its own fields (docs/prompts.md)."
             )
-        return PromptFile(entries, _parse_names(value.get("names"), path))
+        return PromptFile(entries, _parse_names(value.get("names"), path), locked, priority)
     if any(facts.get("propagated_frames") for facts in value["objects"].values()):
         _log.warning("%s: only prompts are repeated, not what was propagated from them.", path)
     names = {i: facts.get("name") for i, facts in value["objects"].items()}
     given = {i: name for i, name in names.items() if name is not None}
-    return PromptFile(entries, _parse_names(given, path), **_parse_settings(value, path))
+    settings = _parse_settings(value, path)
+    return PromptFile(entries, _parse_names(given, path), locked, priority, **settings)
 
 
 def _parse_item(
@@ -258,6 +279,13 @@ def _parse_names(value: Any, path: Path) -> dict[int, str]:
             f'{path}: names are words by object id, such as {{"1": "liver"}}; not {value!r}.'
         )
     return names
+
+
+def _parse_ids(value: Any, key: str, path: Path) -> tuple[int, ...]:
+    ids = [] if value is None else value
+    if not isinstance(ids, list) or not all(type(i) is int and i > 0 for i in ids):
+        raise FormatError(f"{path}: {key} are numbers of objects such as [1, 2]; not {value!r}.")
+    return tuple(ids)
 
 
 def _parse_settings(manifest: dict[str, Any], path: Path) -> dict[str, Any]:

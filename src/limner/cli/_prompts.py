@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.cli._examples import ExampleFiles, parse_example, read_examples
-from limner.cli._options import PlaceOptions, PromptOptions
+from limner.cli._options import ObjectOptions, PlaceOptions, PromptOptions
 from limner.cli._prompt_files import (
     PlacedPrompt,
     PromptFile,
     parse_box,
     parse_numbers,
+    parse_priority,
     read_masks,
     read_prompts,
     read_scribbles,
@@ -219,17 +220,20 @@ def _to_slices(entry: PlacedPrompt, image: Image, axis: int) -> list[PlacedPromp
 def add_prompts(
     session: Session,
     entries: Sequence[PlacedPrompt],
-    names: Mapping[int, str],
-    in_order: Sequence[str],
+    file: PromptFile | None,
+    objects: ObjectOptions,
 ) -> None:
-    """Add all prompts and names to a new session; if one is refused, no journal is left behind.
+    """Add all prompts, names, locks and priorities to a new session; if one is refused, no journal
+    is left behind.
 
     Args:
         session: new.
         entries: the prompts.
-        names: by object id.
-        in_order: the names of the first objects, instead of those in `names`.
+        file: with names by object id, locks and priorities.
+        objects: names of the first objects in order; more locks, and another priority.
     """
+    names = {} if file is None else file.names
+    in_order = objects.name or ()
     try:
         for entry in entries:
             object_id = entry.object_id
@@ -246,9 +250,23 @@ def add_prompts(
         chosen = {**names, **dict(zip(session.object_ids, in_order, strict=False))}
         for object_id, label in chosen.items():
             session.name(object_id, label)
+        set_precedence(session, objects, file)
     except BaseException:
         session.discard()
         raise
+
+
+def set_precedence(
+    session: Session, objects: ObjectOptions, file: PromptFile | None = None
+) -> None:
+    """Lock objects, and set who keeps the pixels that objects share."""
+    for object_id in (*(file.locked if file else ()), *(objects.lock or ())):
+        session.lock(object_id)
+    priority = file.priority if file else ()
+    if objects.priority is not None:
+        priority = parse_priority(objects.priority)
+    if priority:
+        session.set_priority(priority)
 
 
 def warn_of_differences(session: Session, file: PromptFile | None, path: Path | None) -> None:

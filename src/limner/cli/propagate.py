@@ -118,6 +118,7 @@ def propagate(
     prompts: SlicePromptOptions,
     place: AxisOptions,
     span: RangeOptions,
+    objects: options.ObjectOptions,
     model: options.ModelOptions,
     propagator: options.PropagatorOptions,
     reading: options.ReadOptions,
@@ -163,7 +164,7 @@ def propagate(
         propagator=propagator.propagator,
         propagator_weights=propagator.propagator_weights,
     ) as session:
-        add_prompts(session, entries, file.names if file else {}, result.name or ())
+        add_prompts(session, entries, file, objects)
         warn_of_differences(session, file, prompts.prompts)
         stopped = _run(session, span, report)
         if stopped is not None and not span.partial:

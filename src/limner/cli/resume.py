@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limner.cli import _options as options
-from limner.errors import PromptError
+from limner.errors import PromptError, SessionError
 
 if TYPE_CHECKING:
     from limner.cli._prompts import CommandPrompts
@@ -35,6 +35,21 @@ def resume(
     object_id: Annotated[
         int, typer.Option("--object", help="Which object the new prompts are about.", min=1)
     ] = 1,
+    undo: Annotated[
+        int,
+        typer.Option(
+            "--undo", count=True, help="First take back the last prompt or reset. May be repeated."
+        ),
+    ] = 0,
+    redo: Annotated[
+        int, typer.Option("--redo", count=True, help="First bring back what was undone last.")
+    ] = 0,
+    lock: options.Lock = None,
+    unlock: Annotated[
+        list[int] | None,
+        typer.Option(metavar="OBJECT", help="Inverse of --lock. May be repeated.", min=1),
+    ] = None,
+    priority: options.Priority = None,
     image: Annotated[Path | None, typer.Option(help="The image, if it has moved.")] = None,
     go_on: Annotated[
         bool,
@@ -46,11 +61,11 @@ def resume(
     dicom_type: options.DicomType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Rebuild a session from its journal, add prompts, show its prompts or write the mask."""
+    """Rebuild a session from its journal, correct it, show its prompts or write the mask."""
     import limner
     from limner.cli._progress import waiting
     from limner.cli._prompt_files import parse_axis
-    from limner.cli._prompts import CommandPrompts
+    from limner.cli._prompts import CommandPrompts, set_precedence
     from limner.cli._result import check_output, write_result
 
     began = time.perf_counter()
@@ -60,9 +75,13 @@ def resume(
     with resumed as session:
         if output is not None:
             check_output(output, preview, session.image, journal=journal, dicom_type=dicom_type)
+        for object_id in unlock or ():
+            session.unlock(object_id)
+        _undo(session, undo, redo)
         if given != CommandPrompts():
             place = options.PlaceOptions(slice_=slice_)
             _add(session, given, place, object_id, parse_axis(axis, session.image, slice_))
+        set_precedence(session, options.ObjectOptions(lock=lock, priority=priority))
         if go_on:
             _resume_propagation(session, journal)
         if output is None:
@@ -76,6 +95,21 @@ def resume(
             as_json=as_json,
             began=began,
         )
+
+
+def _undo(session: Session, undo: int, redo: int) -> None:
+    """Take back and bring back, the whole of both or nothing: a journal forgets nothing."""
+    for verb, back, count in (
+        (session.undo, session.redo, undo),
+        (session.redo, session.undo, redo),
+    ):
+        for done in range(count):
+            try:
+                verb()
+            except SessionError:
+                for _ in range(done):
+                    back()
+                raise
 
 
 def _add(

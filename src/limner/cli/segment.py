@@ -12,6 +12,7 @@ from limner.cli._groups import expand_groups
 from limner.cli._options import (
     ImagePath,
     ModelOptions,
+    ObjectOptions,
     OutputOptions,
     PlaceOptions,
     PromptOptions,
@@ -31,6 +32,7 @@ def segment(
     ],
     prompts: PromptOptions,
     place: PlaceOptions,
+    objects: ObjectOptions,
     model: ModelOptions,
     server: ServerOptions,
     reading: ReadOptions,
@@ -65,7 +67,7 @@ def segment(
     default = default_model(image.kind, flat=place.slice_ is not None and axis == 0)
     opening = server.open_session(image, model, default, file=file, journal=result.journal)
     with opening as session:
-        add_prompts(session, entries, file.names if file else {}, result.name or ())
+        add_prompts(session, entries, file, objects)
         warn_of_differences(session, file, prompts.prompts)
         write_result(
             session,

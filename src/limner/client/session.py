@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +114,28 @@ class RemoteSession:
     def name(self, object_id: int, name: str) -> None:
         """Name an object, such as ``"liver"``; exports carry the name."""
         self._call("PUT", f"objects/{object_id}", {"name": name})
+
+    def lock(self, object_id: int) -> None:
+        """Keep an object as it is, and others off its pixels; see `limner.Session.lock`."""
+        self._call("PUT", f"objects/{object_id}/lock", {"locked": True})
+
+    def unlock(self, object_id: int) -> None:
+        """Inverse of `lock`; the pixels that others were kept off come back to them."""
+        self._call("PUT", f"objects/{object_id}/lock", {"locked": False})
+
+    @property
+    def locked(self) -> tuple[int, ...]:
+        """Ids of the objects that are locked, in that order."""
+        return tuple(self._call("GET", "")["locked"])
+
+    def set_priority(self, object_ids: Sequence[int]) -> None:
+        """Say which objects keep shared pixels; see `limner.Session.set_priority`."""
+        self._call("PUT", "priority", {"object_ids": [int(i) for i in object_ids]})
+
+    @property
+    def priority(self) -> tuple[int, ...]:
+        """What `set_priority` said last."""
+        return tuple(self._call("GET", "")["priority"])
 
     def undo(self, *, object_id: int | None = None) -> None:
         """Take back the last prompt, reset or propagation, of one object or of the session."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -29,6 +29,7 @@ from limner.io.formats import (
 from limner.io.image import Image
 from limner.io.inversion import REFLECTION
 from limner.io.labels import LabelArray, Labels
+from limner.io.overlaps import describe_overlaps
 from limner.io.placement import place_on_grid
 from limner.io.protocols import (
     ImageReader,
@@ -165,6 +166,7 @@ def write(
     like: Like | None = None,
     names: Mapping[int, str] | None = None,
     dicom_type: str | None = None,
+    priority: Sequence[int] | None = None,
 ) -> None:
     """Write a segmentation, on exactly the grid of the image it belongs to.
 
@@ -176,11 +178,14 @@ def write(
             .png, .tif, .dcm or .json.
         labels: a label map, one mask per object id or name, or `Labels`. A label map of a session
             stands for the session's `Labels`, so that overlapping objects survive where the format
-            can hold them; elsewhere the higher id wins and a warning is logged.
+            can hold them; elsewhere one of them is written, and a warning says which and how much.
         like: the image, its grid or its path. An array or masks need it where the format says where
             voxels lie (.nii, .nrrd, .mha, .dcm); `Labels` know their grid.
         names: what the objects are, by id; added to those that `labels` knows.
         dicom_type: of a .dcm: ``"seg"`` (the default), ``"seg-labelmap"`` or ``"rtstruct"``.
+        priority: ids of objects that keep the pixels that they share with others, the uppermost
+            first; default: what `labels` says, else the lower id, but for an object of which more
+            than half lies in the other one.
 
     Raises:
         FormatError: the suffix is unknown, the place cannot be written, or the format cannot hold
@@ -194,6 +199,8 @@ def write(
     image, geometry = _as_like(like)
     placed = not target.format.placeless and path.suffix.lower() != ".json"
     found = _as_labels(labels, (image, geometry), names, path, placed)
+    if priority is not None:
+        found.priority = _check_priority(priority)
     if isinstance(image, Reoriented):
         found, image = labels_as_stored(found, image), image.stored
     if image is not None:
@@ -425,12 +432,24 @@ def _warn_of_empty(labels: Labels, path: Path) -> None:
         )
 
 
+def _check_priority(priority: Sequence[int]) -> tuple[int, ...]:
+    ids = tuple(priority)
+    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or i < 1 for i in ids):
+        raise ValueError(f"A priority is a list of object ids such as [2, 1], not {priority!r}.")
+    return tuple(int(i) for i in ids)
+
+
 def _warn_of_overlaps(labels: Labels, path: Path) -> None:
     count = labels.num_overlapping()
-    if count:
-        _log.warning(
-            "%s: %d pixels belong to several objects; this format holds one per pixel, so the "
-            "higher id was written. .seg.nrrd, .json and .dcm keep all.",
-            path,
-            count,
-        )
+    if not count:
+        return
+    visible = set(np.unique(labels.to_array()).tolist())
+    empty = [i for i in labels.ids if i not in visible and labels.mask(i).any()]
+    _log.warning(
+        "%s: %s pixels belong to several objects, and this format holds one per pixel: %s. "
+        ".seg.nrrd, .json and .dcm keep all; --lock or --priority (session.lock, set_priority) say "
+        "who keeps them.",
+        path,
+        f"{count:,}",
+        describe_overlaps(labels.overlaps, labels.order, labels.names, empty),
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import GeometryError
 from limner.geometry import Geometry
+from limner.io.overlaps import Pair, count_shared, order_objects
 from limner.label_values import mask_of_values
 
 Array = NDArray[Any]
@@ -46,6 +48,9 @@ class Labels:
             may overlap.
         names: what the objects are, such as ``{1: "liver"}``.
         manifest: how the segmentation was made, as JSON values; written beside every export.
+        priority: ids of objects that a label map shows above all others, the uppermost first. Of
+            the others it shows the lower id where two overlap, but for an object of which more than
+            half lies in the other one.
     """
 
     def __init__(
@@ -56,11 +61,13 @@ class Labels:
         masks: Mapping[int, ArrayLike | Callable[[], ArrayLike]] | None = None,
         names: Mapping[int, str] | None = None,
         manifest: Mapping[str, Any] | None = None,
+        priority: Sequence[int] = (),
     ) -> None:
         if (array is None) == (masks is None):
             raise TypeError("Labels are made from a label map or from masks, not both or neither.")
         self.geometry = geometry
         self.manifest = manifest
+        self.priority: tuple[int, ...] = tuple(int(i) for i in priority)
         self._array: Array | None = None
         self._masks: dict[int, tuple[tuple[slice, ...], Array]] = {}  # where, and the mask there
         if array is not None:
@@ -102,7 +109,8 @@ class Labels:
         return whole
 
     def to_array(self) -> LabelArray:
-        """The label map, in the smallest unsigned type; where objects overlap the higher id wins.
+        """The label map, in the smallest unsigned type; where objects overlap it shows the one that
+        comes first in `order`.
 
         Read-only, because it stands for this segmentation when it is written.
         """
@@ -121,17 +129,33 @@ class Labels:
             raise ValueError("The label map of Labels is made anew; copy=False cannot be had.")
         return np.array(self._flat(), dtype=dtype)
 
+    @cached_property
+    def overlaps(self) -> dict[Pair, int]:
+        """How many pixels two objects share, by their ids, the lower one first."""
+        return {} if self._array is not None else count_shared(self._masks)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The ids as the objects lie over one another in a label map, the uppermost first."""
+        if self._array is not None:
+            return self.ids
+        sizes = {i: int(np.count_nonzero(inside)) for i, (_, inside) in self._masks.items()}
+        return order_objects(sizes, self.overlaps, self.priority)
+
     def on_grid(self, geometry: Geometry) -> Labels:
         """The same labels on a grid of the same size, which may have another number of axes where
         one of them is a volume of one slice.
         """
         if self._array is not None:
             array = self._array.reshape(geometry.shape)
-            moved = Labels(geometry, array=array, names=self.names, manifest=self.manifest)
-        else:
-            masks = {i: self.mask(i).reshape(geometry.shape) for i in self.ids}
-            moved = Labels(geometry, masks=masks, names=self.names, manifest=self.manifest)
-        return moved
+            return Labels(geometry, array=array, names=self.names, manifest=self.manifest)
+        return Labels(
+            geometry,
+            masks={i: self.mask(i).reshape(geometry.shape) for i in self.ids},
+            names=self.names,
+            manifest=self.manifest,
+            priority=self.priority,
+        )
 
     def num_overlapping(self) -> int:
         """How many pixels belong to more than one object."""
@@ -175,7 +199,7 @@ class Labels:
         if self._array is not None:
             return self._array.astype(dtype, copy=False)
         flat = np.zeros(self.geometry.shape, dtype=dtype)
-        for object_id in self.ids:
+        for object_id in reversed(self.order):
             place, inside = self._masks[object_id]
             flat[place][inside] = object_id
         return flat

@@ -102,7 +102,7 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
 
     Args:
         path: ends in ``.mha``.
-        labels: where objects overlap the higher id wins.
+        labels: where objects overlap the first of `Labels.order` is written.
         like: the image they belong to. If it was MetaImage, its unit of length is repeated.
 
     Raises:

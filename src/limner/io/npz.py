@@ -194,7 +194,7 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
 
     Args:
         path: ends in ``.npz``.
-        labels: where objects overlap the higher id wins.
+        labels: where objects overlap the first of `Labels.order` is written.
         like: the image they belong to; if it came from npz, its ``spacing`` is repeated, else it is
             written as ``(x, y, z)``. The format holds neither origin nor direction.
     """

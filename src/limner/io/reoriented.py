@@ -71,6 +71,7 @@ def _move_axis(labels: Labels, geometry: Geometry, source: int, target: int) -> 
 
     facts: dict[str, Any] = {"names": labels.names, "manifest": labels.manifest}
     if not labels.is_label_map:
-        return Labels(geometry, masks={i: partial(mask, i) for i in labels.ids}, **facts)
+        masks = {i: partial(mask, i) for i in labels.ids}
+        return Labels(geometry, masks=masks, priority=labels.priority, **facts)
     flat = np.moveaxis(np.asarray(labels.to_array()), source, target)
     return Labels(geometry, array=flat, **facts)

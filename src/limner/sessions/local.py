@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 from limner.models import CheckingModel, ModelCard, PromptableModel, list_models
 from limner.prompts.types import Prompt, check_prompt
+from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.answer_table import AnswerTable
 from limner.sessions.answers.changed_box import LastMasks
 from limner.sessions.answers.label_painter import LabelPainter
@@ -22,8 +24,10 @@ from limner.sessions.answers.prediction import Prediction
 from limner.sessions.history.events import (
     Added,
     Cleared,
+    Locked,
     Named,
     Predicted,
+    Prioritized,
     PropagationRequest,
     Redone,
     Undone,
@@ -84,6 +88,7 @@ class LocalSession:
             zoom=options.zoom,
             keep_masks=options.keep_masks,
         )
+        self._painter = LabelPainter(self._log, self._answers, self.image.geometry.shape)
         self._last_masks = LastMasks()
 
     # -- what the session is about ------------------------------------------------------------
@@ -134,6 +139,29 @@ class LocalSession:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"An object's name is a word with at least one letter, not {name!r}.")
         self._recorder.record(Named(object_id, name.strip()))
+
+    def lock(self, object_id: int) -> None:
+        """Keep an object as it is, and others off its pixels; see `limner.Session.lock`."""
+        self._recorder.record(Locked(check_object_id(object_id)))
+
+    def unlock(self, object_id: int) -> None:
+        """Inverse of `lock`; the pixels that others were kept off come back to them."""
+        self._recorder.record(Locked(check_object_id(object_id), locked=False))
+
+    @property
+    def locked(self) -> tuple[int, ...]:
+        """Ids of the objects that are locked, in that order."""
+        return self._log.locked
+
+    def set_priority(self, object_ids: Sequence[int]) -> None:
+        """Say which objects keep shared pixels; see `limner.Session.set_priority`."""
+        ids = tuple(dict.fromkeys(check_object_id(i) for i in object_ids))
+        self._recorder.record(Prioritized(ids))
+
+    @property
+    def priority(self) -> tuple[int, ...]:
+        """What `set_priority` said last."""
+        return self._log.priority
 
     def undo(self, *, object_id: int | None = None) -> None:
         """Take back the last prompt, reset or propagation, of one object or of the session."""
@@ -193,7 +221,7 @@ class LocalSession:
         prompts = {object_id: self._log.prompts(object_id, frame)}
         answer = self._answers.answer_prompts(prompts, frame)[object_id]
         self._end_round(object_id, frame, prompts[object_id])
-        return self._last_masks.to_prediction(answer, object_id, frame)
+        return self._to_prediction(answer, object_id, frame)
 
     def predict_all(self, *, frame: int | None = None) -> tuple[Prediction, ...]:
         """Answer all objects, wherever they have prompts; see `limner.Session.predict_all`.
@@ -231,7 +259,7 @@ class LocalSession:
         if self._propagation is None:
             raise SessionError("A 2D image has no other frames to propagate to.")
         request = PropagationRequest(start, stop, direction, object_id, how)
-        return self._propagation.start(request, again=again)
+        return self._keep_off_locked(self._propagation.start(request, again=again))
 
     def resume_propagation(self) -> Iterator[Prediction]:
         """Repeat the last call of `propagate`, which runs only what is missing."""
@@ -271,9 +299,9 @@ class LocalSession:
     def export(self) -> Labels:
         """All objects with their names, overlaps kept, and how they were made (the manifest)."""
         self._recorder.check_open()
-        painter = LabelPainter(self._log, self._answers, self.image.geometry.shape)
-        painted = painter.paint_labels()
-        masks = {i: partial(painter.paint_mask, i) for i in self.object_ids}  # made one by one
+        painted = self._painter.paint_labels()
+        paint = self._painter.paint_mask
+        masks = {i: partial(paint, i) for i in self.object_ids}  # made one by one
         facts = manifest(
             self.image,
             self.card,
@@ -282,6 +310,8 @@ class LocalSession:
             dict(self.names),
             {i: self._log.ways(i) for i in self.object_ids},
             propagator=self.propagator_card,
+            locked=self.locked,
+            priority=self.priority,
         )
         return Labels(
             self.image.geometry,
@@ -289,6 +319,7 @@ class LocalSession:
             masks=None if painted is not None else masks,
             names=self.names,
             manifest=facts,
+            priority=(*self.locked, *self.priority),
         )
 
     # -- end ----------------------------------------------------------------------------------
@@ -362,6 +393,7 @@ class LocalSession:
         """The event of adding a prompt, which is checked."""
         self._check_kind(prompt)
         object_id = check_object_id(object_id)
+        self._log.check_unlocked(object_id)
         frame = None if frame is None else check_frame(frame)
         placed, where = self.views.place_prompt(prompt, frame, axis)
         return Added(placed, object_id, where)
@@ -373,7 +405,20 @@ class LocalSession:
         prompts = {i: self._log.prompts(i, frame) for i in object_ids}
         for object_id, answer in self._answers.answer_prompts(prompts, frame).items():
             self._end_round(object_id, frame, prompts[object_id])
-            yield self._last_masks.to_prediction(answer, object_id, frame)
+            yield self._to_prediction(answer, object_id, frame)
+
+    def _to_prediction(self, answer: Answer, object_id: int, frame: int | None) -> Prediction:
+        """An answer as it is handed out."""
+        region = self._painter.keep_off_locked(answer.region, object_id, frame)
+        shown = replace(answer, region=region)
+        return self._last_masks.to_prediction(shown, object_id, frame)
+
+    def _keep_off_locked(self, predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        """Predictions without the pixels of objects that are locked."""
+        keep_off = self._painter.keep_off_locked
+        for found in predictions:
+            region = keep_off(found.region, found.object_id, found.frame)
+            yield found if region is found.region else replace(found, region=region)
 
     def _end_round(self, object_id: int, frame: int | None, prompts: Sequence[Action]) -> None:
         """Note that the prompts were answered. That is after the answer, so that a model that fails

@@ -6,7 +6,7 @@ in for a session that runs here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -87,6 +87,43 @@ class Session(Protocol):
 
     def name(self, object_id: int, name: str) -> None:
         """Name an object, such as ``"liver"``; exports carry the name."""
+
+    def lock(self, object_id: int) -> None:
+        """Keep an object as it is, and others off its pixels.
+
+        Until `unlock`, prompts, undo, redo and reset about it are refused, and every other object's
+        mask, what is predicted next included, leaves its pixels out. Of two that are locked the one
+        that was so first keeps what they share. A propagation still carries it.
+
+        Raises:
+            SessionError: there is no such object.
+        """
+
+    def unlock(self, object_id: int) -> None:
+        """Inverse of `lock`; the pixels that others were kept off come back to them.
+
+        Raises:
+            SessionError: there is no such object.
+        """
+
+    @property
+    def locked(self) -> tuple[int, ...]:
+        """Ids of the objects that are locked, in the order in which they were."""
+
+    def set_priority(self, object_ids: Sequence[int]) -> None:
+        """Say which objects keep the pixels that they share with others where a file or `labels`
+        holds one object per pixel. Masks are not changed by it.
+
+        Args:
+            object_ids: the uppermost first; they lie above all others. Empty: as without it.
+
+        Raises:
+            SessionError: there is no such object.
+        """
+
+    @property
+    def priority(self) -> tuple[int, ...]:
+        """What `set_priority` said last."""
 
     def undo(self, *, object_id: int | None = None) -> None:
         """Take back the last prompt, reset or propagation, of one object or of the session.
@@ -224,7 +261,9 @@ class Session(Protocol):
     def labels(self) -> LabelArray:
         """What would be saved: label map of the image's shape, read-only, 0 is background.
 
-        Where objects overlap the higher id wins; `export` keeps both.
+        Where objects overlap it holds the one that `set_priority` names first, else the lower id,
+        but for an object of which more than half lies in the other one, such as a tumour in its
+        organ; `export` keeps both.
         """
 
     def export(self) -> Labels:

@@ -21,8 +21,8 @@ def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> L
     """The masks of a session on a volume as a model makes them that sees in 3D.
 
     Each object's mask is handed to the model as a mask prompt. Annotated slices are kept
-    unchanged. The session itself is not changed. Whether it helps depends on the object:
-    compare before you rely on it.
+    unchanged, and so are objects that are locked; others are kept off those. The session itself is
+    not changed. Whether it helps depends on the object: compare before you rely on it.
 
     Args:
         session: on a volume, with masks on some of its slices.
@@ -51,17 +51,27 @@ def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> L
             raise SessionError(f"{card.name} does not work in 3D; name a model that does.")
         for object_id in before.ids:
             mask = np.asarray(before.mask(object_id), dtype=np.bool_)
-            if mask.any():
+            if mask.any() and object_id not in session.locked:
                 masks[object_id] = _refine_mask(other, object_id, mask, drawn.get(object_id, set()))
             else:
                 masks[object_id] = mask
-            changed[str(object_id)] = _change(mask, masks[object_id])
             other.reset()
+    for object_id, mask in masks.items():
+        for locked in session.locked:
+            if object_id not in session.locked and locked in masks:
+                masks[object_id] = mask = mask & ~masks[locked]
+        changed[str(object_id)] = _change(before.mask(object_id), masks[object_id])
     manifest = {
         **(before.manifest or {}),
         "finished": {"model": card.to_json(), "changed_voxels": changed},
     }
-    return Labels(before.geometry, masks=masks, names=before.names, manifest=manifest)
+    return Labels(
+        before.geometry,
+        masks=masks,
+        names=before.names,
+        manifest=manifest,
+        priority=before.priority,
+    )
 
 
 def _refine_mask(other: Session, object_id: int, mask: Mask, drawn: set[int]) -> Mask:

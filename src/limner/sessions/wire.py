@@ -105,6 +105,7 @@ def labels_to_json(labels: Labels) -> dict[str, Any]:
         "ids": list(labels.ids),
         "names": {str(i): n for i, n in labels.names.items()},
         "manifest": labels.manifest,
+        "priority": list(labels.priority),
         "array": None,
         "masks": None,
     }
@@ -124,7 +125,13 @@ def labels_from_json(value: dict[str, Any], geometry: Geometry) -> Labels:
         dense = unpack(array["voxels"], np.dtype(array["dtype"]), geometry.shape)
         return Labels(geometry, array=dense, names=names, manifest=value["manifest"])
     dense_masks = {int(i): _mask_from_json(m, geometry.shape) for i, m in masks.items()}
-    return Labels(geometry, masks=dense_masks, names=names, manifest=value["manifest"])
+    return Labels(
+        geometry,
+        masks=dense_masks,
+        names=names,
+        manifest=value["manifest"],
+        priority=value["priority"],
+    )
 
 
 def _mask_to_json(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -204,6 +211,8 @@ def state_to_json(session: Session) -> dict[str, Any]:
         "can_redo": session.can_redo,
         "object_ids": list(session.object_ids),
         "names": {str(i): name for i, name in session.names.items()},
+        "locked": list(session.locked),
+        "priority": list(session.priority),
         "requested": None if requested is None else dict(vars(requested)),
     }
 

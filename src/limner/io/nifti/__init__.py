@@ -101,7 +101,7 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
 
     Args:
         path: ends in ``.nii`` or ``.nii.gz``.
-        labels: where objects overlap the higher id wins.
+        labels: where objects overlap the first of `Labels.order` is written.
         like: the image they belong to. If it was NIfTI, its sform, qform, codes and units are
             repeated exactly.
     """

@@ -144,7 +144,7 @@ def write(path: Path, labels: Labels, *, like: Image | None) -> None:
 
     Args:
         path: ends in ``.nrrd``. In ``.seg.nrrd``, which 3D Slicer opens as a segmentation,
-            overlapping objects lie in layers; else the higher id wins.
+            overlapping objects lie in layers; else the first of `Labels.order` is written.
         labels: the objects.
         like: the image they belong to. If it was NRRD, its units of length are repeated.
     """

@@ -135,8 +135,8 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
     """Write a label map as PNG; names go into a text chunk.
 
     Ids up to 255 are values of a byte that a palette shows in colours, 0 in black; more are 16-bit
-    grey, for which PNG has no palette. Where objects overlap the higher id wins. A PNG holds no
-    geometry.
+    grey, for which PNG has no palette. Where objects overlap the first of `Labels.order` is
+    written. A PNG holds no geometry.
 
     Raises:
         FormatError: a volume, an id above 65535, or a suffix other than ``.png``.

@@ -115,7 +115,7 @@ def write(path: Path, labels: Labels, *, like: Image | None = None) -> None:
 
     Ids up to 65535 make an ImageJ stack; ImageJ knows no larger integers, so more make an ordinary
     TIFF (BigTIFF above 4 GB). The exact geometry and the names are in the description, for limner;
-    ImageJ reads the spacing. Where objects overlap the higher id wins.
+    ImageJ reads the spacing. Where objects overlap the first of `Labels.order` is written.
     """
     pixels = np.asarray(labels.to_array())
     block = {"names": {str(k): v for k, v in labels.names.items()}}

@@ -90,6 +90,18 @@ class ObjectName(_Body):
     name: Annotated[Any, WithJsonSchema({"type": "string"})]
 
 
+class Lock(_Body):
+    """Whether an object is locked."""
+
+    locked: bool
+
+
+class Priority(_Body):
+    """Which objects keep shared pixels, the uppermost first."""
+
+    object_ids: list[int]
+
+
 class NewPropagation(_Body):
     """The arguments of a propagation; `resume` repeats the last one."""
 

@@ -10,11 +10,13 @@ from fastapi.responses import JSONResponse, Response
 from limner.prompts import from_json
 from limner.server.api.bodies import (
     Description,
+    Lock,
     NewPrompt,
     NewSession,
     ObjectName,
     OneOrAll,
     Place,
+    Priority,
     Target,
 )
 from limner.server.service import Service
@@ -133,6 +135,22 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
         """Name an object."""
         await service.run(session, lambda live: live.session.name(object_id, body.name))
         return {"object_id": object_id, "name": body.name}
+
+    @app.put(f"{PREFIX}/{{session}}/objects/{{object_id}}/lock", tags=["objects"])
+    async def lock(session: str, object_id: int, body: Lock) -> dict[str, Any]:
+        """Lock an object, so that it stays as it is and others are kept off it, or unlock it."""
+
+        def work(live: LiveSession) -> list[int]:
+            (live.session.lock if body.locked else live.session.unlock)(object_id)
+            return list(live.session.locked)
+
+        return {"locked": await service.run(session, work)}
+
+    @app.put(f"{PREFIX}/{{session}}/priority", tags=["objects"])
+    async def set_priority(session: str, body: Priority) -> dict[str, Any]:
+        """Say which objects keep shared pixels in a label map, the uppermost first."""
+        await service.run(session, lambda live: live.session.set_priority(body.object_ids))
+        return {"priority": body.object_ids}
 
     @app.delete(f"{PREFIX}/{{session}}/objects/{{object_id}}", tags=["objects"])
     async def remove(session: str, object_id: int) -> dict[str, Any]:

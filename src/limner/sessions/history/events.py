@@ -66,6 +66,23 @@ class Named:
 
 
 @dataclass(frozen=True)
+class Locked:
+    """An object was locked, or (False) unlocked: its prompts stay, and others are kept off it."""
+
+    object_id: int
+    locked: bool = True
+    op: ClassVar[str] = "lock"
+
+
+@dataclass(frozen=True)
+class Prioritized:
+    """Which objects keep the pixels that they share with others in a label map, uppermost first."""
+
+    object_ids: tuple[int, ...]
+    op: ClassVar[str] = "priority"
+
+
+@dataclass(frozen=True)
 class PropagationRequest:
     """A propagation was asked for, with these arguments of `propagate`. Nothing that undo takes
     back: that is what it wrote.
@@ -117,6 +134,8 @@ Event: TypeAlias = (
     | Redone
     | Cleared
     | Named
+    | Locked
+    | Prioritized
     | PropagationRequest
     | Propagated
     | Committed
@@ -130,6 +149,8 @@ _EVENTS: dict[str, type[Event]] = {
         Redone,
         Cleared,
         Named,
+        Locked,
+        Prioritized,
         PropagationRequest,
         Propagated,
         Committed,

@@ -20,8 +20,10 @@ from limner.sessions.history.events import (
     Cleared,
     Committed,
     Event,
+    Locked,
     Named,
     Predicted,
+    Prioritized,
     Propagated,
     PropagationRequest,
     Redone,
@@ -70,6 +72,8 @@ class PromptLog:
 
     def __init__(self, events: Sequence[Event] = ()) -> None:
         self.names: dict[int, str] = {}
+        self.locked: tuple[int, ...] = ()  # in the order in which they were locked
+        self.priority: tuple[int, ...] = ()  # in a label map, the uppermost first
         self.requested: PropagationRequest | None = None  # the last propagation
         self.turns: Counter[int] = Counter()  # prompts, undo, redo and reset of an object so far
         self._known: set[int] = set()
@@ -85,11 +89,21 @@ class PromptLog:
         """Refuse an event that makes no sense now; `apply` after this cannot fail.
 
         Raises:
-            SessionError: unknown object, or nothing to undo, redo or predict.
+            SessionError: unknown or locked object, or nothing to undo, redo or predict.
         """
         match event:
-            case Undone() | Redone() | Cleared():
+            case Undone() | Redone():
                 self._check_known(event.object_id)
+            case Cleared():
+                self._check_known(event.object_id)
+                self.check_unlocked(*self._objects_of(event.object_id))
+            case Added():
+                self.check_unlocked(event.object_id)
+            case Locked():
+                self._check_known(event.object_id)
+            case Prioritized():
+                for object_id in event.object_ids:
+                    self._check_known(object_id)
             case Predicted():
                 if not self.prompts(event.object_id, event.frame):
                     where = "" if event.frame is None else f" on frame {event.frame}"
@@ -98,10 +112,25 @@ class PromptLog:
                     )
             case Committed():
                 self._propagation(event.object_id)
-        if isinstance(event, Undone) and not self._choose_actions(self._done, event.object_id):
-            raise SessionError("There is nothing to undo.")
-        if isinstance(event, Redone) and not self._choose_actions(self._undone, event.object_id):
-            raise SessionError("There is nothing to redo.")
+        if isinstance(event, (Undone, Redone)):
+            source = self._done if isinstance(event, Undone) else self._undone
+            chosen = self._choose_actions(source, event.object_id)
+            if not chosen:
+                raise SessionError(f"There is nothing to {event.op}.")
+            self.check_unlocked(*(action.object_id for action in chosen))
+
+    def check_unlocked(self, *object_ids: int) -> None:
+        """Refuse to change what was said about objects while one of them is locked.
+
+        Raises:
+            SessionError: one is.
+        """
+        for object_id in object_ids:
+            if object_id in self.locked:
+                raise SessionError(
+                    f"Object {object_id} is locked, so that nothing changes it; unlock it first: "
+                    f"session.unlock({object_id}), --unlock {object_id}."
+                )
 
     def apply(self, event: Event) -> None:
         """Take an event into account."""
@@ -124,6 +153,13 @@ class PromptLog:
             case Named():
                 self._known.add(event.object_id)
                 self.names[event.object_id] = event.name
+            case Locked():
+                others = tuple(i for i in self.locked if i != event.object_id)
+                again = event.locked and event.object_id in self.locked
+                if not again:
+                    self.locked = (*others, event.object_id) if event.locked else others
+            case Prioritized():
+                self.priority = event.object_ids
             case PropagationRequest():
                 self.requested = event
             case Propagated():
@@ -223,6 +259,8 @@ class PromptLog:
         """Everything that defines the state, for comparison: two logs with equal ones are alike."""
         return (
             tuple(self.names.items()),
+            self.locked,
+            self.priority,
             self.known_ids,
             tuple(_describe_action(a) for a in self._done),
             tuple(_describe_action(a) for a in self._undone),

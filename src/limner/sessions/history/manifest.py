@@ -15,13 +15,12 @@ from limner._version import __version__
 from limner.adapters.default_window import ROBUST, WindowSource
 from limner.errors import SessionError
 from limner.io.image import Image
+from limner.io.overlaps import RULE
 from limner.models import ModelCard
 from limner.prompts.types import to_json
 
 if TYPE_CHECKING:
     from limner.sessions.history.prompt_entry import PromptEntry
-
-OVERLAP_RULE = "where objects overlap, a label map holds the higher id"
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,8 @@ def manifest(
     propagated: Mapping[int, Mapping[int, str]],
     *,
     propagator: ModelCard | None = None,
+    locked: Sequence[int] = (),
+    priority: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The answer to "how was this mask made?"; who made it is not recorded.
 
@@ -191,6 +192,8 @@ def manifest(
         names: of the objects.
         propagated: frames that each object was carried to, and how.
         propagator: the card of the model that carried; None where it is the same.
+        locked: objects that others were kept off, in the order in which they were locked.
+        priority: objects that lie above others in a label map, the uppermost first.
     """
     objects: dict[str, Any] = {}
     for entry in entries:
@@ -207,7 +210,9 @@ def manifest(
     return {
         **header(image, card, options, propagator),
         "objects": objects,
-        "overlap": OVERLAP_RULE,
+        "overlap": RULE,
+        "locked": list(locked),
+        "priority": list(priority),
         "notice": "Research use only; not a medical device.",
     }
 
