@@ -165,6 +165,8 @@ def _print_prompts(session: Session, *, as_json: bool) -> None:
             "image": None if session.image.path is None else str(session.image.path),
             "model": session.card.name,
             "names": dict(session.names),
+            "locked": list(session.locked),
+            "priority": list(session.priority),
             "can_undo": session.can_undo,
             "can_redo": session.can_redo,
             "prompts": entries,
