@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from limner.io.dicom._frames import as_number
 from limner.io.image import Image
 
 if TYPE_CHECKING:
@@ -48,15 +49,16 @@ def give_places(sources: list[Dataset], like: Image) -> list[Dataset]:
     for number, source in enumerate(sources):
         copy = _without_groups(source)
         copy.FrameOfReferenceUID = frame_uid
+        thickness = as_number(str(source.get("SliceThickness") or "")) or 1.0
         if len(sources) == 1:
             frames = like.metadata["sources"]["frames"]
             made_up = {frame: (0, 0, -index) for index, frame in enumerate(frames)}
-            give_groups(copy, made_up, _AXIAL, spacing, 1.0)
+            give_groups(copy, made_up, _AXIAL, spacing, thickness)
         else:
             copy.ImagePositionPatient = [0, 0, -number]
             copy.ImageOrientationPatient = list(_AXIAL)
             copy.PixelSpacing = [f"{s:.10g}" for s in spacing]
-            copy.SliceThickness = 1
+            copy.SliceThickness = thickness
         placed.append(copy)
     return placed
 
@@ -82,9 +84,8 @@ def take_places(dataset: Dataset, like: Image) -> None:
             if keyword in group:
                 delattr(group, keyword)
         for measures in group.get("PixelMeasuresSequence") or ():
-            for keyword in ("SliceThickness", "SpacingBetweenSlices"):
-                if keyword in measures:
-                    delattr(measures, keyword)
+            if "SpacingBetweenSlices" in measures:  # highdicom wants a thickness
+                del measures.SpacingBetweenSlices
     _index_by_frame(dataset, is_video=like.kind == "video", positions=positions)
 
 

@@ -275,6 +275,11 @@ def _build(path: Path, labels: Labels, like: Image | None) -> FileDataset:
             f"{path}: contours are in patient space and {like.path} has no place in it; write "
             "a DICOM Segmentation or .png instead."
         )
+    if like.kind == "video":
+        raise FormatError(
+            f"{path}: the frames of {like.path} share one place, so contours could not say which "
+            "frame they are on; write a DICOM Segmentation (dicom_type='seg') instead."
+        )
     if not like.metadata.get("evenly_spaced"):
         raise FormatError(
             f"{path}: the slices of {like.path} are not evenly spaced, so contours would lie "
