@@ -74,10 +74,9 @@ class ViewPrediction:
         """Pixels of the image."""
         if self.withheld is None or not self.withheld.any():
             return 0
-        counts: Any = self.withheld
-        for a, b, n in zip(*self.bounds, self.withheld.shape, strict=True):
-            counts = np.tensordot(np.diff(bin_edges(b - a, n)), counts, axes=(0, 0))
-        return int(counts)
+        sizes = zip(*self.bounds, self.withheld.shape, np.nonzero(self.withheld), strict=True)
+        counts = [np.diff(bin_edges(b - a, n))[at] for a, b, n, at in sizes]
+        return int(np.prod(counts, axis=0).sum())
 
 
 def predict_views(
