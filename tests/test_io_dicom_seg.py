@@ -441,3 +441,16 @@ def test_slide_segmentations_agree_and_round_trip(tmp_path, shared_data):
     np.testing.assert_array_equal(planes.to_array(), labelmap.to_array())
     seg.write(tmp_path / "seg.dcm", planes, like=slide)
     assert_same(seg.read_labels(tmp_path / "seg.dcm", like=slide), planes)
+
+
+def test_measures_without_a_thickness_do_not_keep_highdicom_from_reading(tmp_path: Path) -> None:
+    """A secondary capture with a spacing: highdicom would write what it refuses to read."""
+    source = tmp_path / "capture.dcm"
+    ds = image_dataset(np.zeros((20, 30), np.uint8), sop_class="1.2.840.10008.5.1.4.1.1.7")
+    del ds.FrameOfReferenceUID
+    save(ds, source, PixelSpacing=[0.5, 0.5], Modality="OT")
+    mask = np.zeros((20, 30), np.uint8)
+    mask[3:9, 4:11] = 1
+    limner.write(tmp_path / "seg.dcm", mask, like=source)
+    found = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert np.array_equal(np.squeeze(found.pixel_array), mask)

@@ -25,6 +25,7 @@ from pycocotools.coco import COCO
 from limner.errors import FormatError, GeometryError, SeriesChoice
 from limner.geometry import Geometry
 from limner.io import coco, raster, tiff
+from limner.io import read as limner_read
 from limner.io.coco.masks import polygon_to_mask
 from limner.io.image import Image
 from limner.io.labels import Labels
@@ -786,3 +787,62 @@ def _png_chunks(content: bytes) -> list[bytes]:
         chunks.append(content[position:end])
         position = end
     return chunks
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+def test_the_header_of_a_png_is_read_without_decoding_and_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    path = tmp_path / "a.png"
+    Picture.new("RGB", (9, 7)).save(path)
+    assert raster.read(path).shape == (7, 9, 3)
+    content = path.read_bytes()
+    for columns, rows in ((2**31 - 1, 12), (30000, 30000), (10**6, 10**6)):
+        header = struct.pack(">II5B", columns, rows, 8, 2, 0, 0, 0)
+        path.write_bytes(content[:8] + _chunk(b"IHDR", header) + content[33:])
+        with pytest.raises(FormatError, match=r"claims|need at least"):
+            raster.read(path)
+
+
+def _animation(path: Path) -> bytes:
+    frames = [Picture.new("L", (9, 7), 90 * k) for k in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40)
+    return path.read_bytes()
+
+
+def test_an_animated_png_is_known_behind_a_long_profile(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    content = _animation(path)
+    path.write_bytes(content[:33] + _chunk(b"xXXx", bytes(5000)) + content[33:])
+    assert limner_read(path).shape[0] == 3
+
+
+def test_an_animated_png_that_promises_more_frames_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    content = _animation(path)
+    at = content.index(b"acTL") - 4
+    promise = _chunk(b"acTL", struct.pack(">II", 2 * 10**9, 0))
+    path.write_bytes(content[:at] + promise + content[at + 20 :])
+    with pytest.raises(FormatError, match="2000000000 frames are promised and at most 4"):
+        limner_read(path)
+    image = limner_read(path, strict=False)
+    assert image.array.shape[0] == image.shape[0] <= 4
+
+
+def test_a_burst_of_pictures_in_a_film_container_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.avifs"
+    path.write_bytes(b"\0\0\0\x20ftypavis" + bytes(40))
+    with pytest.raises(FormatError, match="no known kind"):
+        limner_read(path)

@@ -445,6 +445,7 @@ def _rewrite(path: Path, number: int, **changes: object) -> None:
         (0, {"image__pixel_sha256": None}),
         (0, {"model__name": ["toy"]}),
         (0, {"options__window": [1]}),
+        (0, {"options__window": 3}),
         (0, {"options__window": ["a", "b"]}),
         (0, {"options__zoom": "no"}),
         (1, {"op": ["add"]}),

@@ -79,7 +79,17 @@ def build(
         _restore_frame_numbers(dataset, frames)
     if by_reference:
         _frame_references.take_places(dataset, like)
+    _drop_partial_measures(dataset)
     return dataset
+
+
+def _drop_partial_measures(dataset: Dataset) -> None:
+    """Take out measures without a thickness: readers (highdicom's own) refuse the whole file."""
+    groups = [*dataset.SharedFunctionalGroupsSequence, *dataset.PerFrameFunctionalGroupsSequence]
+    for group in groups:
+        measures = group.get("PixelMeasuresSequence")
+        if measures and "SliceThickness" not in measures[0]:
+            del group.PixelMeasuresSequence
 
 
 def _identity() -> dict[str, Any]:

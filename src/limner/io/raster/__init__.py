@@ -56,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 def sniff(path: Path, head: bytes) -> bool:
     """Whether the file is a single image of a kind read here."""
     if head.startswith(SIGNATURE):
-        return not is_animated(head)
+        return not is_animated(path, head)
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return not is_animated_webp(head)
     return head.startswith(b"\xff\xd8\xff") or (head.startswith(b"BM") and _is_bitmap(head))

@@ -91,6 +91,7 @@ def read_header(path: Path) -> Header:
             prefix = file.read(33)
             file.seek(0)
             with open_image(file, path) as pillow:
+                check_image_size(pillow.size[::-1], 1, path)
                 header = _header_of(pillow, prefix)
             size = file.seek(0, io.SEEK_END)
     except (FormatError, MemoryError):

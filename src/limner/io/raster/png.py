@@ -26,10 +26,23 @@ _GOLDEN = 0.6180339887
 TEXT_KEY = "limner"  # text chunk with what limner adds to a label map, as JSON
 
 
-def is_animated(head: bytes) -> bool:
-    """Whether a PNG announces an animation: chunk ``acTL`` before the pixels."""
-    control, pixels = head.find(b"acTL"), head.find(b"IDAT")
-    return head.startswith(SIGNATURE) and control > 0 and (pixels < 0 or control < pixels)
+def is_animated(path: Path, head: bytes) -> bool:
+    """Whether a PNG announces an animation: chunk ``acTL`` before the pixels.
+
+    Args:
+        path: of the file, which is read where a profile or a palette fills its first bytes.
+        head: its first bytes.
+    """
+    if not head.startswith(SIGNATURE):
+        return False
+    with path.open("rb") as file:
+        file.seek(len(SIGNATURE))
+        while len(start := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", start)
+            if kind in (b"acTL", b"IDAT"):
+                return bool(kind == b"acTL")
+            file.seek(size + 4, io.SEEK_CUR)
+    return False
 
 
 def find_chunk(file: IO[bytes], kind: bytes) -> bytes | None:

@@ -180,6 +180,8 @@ class Stack:
         if self.has_index:  # into a palette, with alpha behind it
             pixels = without_alpha(pixels[..., [0, -1]], self.path)
         if self.palette is not None:
+            if num_channel_axes:  # alpha beside the value
+                pixels = pixels[..., 0]
             if pixels.max() >= len(self.palette):
                 raise FormatError(
                     f"{self.path}: the file is damaged: value {pixels.max()} is not in its palette "

@@ -53,7 +53,8 @@ _MAGIC = (
     b"YUV4MPEG2",
 )
 _QUICKTIME_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
-_STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1", b"jp2 ", b"jpx ")
+# Of pictures and bursts of them, which FFmpeg would take for a video of their parts.
+_STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1", b"avis", b"hevc", b"msf1", b"jp2 ", b"jpx ")
 _TRANSPORT_PACKET = 188  # bytes between the sync bytes of an MPEG transport stream
 
 
@@ -61,7 +62,7 @@ def sniff(path: Path, head: bytes) -> bool:
     """Whether this is a video file, an animated image or a folder of frames."""
     if not head:
         return path.is_dir() and is_frame_folder(path)
-    if is_animation(head) or head.startswith(_MAGIC):
+    if is_animation(path, head) or head.startswith(_MAGIC):
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return True
@@ -93,7 +94,7 @@ def read(
     check_not_empty(path)
     with path.open("rb") as file:
         head = file.read(4096)
-    if is_animation(head):
+    if is_animation(path, head):
         return read_animation(path, channel=channel, name=NAME, strict=strict)
     require("av", extra="video", purpose=f"read the video {path.name}")
     clip = open_clip(path, series=series, strict=strict)

@@ -73,7 +73,10 @@ class _Player:
             raise ValueError(f"its size is {self._pillow.size}")
         self._pillow.load()
         self._at = index
-        return np.array(self._pillow.convert("L" if self.grey else "RGB"))
+        shown = self._pillow
+        if shown.mode == "P" and "transparency" in shown.info:
+            shown = shown.convert("RGBA")  # the way that Pillow does not warn of
+        return np.array(shown.convert("L" if self.grey else "RGB"))
 
     def _keep_before(self, index: int) -> None:
         """Decode and keep the frames before one, as far as there is room."""
@@ -81,9 +84,9 @@ class _Player:
             self._kept.keep(k, self._pixels(k))
 
 
-def is_animation(head: bytes) -> bool:
+def is_animation(path: Path, head: bytes) -> bool:
     """Whether the file begins as an image that may move: any GIF, animated PNG and WebP."""
-    return head.startswith(_GIF) or png.is_animated(head) or raster.is_animated_webp(head)
+    return head.startswith(_GIF) or png.is_animated(path, head) or raster.is_animated_webp(head)
 
 
 def read_animation(path: Path, *, channel: int | None, name: str, strict: bool = True) -> Image:
@@ -137,7 +140,13 @@ def _survey(path: Path, header: Header, strict: bool) -> tuple[int, bool]:
         if header.format == "PNG" and strict:
             png.check_chunks(content)
         with open_image(io.BytesIO(content), path) as pillow:
-            return int(getattr(pillow, "n_frames", 1)), False
+            count = int(getattr(pillow, "n_frames", 1))
+        if header.format == "PNG":
+            most = content.count(b"fcTL") + 1  # the first may have none
+            if count > most and strict:
+                raise ValueError(f"{count} frames are promised and at most {most} are there")
+            count = min(count, most)
+        return count, False
     except Exception as error:  # a decoder may raise anything on bytes made by others
         raise FormatError(
             f"{path}: the animation is damaged or incomplete ({one_line(error)}). {LENIENT}"

@@ -140,7 +140,7 @@ def check_header(facts: Mapping[str, Any], path: Path) -> None:
         wrong = [k for k, kind in kinds.items() if k in section and type(section[k]) not in kind]
         wrong += [k for k in kinds if k in _NEEDED and k not in section]
         window = section.get("window") if part == "options" else None
-        if window and (len(window) != 2 or not all(type(x) in _NUMBER for x in window)):
+        if isinstance(window, list) and [type(x) in _NUMBER for x in window] != [True, True]:
             wrong.append("window")
         if wrong:
             given = section.get(wrong[0], "missing")
