@@ -11,7 +11,14 @@ import pytest
 from numpy.typing import NDArray
 
 import limner
-from limner.datasets import LAYOUTS, Layout, find_training_sets, open_dataset, open_datasets
+from limner.datasets import (
+    LAYOUTS,
+    Layout,
+    files,
+    find_training_sets,
+    open_dataset,
+    open_datasets,
+)
 from limner.errors import FormatError, GeometryError
 from limner.geometry import Geometry
 from limner.io.image import Image
@@ -220,3 +227,15 @@ def test_sets_that_are_listed_and_not_there_are_named_in_one_line(
     assert {name: case.split for name, case in found.cases.items()} == {"c0": "train", "c1": "test"}
     (record,) = caplog.records
     assert "lists pool/d, 2d/a, 3d/b and 1 more, not there" in record.getMessage()
+
+
+def test_fields_of_a_description_that_hold_something_odd_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = '{"group": ["a"], "licence": 4, "labels": {"1": "liver"}, "instances": 1}'
+    (tmp_path / "dataset.json").write_text(text)
+    assert files.read_description(tmp_path)["labels"] == {"1": "liver"}
+    assert "'group' is ['a'], not an object of texts; it is passed over" in caplog.text
+    assert "'licence' is 4, not a text" in caplog.text
+    assert "'instances' is 1, not true or false" in caplog.text
+    assert "'labels'" not in caplog.text

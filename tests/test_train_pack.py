@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from limner.datasets import find_training_sets
 from limner.errors import FormatError
-from limner.train.data import pack, regions
+from limner.train.data import archive, pack, prepare, regions
 from limner.train.data.images import read_images, training_cases
 from limner.train.data.pack import COARSE, FINE, LABELS, OBJECTS, PackedImages
+from limner.train.data.pack_settings import PackSettings
 from train_makers import make_data
 
 
@@ -125,6 +127,50 @@ def test_the_same_data_make_the_same_pack(data: Path, folder: Path, tmp_path: Pa
     pack.write_pack(tmp_path, read_images(find_training_sets(data)))
     first, second = (json.loads((f / "pack.json").read_text()) for f in (folder, tmp_path))
     assert first["sha256"] == second["sha256"]
+
+
+def test_packing_goes_on_where_it_was_stopped(
+    data: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each set is on the disk as soon as it is complete; the pack is the same as in one go."""
+    read: list[str] = []
+
+    def stop_at(sets: object, *arguments: object, **options: object) -> Iterator[object]:
+        for image in read_images(sets, *arguments, **options):  # type: ignore[arg-type]
+            read.append(image.set_name)
+            if len(set(read)) > 2 and stopping:
+                raise KeyboardInterrupt
+            yield image
+
+    monkeypatch.setattr(prepare, "read_images", stop_at)
+    stopping = True
+    with pytest.raises(KeyboardInterrupt):
+        prepare.write_packs(data, tmp_path, with_volumes=False)
+    assert not (tmp_path / "pack.json").exists()
+    assert len(list(tmp_path.glob("*.xz"))) == 1  # the second was not known to be complete
+    stopping, before = False, {read[0]}
+    read.clear()
+    prepare.write_packs(data, tmp_path, with_volumes=False)
+    assert not before & set(read)
+    first, second = (json.loads((f / "pack.json").read_text()) for f in (folder, tmp_path))
+    assert first == second
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_packing_begins_anew_where_a_file_has_changed(data: Path, tmp_path: Path) -> None:
+    sets = find_training_sets(data)
+    one = prepare._hash_source(sets, PackSettings(), True)
+    assert one == prepare._hash_source(sets, PackSettings(), True)
+    assert one != prepare._hash_source(sets, PackSettings(slices=3), True)
+    assert one != prepare._hash_source(sets[1:], PackSettings(), True)
+    writer = archive.ArchiveWriter(tmp_path, "pack.json", source=one)
+    part = {"shape": np.array([2, 2])}
+    writer.add("a", "x", "train", part)
+    writer.add("b", "y", "train", part)
+    assert archive.finished_sets(tmp_path, "pack.json", seed=0, source=one) == ("a",)
+    assert archive.finished_sets(tmp_path, "pack.json", seed=0, source="other") == ()
+    (tmp_path / "00.xz").write_bytes(b"")
+    assert archive.finished_sets(tmp_path, "pack.json", seed=0, source=one) == ()
 
 
 @pytest.mark.parametrize("change", ["cut", "swap", "version", "none"])

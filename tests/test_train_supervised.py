@@ -225,6 +225,25 @@ def test_cases_are_prepared_once_at_the_spacing_of_the_plan(plain: Path, tmp_pat
     np.testing.assert_array_equal(again[1][1].image, cases[1].image)
 
 
+def test_cases_that_cannot_be_used_are_named_and_left_out(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = Layout((4, 16, 16), widths=(4, 8), blocks=(1, 1))
+    images = labelled(plain)
+    images[0].images[0].write_bytes(b"no image at all")
+    assert images[0].labels is not None
+    _, kept, _ = prepare_cases(images, {1: "a", 2: "b"}, layout, tmp_path / "kept")
+    assert len(kept) == 2
+    assert f"{images[0].name} is left out: " in caplog.text
+    _, again, _ = prepare_cases(images, {1: "a", 2: "b"}, layout, tmp_path / "kept")
+    assert len(again) == 2
+    for case in images[1:]:
+        case.images[0].write_bytes(b"no image at all")
+    with pytest.raises(FormatError, match="No case can be trained on"):
+        prepare_cases(images, {1: "a", 2: "b"}, layout, tmp_path / "run" / "prepared")
+    assert not (tmp_path / "run" / "prepared").exists()
+
+
 def test_a_label_called_ignore_does_not_count_and_one_without_a_name_is_an_error(
     plain: Path, tmp_path: Path
 ) -> None:

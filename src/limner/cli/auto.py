@@ -43,7 +43,7 @@ class SampleOptions:
     PANEL: ClassVar[str] = "Sampling models"
 
     samples: Annotated[
-        int | None, typer.Option(help="Draw so many segmentations; default 16.", min=1)
+        int | None, typer.Option(help="Draw so many segmentations; default 16.", min=1, max=1000)
     ] = None
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0
     uncertainty: Annotated[

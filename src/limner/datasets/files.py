@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from limner.datasets.record import Kind
@@ -15,6 +17,8 @@ _DOUBLE_SUFFIXES = (".nii.gz", ".seg.nrrd", ".ome.tif", ".ome.tiff")
 _BESIDE = (".json", ".txt", ".csv", ".xml", ".raw", ".db")  # lie beside images of their stem
 _TELLTALE = (".dcm", ".tif", ".tiff", ".npz")  # only their content says whether they are volumes
 _NO_OBJECT = ("background", "ignore")
+
+_log = logging.getLogger(__name__)
 
 
 def stem_of(path: Path) -> str:
@@ -70,6 +74,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+# What fields that are read may hold; a note in words instead of names says nothing.
+_OBJECT, _WORDS = "an object of texts", "a text"
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "targets": ((dict, str, NoneType), _OBJECT),
+    "labels": ((dict, str, NoneType), _OBJECT),
+    "group": ((dict, str, NoneType), _OBJECT),
+    "cases": ((dict, str, NoneType), "an object of objects"),
+    "channel_names": ((dict, NoneType), _OBJECT),
+    "modality": ((dict, str, NoneType), "a text or an object of texts"),
+    "licence": ((str, NoneType), _WORDS),
+    "license": ((str, NoneType), _WORDS),
+    "instances": ((bool, str, NoneType), "true or false"),
+}
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """``dataset.json`` of a data set; empty where there is none.
 
@@ -77,7 +96,11 @@ def read_description(folder: Path) -> dict[str, Any]:
         FormatError: it cannot be read or holds something else.
     """
     path = folder / "dataset.json"
-    return read_json(path) if path.is_file() else {}
+    facts = read_json(path) if path.is_file() else {}
+    for key, (kinds, what) in _KINDS.items():
+        if key in facts and not isinstance(facts[key], kinds):
+            _log.warning("%s: %r is %s, not %s; it is passed over.", path, key, facts[key], what)
+    return facts
 
 
 def label_names(facts: Mapping[str, Any], source: Path) -> dict[str, tuple[int, ...]]:

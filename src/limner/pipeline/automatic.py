@@ -33,6 +33,7 @@ Found = NDArray[Any] | dict[int, NDArray[np.bool_]]
 Progress: TypeAlias = Callable[[int, int], None]
 
 SAMPLES = 16  # of a sampling model, where no number is named
+MOST_SAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,8 +238,8 @@ def _sample(
     progress: Progress | None,
 ) -> tuple[Iterator[Floats], Floats]:
     """Mean probabilities on the image's grid, as slabs, and how unsure the model is."""
-    if samples < 1:
-        raise ValueError(f"samples={samples}; it is at least 1.")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise ValueError(f"samples={samples}; it is from 1 to {MOST_SAMPLES}.")
     total = samples * view.num_parts
     means, maps = [], []
     for number, part in enumerate(view.parts()):

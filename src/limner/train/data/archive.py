@@ -27,25 +27,30 @@ _log = logging.getLogger(__name__)
 
 
 class ArchiveWriter:
-    """Collects images or volumes, set by set, and writes them.
+    """Writes images or volumes, each set as soon as it is complete; goes on where it was stopped.
 
     Args:
         folder: is made; its files of the same names are replaced.
-        summary: name of the JSON file.
+        summary: name of the JSON file, which is written last.
         prefix: of the names of the other files.
         seed: of what is found in the images; every one has its own generator.
+        source: what is packed, as a hash; sets that an earlier writer of the same source completed
+            are kept (`finished_sets`). Empty: begin anew.
     """
 
-    def __init__(self, folder: Path, summary: str, *, prefix: str = "", seed: int = 0) -> None:
+    def __init__(
+        self, folder: Path, summary: str, *, prefix: str = "", seed: int = 0, source: str = ""
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._summary, self._prefix, self._seed = folder, summary, prefix, seed
-        self._sets: dict[str, Parts] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
+        self._source = source
+        self._facts: dict[str, dict[str, Any]] = _read_unfinished(folder, summary, seed, source)
+        self._current, self._parts = "", Parts()  # the set that is being collected
 
     def next_rng(self, set_name: str) -> np.random.Generator:
         """A generator for the next part of a set."""
-        sequence = [self._seed, len(self._facts), len(self._sets.get(set_name, ()))]
-        return np.random.default_rng(sequence)
+        count = len(self._parts) if set_name == self._current else 0
+        return np.random.default_rng([self._seed, len(self._facts), count])
 
     def add(
         self, set_name: str, stem: str, split: str, part: dict[str, Array], **facts: Any
@@ -58,8 +63,16 @@ class ArchiveWriter:
             split: ``"train"`` or ``"val"``.
             part: its arrays, of the same keys as all others.
             facts: of the set, for the summary.
+
+        Raises:
+            ValueError: parts of the set were added before those of another one.
         """
-        self._sets.setdefault(set_name, []).append(part)
+        if set_name != self._current:
+            if set_name in self._facts:
+                raise ValueError(f"The parts of {set_name} are not added one after the other.")
+            self._finish_set()
+            self._current = set_name
+        self._parts.append(part)
         fact = self._facts.setdefault(set_name, {**facts, "train": 0, "val": 0, "stems": {}})
         fact[split] += 1
         fact["stems"][stem] = split
@@ -73,17 +86,12 @@ class ArchiveWriter:
         Raises:
             FormatError: nothing was added.
         """
-        if not self._sets:
+        if not self._facts:
             raise FormatError("There is no annotated case to pack.")
+        self._finish_set()
         digest = hashlib.sha256()
-        for k, (name, parts) in enumerate(self._sets.items()):
-            content, fact = compress(parts), self._facts[name]
-            fact["file"], fact["bytes"] = f"{self._prefix}{k:02d}.xz", len(content)
-            if "shape" in parts[0]:
-                fact["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
-            digest.update(content)
-            atomic_bytes(self._folder / fact["file"], content)
-            _log.info("%s: %d packed, %.2f MB", name, len(parts), len(content) / 1e6)
+        for fact in self._facts.values():
+            digest.update((self._folder / fact["file"]).read_bytes())
         summary = {
             "version": VERSION,
             "seed": self._seed,
@@ -91,7 +99,48 @@ class ArchiveWriter:
             "sets": self._facts,
         }
         atomic_bytes(self._folder / self._summary, json.dumps(summary, indent=1).encode())
+        (self._folder / _unfinished(self._summary)).unlink(missing_ok=True)
         return summary
+
+    def _finish_set(self) -> None:
+        """Write the set that is complete, and note that it is."""
+        if not self._parts:
+            return
+        parts, fact = self._parts, self._facts[self._current]
+        content = compress(parts)
+        number = list(self._facts).index(self._current)
+        fact["file"], fact["bytes"] = f"{self._prefix}{number:02d}.xz", len(content)
+        if "shape" in parts[0]:
+            fact["mebipixels"] = round(sum(p["shape"].prod() for p in parts) / 2**20, 2)
+        atomic_bytes(self._folder / fact["file"], content)
+        _log.info("%s: %d packed, %.2f MB", self._current, len(parts), len(content) / 1e6)
+        self._parts = Parts()
+        state = {"version": VERSION, "seed": self._seed, "source": self._source}
+        text = json.dumps(state | {"sets": self._facts})
+        atomic_bytes(self._folder / _unfinished(self._summary), text.encode())
+
+
+def finished_sets(folder: Path, summary: str, *, seed: int, source: str) -> tuple[str, ...]:
+    """The sets that a writer of the same source completed before it was stopped."""
+    return tuple(_read_unfinished(folder, summary, seed, source))
+
+
+def _unfinished(summary: str) -> str:
+    return f"{summary}.unfinished"
+
+
+def _read_unfinished(
+    folder: Path, summary: str, seed: int, source: str
+) -> dict[str, dict[str, Any]]:
+    """Facts of the sets that are complete; none where their files are not there whole."""
+    try:
+        state = json.loads((folder / _unfinished(summary)).read_text(encoding="utf-8"))
+        same = (state["version"], state["seed"], state["source"]) == (VERSION, seed, source)
+        facts: dict[str, dict[str, Any]] = state["sets"] if same and source else {}
+        whole = all((folder / f["file"]).stat().st_size == f["bytes"] for f in facts.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return facts if whole else {}
 
 
 def read_archive(

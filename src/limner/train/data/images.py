@@ -6,6 +6,7 @@ Only cases of the splits train and val are opened, so that a test case is never 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ LONGEST_SIDE = 768  # of an image that is kept whole at its own resolution
 TILE = 512  # native pixels of a tile of a larger image
 SOFT_TISSUE = (-160.0, 240.0)  # HU; 8 bits over the whole range of CT would be 10 HU a step
 _AIR = -200.0  # HU; CT that was not cut or rescaled holds something below
+_TOLD_S = 15.0  # between two lines about a data set
 _LEAST_LABELLED = 24  # pixels of a slice
 
 _log = logging.getLogger(__name__)
@@ -131,7 +133,12 @@ def training_cases(
         count = len(annotated) if most is None else min(len(annotated), most)
         kept = np.linspace(0, len(annotated) - 1, count).round().astype(int)
         _log.info("reading %s: %d cases", dataset.name, count)
-        yield from ((dataset, annotated[k]) for k in kept)
+        told = time.monotonic()
+        for number, k in enumerate(kept):
+            if time.monotonic() - told > _TOLD_S:
+                told = time.monotonic()
+                _log.info("%s: %d of %d cases are read", dataset.name, number, count)
+            yield dataset, annotated[k]
 
 
 def read_volume(case: Case) -> VolumeArrays:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +24,7 @@ from limner.adapters.resample import resample_linear, resample_nearest, resample
 from limner.atomic import atomic_bytes
 from limner.datasets import find_training_sets
 from limner.datasets.record import Case
-from limner.errors import FormatError
+from limner.errors import FormatError, LimnerError
 from limner.geometry import Geometry
 from limner.networks.resenc_unet import plan_stages
 from limner.train.data.patches import PreparedCase, is_prepared, read_case, write_case
@@ -102,7 +104,8 @@ def prepare_cases(
         The plan, the cases, and a digest of both.
 
     Raises:
-        FormatError: nothing to train on, labels without a name, or channels that differ.
+        FormatError: nothing to train on, labels without a name, or channels that differ. Cases that
+            cannot be read, or whose labels do not fit, are named in warnings and left out.
     """
     if all(case.split == "val" for case in cases):
         raise FormatError("There is no labelled image to train on.")
@@ -110,23 +113,60 @@ def prepare_cases(
     known, folder = folder / "plan.json", folder / digest
     plan = _read_plan(known, digest)
     if plan is None:
-        _check_axes(cases, len(layout.patch))
-        names = names or _find_names(cases)
-        if not any(value > 0 for value in names):
-            raise FormatError(
-                "No label map holds a label above 0; there is nothing to learn. Draw some labels, "
-                "or name them in dataset.json."
-            )
-        plan = make_plan(cases, names, layout)
-        ignored = [value for value, name in names.items() if name.lower() == IGNORE]
-        for number, case in enumerate(cases, 1):
-            if not is_prepared(folder, _file_name(case)):
-                _prepare(case, plan, ignored, folder)
-            if number % 20 == 0 or number == len(cases):
-                _log.info("%d of %d cases are prepared", number, len(cases))
+        try:
+            plan = _prepare_all(_leave_out_unreadable(cases), names, layout, folder)
+        except LimnerError:  # nothing is left of what cannot be used; what was stopped goes on
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()
+            raise
         atomic_bytes(known, json.dumps({"digest": digest, "plan": plan.to_json()}).encode())
-    prepared = [read_case(folder, _file_name(c), validates=c.split == "val") for c in cases]
+    kept = [case for case in cases if is_prepared(folder, _file_name(case))]
+    prepared = [read_case(folder, _file_name(c), validates=c.split == "val") for c in kept]
     return plan, prepared, digest
+
+
+def _prepare_all(
+    cases: Sequence[Case], names: Mapping[int, str], layout: Layout, folder: Path
+) -> NetworkPlan:
+    """Make the plan and prepare each case that is not prepared yet."""
+    _check_axes(cases, len(layout.patch))
+    names = names or _find_names(cases)
+    if not any(value > 0 for value in names):
+        raise FormatError(
+            "No label map holds a label above 0; there is nothing to learn. Draw some labels, "
+            "or name them in dataset.json."
+        )
+    plan = make_plan(cases, names, layout)
+    ignored = [value for value, name in names.items() if name.lower() == IGNORE]
+    for number, case in enumerate(cases, 1):
+        if not is_prepared(folder, _file_name(case)):
+            _prepare(case, plan, ignored, folder)
+        if number % 20 == 0 or number == len(cases):
+            _log.info("%d of %d cases are prepared", number, len(cases))
+    return plan
+
+
+def _leave_out_unreadable(cases: Sequence[Case]) -> list[Case]:
+    """The cases that can be read and whose labels fit; the others are all named at once.
+
+    Raises:
+        FormatError: none is left to train on.
+    """
+    usable, failed = [], []
+    for number, case in enumerate(cases, 1):
+        try:
+            read_turned(case)
+            usable.append(case)
+        except (LimnerError, OSError) as error:
+            failed.append(f"{case.name} is left out: {error}")
+        if number % 50 == 0:
+            _log.info("%d of %d cases are checked", number, len(cases))
+    for line in failed:
+        _log.warning("%s", line)
+    if all(case.split == "val" for case in usable):
+        raise FormatError(f"No case can be trained on. {failed[0] if failed else ''}".strip())
+    return usable
 
 
 def make_plan(cases: Sequence[Case], names: Mapping[int, str], layout: Layout) -> NetworkPlan:

@@ -62,13 +62,16 @@ class PackedImages:
     num_stems: NDArray[np.int64]
 
 
-def write_pack(folder: Path, images: Iterable[LabelledImage], *, seed: int = 0) -> dict[str, Any]:
+def write_pack(
+    folder: Path, images: Iterable[LabelledImage], *, seed: int = 0, source: str = ""
+) -> dict[str, Any]:
     """Pack images.
 
     Args:
         folder: is made; its files are replaced.
         images: of `limner.train.data.images.read_images`.
         seed: of the superpixels.
+        source: as of an `ArchiveWriter`; `images` are then those of sets that are not finished.
 
     Returns:
         What ``pack.json`` holds.
@@ -76,7 +79,7 @@ def write_pack(folder: Path, images: Iterable[LabelledImage], *, seed: int = 0) 
     Raises:
         FormatError: there is no image.
     """
-    archive = ArchiveWriter(folder, SUMMARY, seed=seed)
+    archive = ArchiveWriter(folder, SUMMARY, seed=seed, source=source)
     for image in images:
         packed = _pack_image(image, archive.next_rng(image.set_name))
         stem = image.stem.split(":")[0]

@@ -84,7 +84,7 @@ class PackedVolumes:
 
 
 def write_volumes(
-    folder: Path, volumes: Iterable[LabelledVolume], *, seed: int = 0
+    folder: Path, volumes: Iterable[LabelledVolume], *, seed: int = 0, source: str = ""
 ) -> dict[str, Any]:
     """Pack volumes.
 
@@ -92,6 +92,7 @@ def write_volumes(
         folder: is made; its files of the same names are replaced.
         volumes: of `limner.train.data.volumes.read_volumes`.
         seed: of the supervoxels.
+        source: as of an `ArchiveWriter`; `volumes` are then those of sets that are not finished.
 
     Returns:
         What ``volumes.json`` holds.
@@ -99,7 +100,7 @@ def write_volumes(
     Raises:
         FormatError: there is no volume.
     """
-    archive = ArchiveWriter(folder, SUMMARY, prefix="v", seed=seed)
+    archive = ArchiveWriter(folder, SUMMARY, prefix="v", seed=seed, source=source)
     for volume in volumes:
         packed = _pack_volume(volume, archive.next_rng(volume.set_name))
         archive.add(volume.set_name, volume.stem, volume.split, packed)

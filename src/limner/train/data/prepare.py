@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from limner.datasets import find_training_sets
+from limner.datasets import Dataset, find_training_sets
 from limner.errors import FormatError
 from limner.train.data import pack, pack3d
+from limner.train.data.archive import finished_sets
 from limner.train.data.images import read_images
 from limner.train.data.pack import PackedImages, open_pack, write_pack
 from limner.train.data.pack3d import PackedVolumes, open_volumes, write_volumes
@@ -42,12 +46,38 @@ def write_packs(
     if with_volumes and "volume" not in kinds:
         raise FormatError(f"{data} holds no volumes, and the recipe is for volumes.")
     slices = not with_volumes or "image" not in kinds
-    images = read_images(datasets, settings, slices=slices)
-    summaries = [write_pack(folder, images, seed=settings.seed)]
+    seed, source = settings.seed, _hash_source(datasets, settings, slices)
+    left = _without_finished(datasets, folder, pack.SUMMARY, seed, source)
+    images = read_images(left, settings, slices=slices)
+    summaries = [write_pack(folder, images, seed=seed, source=source)]
     if with_volumes:
-        volumes = read_volumes(datasets, settings)
-        summaries.append(write_volumes(folder, volumes, seed=settings.seed))
+        left = _without_finished(datasets, folder, pack3d.SUMMARY, seed, source)
+        volumes = read_volumes(left, settings)
+        summaries.append(write_volumes(folder, volumes, seed=seed, source=source))
     return summaries
+
+
+def _without_finished(
+    datasets: Sequence[Dataset], folder: Path, summary: str, seed: int, source: str
+) -> list[Dataset]:
+    """The data sets that an earlier call, which was stopped, has not packed."""
+    done = finished_sets(folder, summary, seed=seed, source=source)
+    if done:
+        _log.info("going on: %d of %d data sets are packed", len(done), len(datasets))
+    return [dataset for dataset in datasets if dataset.name not in done]
+
+
+def _hash_source(datasets: Sequence[Dataset], settings: PackSettings, slices: bool) -> str:
+    """SHA-256 of what is packed: settings, cases, and size and time of their files."""
+    digest = hashlib.sha256(f"{settings.model_dump_json()} {slices}".encode())
+    for dataset in datasets:
+        for case in dataset.cases.values():
+            digest.update(f"{dataset.name} {dataset.unit} {case.name} {case.split}".encode())
+            for path in filter(None, (*case.images, case.labels, case.instances)):
+                with suppress(OSError):  # which is said where it is read
+                    facts = path.stat()
+                    digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return digest.hexdigest()
 
 
 def open_slices(data: Path, out: Path, leave_out: tuple[str, ...]) -> PackedImages:
