@@ -93,4 +93,4 @@ def _shows_soft_tissue(image: Image) -> bool:
     if not (DARKEST <= low <= AIR and middle < 1000 and 0 < high <= BRIGHTEST):
         return False
     lung = np.count_nonzero((values > LUNG[0]) & (values < LUNG[1]))
-    return lung <= MOST_LUNG * np.count_nonzero(values > TISSUE)
+    return bool(lung <= MOST_LUNG * np.count_nonzero(values > TISSUE))

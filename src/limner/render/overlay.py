@@ -112,13 +112,14 @@ def render_overlay(
         ValueError: `labels` does not fit the image, or there is no such frame or window.
     """
     if hasattr(labels, "mask") and not isinstance(labels, Labels | np.ndarray):
-        labels, frame = _mask_of(labels, image, frame)
+        labels, frame = _mask_of(cast(OnFrame, labels), image, frame)
     array, shape = _check_labels(cast(ArrayLike, labels), image, frame), image.geometry.shape
     source = labels if isinstance(labels, Labels) else getattr(labels, "source", None)
     known = dict(source.names if source is not None else {}) | dict(names or {})
     limits = invert_window(image, choose_window(image, window).limits)
     image = invert_for_display(image)
     placed = _place_prompts(prompts, len(shape), frame)
+    panels: Sequence[Pillow.Image | list[Pillow.Image]]
     if len(shape) == 2:
         panels = [_draw_stored(image, image.array, array, placed, limits, "", LARGEST)]
     elif frame is not None:

@@ -346,8 +346,9 @@ class LocalSession:
         """In a notebook: the image with what was found so far."""
         from limner.render.overlay import render_overlay
 
-        shown = {"prompts": self.entries, "window": self.options.window_asked}
-        return render_overlay(self.image, self.export(), **shown)._repr_png_()
+        window, prompts = self.options.window_asked, self.entries
+        shown = render_overlay(self.image, self.export(), prompts=prompts, window=window)
+        return shown._repr_png_()
 
     def __enter__(self) -> Self:
         return self

@@ -105,7 +105,7 @@ def label_colours(count: int) -> Array:
     Returns:
         uint8 ``(count, 3)``.
     """
-    colours = [(0, 0, 0), *_FIRST_COLOURS]
+    colours: list[tuple[int, ...]] = [(0, 0, 0), *_FIRST_COLOURS]
     for k in range(len(colours), count):
         share = colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.15 * (k % 3), 1 - 0.15 * (k % 4))
         colours.append(tuple(round(255 * x) for x in share))
