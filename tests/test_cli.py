@@ -973,3 +973,37 @@ def test_a_prompt_file_with_a_field_that_is_none_is_refused(
     assert run(["segment", str(picture), *arguments]) == 2
     assert "unknown field 'name'; a prompt file has prompts and names" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_verbose_says_what_is_done(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.png"
+    arguments = ["segment", str(picture), "--click", "40,30", "--model", "toy", "-o", str(out)]
+    assert run(["-v", *arguments]) == 0
+    said = capsys.readouterr().err
+    for part in (
+        "photo.jpg is read as",
+        "toy answers, on auto",
+        "object 1: 1 prompts are answered",
+    ):
+        assert part in said
+    assert run(arguments) == 0
+    assert "is read as" not in capsys.readouterr().err
+
+
+def test_info_says_where_axes_point(volume: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", str(volume)]) == 0
+    letters = limner.read(volume).geometry.orientation
+    first, second, third = letters
+    expected = f"{letters}: slices to {first}, rows to {second}, columns to {third}"
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train recipe.yaml --data . --out", "train pack . -o"])
+def test_a_file_is_no_folder_of_a_run(
+    command: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    assert run([*command.split(), str(picture)]) == 2
+    assert "photo.jpg is a file; --out" in capsys.readouterr().err

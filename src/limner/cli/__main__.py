@@ -100,7 +100,7 @@ def run(arguments: list[str]) -> int:
             sys.stdout.flush()  # here, so that a closed pipe is met below and not at exit
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was half-written.", INTERRUPTED)
+        return _fail("interrupted; what is there is whole.", INTERRUPTED)
     except BrokenPipeError:
         return _stop_printing()
     except SystemExit as stop:  # how click leaves when it meets a closed pipe before us

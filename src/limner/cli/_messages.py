@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
+
+from limner.errors import FormatError
 
 
 def show_progress(*names: str) -> None:
@@ -22,6 +25,12 @@ def show_progress(*names: str) -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a file where the folder of a run is meant, before any work is done."""
+    if path.exists() and not path.is_dir():
+        raise FormatError(f"{path} is a file; {option} names a folder, which is made if needed.")
 
 
 class Messages(logging.Handler):

@@ -171,7 +171,7 @@ def _write_preview(
                 labels,
                 names=labels.names,
                 prompts=session.entries,
-                window=session.options.window_asked,
+                window=session.options.window_requested,
             )
         return
     from limner.cli._propagation_report import session_timeline

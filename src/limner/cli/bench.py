@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limner.cli._messages import show_progress
+from limner.cli._messages import check_folder, show_progress
 from limner.cli.bench_cvpr import cvpr
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def run(
         together=together,
         margin=margin,
     )
+    check_folder(out, "--output")
     show_progress("limner.bench", "limner.datasets")
     try:
         outcome = run_bench(config, out)

@@ -101,7 +101,7 @@ def everything(
         facts = mode.manifest_of(session, found, settings, slice_)
     _write(output, image, found, slice_, facts)
     if preview is not None:
-        _draw(preview, image, found, slice_, session.options.window_asked)
+        _draw(preview, image, found, slice_, session.options.window_requested)
     report = {
         "image": str(path),
         "model": session.card.name,

@@ -54,12 +54,21 @@ def _show(facts: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(facts, indent=2, default=str))
         return
     for key, value in facts.items():
+        if key == "orientation" and value:
+            value = _explain_orientation(value)
         if key != "objects":
             print(f"{key.replace('_', ' '):>18}  {_shown(value)}")
     elements = "voxels" if len(facts.get("shape", ())) == 3 else "pixels"
     for found in facts.get("objects", ()):
         parts = [found["name"], f"{found['pixels']:,} {elements}"]
         print(f"{'object':>18}  {found['id']}: {', '.join(filter(None, parts))}")
+
+
+def _explain_orientation(letters: str) -> str:
+    """Where each axis points, in words: "SPL: slices to S, rows to P, columns to L"."""
+    axes = ("slices", "rows", "columns")[-len(letters) :]
+    towards = ", ".join(f"{a} to {letter}" for a, letter in zip(axes, letters, strict=True))
+    return f"{letters}: {towards}"
 
 
 def _describe_other(path: Path, like: Path | None, *, any_frame: bool) -> dict[str, Any] | None:
@@ -163,7 +172,7 @@ def describe(image: Image) -> dict[str, Any]:
         "format": image.format,
         "kind": image.kind,
         "modality": image.modality,
-        **_describe_grid(geometry),
+        **_describe_grid(geometry, frames=image.kind == "video"),
         "channels": image.num_channels,
         "channels_are": _CHANNELS.get(image.channel_kind or ""),
         "pixel_type": str(image.dtype),
@@ -176,13 +185,15 @@ def describe(image: Image) -> dict[str, Any]:
     return facts
 
 
-def _describe_grid(geometry: Geometry) -> dict[str, Any]:
+def _describe_grid(geometry: Geometry, *, frames: bool = False) -> dict[str, Any]:
+    """Shape, spacing and place; of the frames of a video the spacing in them alone is one."""
     known = geometry.has_spacing
+    placed = known and not frames
     return {
         "shape": list(geometry.shape),
-        "spacing_mm": [round(s, 6) for s in geometry.spacing] if known else None,
-        "orientation": geometry.orientation if known else None,
-        "origin_lps_mm": [round(x, 4) for x in geometry.origin] if known else None,
+        "spacing_mm": [round(s, 6) for s in geometry.spacing[int(frames) :]] if known else None,
+        "orientation": geometry.orientation if placed else None,
+        "origin_lps_mm": [round(x, 4) for x in geometry.origin] if placed else None,
     }
 
 

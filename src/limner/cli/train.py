@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from limner.cli._messages import show_progress
+from limner.cli._messages import check_folder, show_progress
 
 
 class _RecipeFirst(TyperGroup):
@@ -51,6 +51,7 @@ def run(
     from limner.train.loop import train
     from limner.train.recipe import read_recipe
 
+    check_folder(out, "--out")
     show_progress("limner.train", "limner.datasets")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -85,6 +86,7 @@ def pack(
     from limner.train.data.pack_settings import PackSettings, parse_slices
     from limner.train.data.prepare import write_packs
 
+    check_folder(output, "--output")
     show_progress("limner.train", "limner.datasets")
     settings = PackSettings(slices=slices, slices_of=parse_slices(slices_of or ()), volumes=volumes)
     summaries = write_packs(data, output, with_volumes=dimensions == 3, settings=settings)

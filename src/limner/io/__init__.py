@@ -92,6 +92,7 @@ def read(
     with plain_errors(path):
         image = module.read(path, channel=channel, series=series, strict=strict)
     image.read_options = {"series": series, "channel": channel, "strict": strict}
+    _log.info("%s is read as %s: %r", path, image.format, image)
     return Reoriented(image, axis) if axis != 0 else image
 
 

@@ -15,7 +15,7 @@ from limner.render.panel import Panel, draw_panel, to_rgb
 
 Array = NDArray[Any]
 
-_PLANES = dict(zip("SIAPLR", ("axial",) * 2 + ("coronal",) * 2 + ("sagittal",) * 2, strict=True))
+_SECTIONS = dict(zip("SIAPLR", ("axial",) * 2 + ("coronal",) * 2 + ("sagittal",) * 2, strict=True))
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 
@@ -43,7 +43,7 @@ class Reformat:
         self.size_mm = tuple(shape[k] * spacing[k] for k in (self.rows, self.columns))
         self.name = ("slice", "row", "column")[axis]
         if known:
-            self.name = f"{_PLANES[letters[axis]]} slice"
+            self.name = f"{_SECTIONS[letters[axis]]} slice"
 
     def to_display(self, array: Array) -> Array:
         """Flip and transpose a slice ``(first, second remaining axis[, channel])`` for display."""

@@ -22,13 +22,13 @@ class StillViews:
     Args:
         image: the image.
         window: intensities for black and white, or None for robust limits of the image.
-        asked: whether the user named it.
+        requested: whether the user named it.
     """
 
     def __init__(
-        self, image: Image, window: tuple[float, float] | None, *, asked: bool = True
+        self, image: Image, window: tuple[float, float] | None, *, requested: bool = True
     ) -> None:
-        self.image, self._asked = image, asked and window is not None
+        self.image, self._requested = image, requested and window is not None
         self._shown, self._window = invert_for_display(image), invert_window(image, window)
 
     def place_prompt(
@@ -59,5 +59,5 @@ class StillViews:
             self.image.spacing,
             self._window or robust_limits(array),
             self.image.modality,
-            windowed=self._asked,
+            windowed=self._requested,
         )

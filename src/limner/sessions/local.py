@@ -346,7 +346,7 @@ class LocalSession:
         """In a notebook: the image with what was found so far."""
         from limner.render.overlay import render_overlay
 
-        window, prompts = self.options.window_asked, self.entries
+        window, prompts = self.options.window_requested, self.entries
         shown = render_overlay(self.image, self.export(), prompts=prompts, window=window)
         return shown._repr_png_()
 
@@ -425,6 +425,8 @@ class LocalSession:
         """Note that the prompts were answered. That is after the answer, so that a model that fails
         leaves no round behind.
         """
+        where = "" if frame is None else f" on {frame}"
+        _log.info("object %d%s: %d prompts are answered", object_id, where, len(prompts))
         if not self._log.is_round(prompts):
             self._recorder.record(Predicted(object_id, frame))
 

@@ -94,6 +94,8 @@ def open_session(
         carrier = _model(propagator, propagator_weights, made, "propagator_weights")
         _check_propagator(opened, built, carrier)
     chosen = choose_window(opened, window)
+    weights_of = "" if weights is None else f" with the weights {weights}"
+    _log.info("%s answers%s, on %s", built.card.name, weights_of, device)
     _log.info("%s", chosen.describe() or f"window {chosen.limits or 'by robust limits'}")
     options = Options(
         zoom=built.card.zoom if zoom is None else zoom,
@@ -226,11 +228,13 @@ def _open_views(
     """What models see of an image; refuses a model that does not work on its kind."""
     prefetched = num_prefetched(carrier, zoom=options.zoom_of_carrier)
     if image.kind == "volume":
-        return VolumeViews(image, options.window, prefetched, model.card, asked=options.is_given)
+        return VolumeViews(
+            image, options.window, prefetched, model.card, requested=options.is_given
+        )
     if 2 not in model.card.ndim:
         raise SessionError(f"{model.card.name} works on volumes, and this is one {image.kind}.")
     if image.kind == "image":
-        return StillViews(image, options.window, asked=options.is_given)
+        return StillViews(image, options.window, requested=options.is_given)
     return VideoViews(image, options.window, prefetched)
 
 

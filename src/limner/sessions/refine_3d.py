@@ -45,7 +45,7 @@ def refine_3d(session: Session, model: str | PromptableModel = "limner-3d") -> L
             drawn.setdefault(entry.object_id, set()).add(entry.frame)
     masks: dict[int, Mask] = {}
     changed: dict[str, dict[str, int]] = {}
-    with open_session(session.image, model, window=session.options.window_asked) as other:
+    with open_session(session.image, model, window=session.options.window_requested) as other:
         card = other.card
         if 3 not in card.ndim:
             raise SessionError(f"{card.name} does not work in 3D; name a model that does.")

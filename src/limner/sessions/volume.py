@@ -40,7 +40,7 @@ class VolumeViews:
         window: intensities for black and white, or None for robust limits of the volume.
         prefetched: slices that are encoded ahead.
         card: of the model that answers prompts.
-        asked: whether the user named the window.
+        requested: whether the user named the window.
     """
 
     frame_name = "slice"
@@ -52,9 +52,9 @@ class VolumeViews:
         prefetched: int,
         card: ModelCard,
         *,
-        asked: bool = True,
+        requested: bool = True,
     ) -> None:
-        self.image, self._asked = image, asked and window is not None
+        self.image, self._requested = image, requested and window is not None
         self.frames = FrameCache(self._make_view, prefetched)
         self._shown, self._window = invert_for_display(image), invert_window(image, window)
         self._card = card
@@ -129,7 +129,7 @@ class VolumeViews:
             self.image.geometry.slice_at(frame).spacing,
             self._window or self._limits,
             self.image.modality,
-            windowed=self._asked,
+            windowed=self._requested,
         )
 
     def _slice_pixels(self, frame: int) -> NDArray[Any]:
@@ -153,7 +153,7 @@ class VolumeViews:
             geometry.spacing,
             self._window or self._limits,
             self.image.modality,
-            windowed=self._asked,
+            windowed=self._requested,
             axes=self._axes,
             directions=geometry.direction if geometry.has_spacing else None,
             clean=None if self._is_finite else partial(cleaned, limits=self._limits),

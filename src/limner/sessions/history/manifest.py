@@ -52,7 +52,7 @@ class Options:
     window_source: WindowSource | None = None
 
     @property
-    def window_asked(self) -> str | tuple[float, float] | None:
+    def window_requested(self) -> str | tuple[float, float] | None:
         """The ``window=`` with which another session looks at the same image in the same way."""
         return ROBUST if self.window_source == "robust" else self.window if self.is_given else None
 

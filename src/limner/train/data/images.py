@@ -25,7 +25,7 @@ LONGEST_SIDE = 768  # of an image that is kept whole at its own resolution
 TILE = 512  # native pixels of a tile of a larger image
 SOFT_TISSUE = (-160.0, 240.0)  # HU; 8 bits over the whole range of CT would be 10 HU a step
 _AIR = -200.0  # HU; CT that was not cut or rescaled holds something below
-_TOLD_S = 15.0  # between two lines about a data set
+_REPORTED_S = 15.0  # between two lines about a data set
 _LEAST_LABELLED = 24  # pixels of a slice
 
 _log = logging.getLogger(__name__)
@@ -133,10 +133,10 @@ def training_cases(
         count = len(annotated) if most is None else min(len(annotated), most)
         kept = np.linspace(0, len(annotated) - 1, count).round().astype(int)
         _log.info("reading %s: %d cases", dataset.name, count)
-        told = time.monotonic()
+        reported = time.monotonic()
         for number, k in enumerate(kept):
-            if time.monotonic() - told > _TOLD_S:
-                told = time.monotonic()
+            if time.monotonic() - reported > _REPORTED_S:
+                reported = time.monotonic()
                 _log.info("%s: %d of %d cases are read", dataset.name, number, count)
             yield dataset, annotated[k]
 
