@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
+from limner.cli._groups import expand_groups
 from limner.cli._messages import check_folder, show_progress
 from limner.cli.bench_cvpr import cvpr
 
 if TYPE_CHECKING:
+    from limner.bench.config import BenchConfig
     from limner.bench.run import Outcome
 
 app = typer.Typer(
@@ -24,7 +28,76 @@ app = typer.Typer(
 app.command("cvpr")(cvpr)
 
 
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """How models are asked."""
+
+    PANEL: ClassVar[str] = "Protocol"
+
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="box, clicks, mixed, scribbles or examples; slices in 3D; propagation in volumes "
+            "and videos."
+        ),
+    ] = "box"
+    rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6
+    examples: Annotated[
+        int, typer.Option(help="With --protocol examples: pictures shown first, 1 to 64.")
+    ] = 16
+    by_slices: Annotated[
+        bool, typer.Option("--by-slices", help="Volumes slice by slice to 3D models, too.")
+    ] = False
+    slices: Annotated[int, typer.Option(help="With --protocol slices: slices marked first.")] = 3
+    mark: Annotated[str, typer.Option(help="With --protocol slices: box or click.")] = "box"
+    between: Annotated[
+        str, typer.Option(help="With --protocol slices, 2D models: interpolate or carry.")
+    ] = "interpolate"
+    annotated: Annotated[
+        int, typer.Option(help="With --protocol propagation: slices or frames that are given.")
+    ] = 1
+    start: Annotated[str, typer.Option(help="How they are given: mask, box or click.")] = "mask"
+    together: Annotated[
+        bool, typer.Option("--together", help="All objects of an image in one session.")
+    ] = False
+    margin: Annotated[
+        int, typer.Option(help="Slices or frames beyond the object that are asked about, too.")
+    ] = 3
+    seed: Annotated[int, typer.Option(help="Of the simulated user.")] = 0
+    disturb: Annotated[
+        str,
+        typer.Option(
+            help="none, click_off_5, box_large_20, negative_first, shuffled, sixteen_bit, rgb, "
+            "grey or inverted."
+        ),
+    ] = "none"
+
+
+@dataclass(frozen=True)
+class CaseOptions:
+    """What models are asked about."""
+
+    PANEL: ClassVar[str] = "Cases"
+
+    dimensions: Annotated[
+        int | None,
+        typer.Option(help="2: images, 3: volumes; default: 3 where only volumes are named."),
+    ] = None
+    split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test"
+    sets: Annotated[
+        list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
+    ] = None
+    limit: Annotated[int | None, typer.Option(help="Images per set, spread over it.")] = None
+    objects: Annotated[int | None, typer.Option(help="Objects per image, likewise.")] = None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of names of sets; one option may hold several."""
+        return tuple(part for text in self.sets or () for part in text.split(","))
+
+
 @app.command("run")
+@expand_groups
 def run(
     data: Annotated[
         Path,
@@ -42,92 +115,17 @@ def run(
     out: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the run; unfinished ones go on.")
     ],
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="box, clicks, mixed, scribbles or examples; slices in 3D; propagation in volumes "
-            "and videos."
-        ),
-    ] = "box",
-    rounds: Annotated[int, typer.Option(help="Prompts per object, the first included.")] = 6,
-    examples: Annotated[
-        int, typer.Option(help="With --protocol examples: pictures shown first, 1 to 64.")
-    ] = 16,
-    dimensions: Annotated[
-        int | None,
-        typer.Option(help="2: images, 3: volumes; default: 3 where only volumes are named."),
-    ] = None,
-    by_slices: Annotated[
-        bool, typer.Option("--by-slices", help="Volumes slice by slice to 3D models, too.")
-    ] = False,
-    slices: Annotated[int, typer.Option(help="With --protocol slices: slices marked first.")] = 3,
-    mark: Annotated[str, typer.Option(help="With --protocol slices: box or click.")] = "box",
-    between: Annotated[
-        str, typer.Option(help="With --protocol slices, 2D models: interpolate or carry.")
-    ] = "interpolate",
-    annotated: Annotated[
-        int, typer.Option(help="With --protocol propagation: slices or frames that are given.")
-    ] = 1,
-    start: Annotated[str, typer.Option(help="How they are given: mask, box or click.")] = "mask",
-    together: Annotated[
-        bool, typer.Option("--together", help="All objects of an image in one session.")
-    ] = False,
-    margin: Annotated[
-        int, typer.Option(help="Slices or frames beyond the object that are asked about, too.")
-    ] = 3,
-    split: Annotated[str, typer.Option(help="test, val, train or all.")] = "test",
-    sets: Annotated[
-        list[str] | None, typer.Option(help="Only sets like this, such as 'scribble_*'. Repeat.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Images per set, spread over it.")] = None,
-    objects: Annotated[int | None, typer.Option(help="Objects per image, likewise.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the simulated user.")] = 0,
-    disturb: Annotated[
-        str,
-        typer.Option(
-            help="none, click_off_5, box_large_20, negative_first, shuffled, sixteen_bit, rgb, "
-            "grey or inverted."
-        ),
-    ] = "none",
+    how: ProtocolOptions,
+    cases: CaseOptions,
     weights: Annotated[
         list[str] | None, typer.Option(help="FILE, or MODEL=FILE where several are asked.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Ask models about every object and keep what they answered."""
-    from limner.bench.config import BenchConfig, parse_weights
     from limner.bench.run import run as run_bench
-    from limner.datasets.selection import guess_dimensions
 
-    names = model
-    if protocol == "propagation":
-        dimensions = dimensions or 3
-        names = [part for name in model for part in name.split("+")]
-    patterns = tuple(part for text in sets or () for part in text.split(","))
-    config = BenchConfig(
-        data=str(data.resolve()),
-        models=tuple(model),
-        protocol=protocol,
-        rounds=rounds,
-        split=split,
-        sets=patterns,
-        limit=limit,
-        objects=objects,
-        seed=seed,
-        disturb=disturb,
-        weights=parse_weights(weights or (), names),
-        device=device,
-        examples=examples,
-        dimensions=dimensions or guess_dimensions(data, patterns),
-        by_slices=by_slices,
-        slices=slices,
-        mark=mark,
-        between=between,
-        annotated=annotated,
-        start=start,
-        together=together,
-        margin=margin,
-    )
+    config = _configure(data, model, how, cases, weights or (), device)
     check_folder(out, "--output")
     show_progress("limner.bench", "limner.datasets")
     try:
@@ -136,6 +134,37 @@ def run(
         typer.echo(f"limner: {out} keeps what was held; the same command goes on.", err=True)
         raise
     print(f"{out}: {_describe_outcome(outcome)}")
+
+
+def _configure(
+    data: Path,
+    models: Sequence[str],
+    how: ProtocolOptions,
+    cases: CaseOptions,
+    weights: Sequence[str],
+    device: str,
+) -> BenchConfig:
+    """The options as a configuration of a run."""
+    from limner.bench.config import BenchConfig, parse_weights
+    from limner.datasets.selection import guess_dimensions
+
+    names, dimensions = list(models), cases.dimensions
+    if how.protocol == "propagation":
+        dimensions = dimensions or 3
+        names = [part for name in models for part in name.split("+")]
+    chosen = {field.name: getattr(cases, field.name) for field in fields(cases)}
+    facts = chosen | {field.name: getattr(how, field.name) for field in fields(how)}
+    return BenchConfig(
+        **facts
+        | {
+            "data": str(data.resolve()),
+            "models": tuple(models),
+            "sets": cases.patterns,
+            "dimensions": dimensions or guess_dimensions(data, cases.patterns),
+            "weights": parse_weights(weights, names),
+            "device": device,
+        }
+    )
 
 
 @app.command("report")
