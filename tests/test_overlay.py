@@ -18,7 +18,7 @@ from limner.geometry import Geometry
 from limner.io.image import Image
 from limner.io.labels import Labels
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
-from limner.render import overlay, panel
+from limner.render import layout, panel
 from limner.render.overlay import LARGEST, render_overlay, write_preview
 from limner.render.panel import NEGATIVE, POSITIVE, color_of, outline_color_of
 
@@ -262,7 +262,7 @@ def test_the_legend_agrees_with_the_report(monkeypatch: pytest.MonkeyPatch) -> N
     below[5:35, 5:45], above[10:20, 10:20] = True, True
     labels = Labels(grid, masks={1: below, 2: above}, names={1: "lesion"})
     said: list[str] = []
-    monkeypatch.setattr(overlay, "draw_text", lambda d, p, label, **_: said.append(label))
+    monkeypatch.setattr(layout, "draw_text", lambda d, p, label, **_: said.append(label))
     render_overlay(flat((40, 50), spacing=(0.5, 0.5)), labels.to_array())
     assert said == ["lesion: 300.0 sq mm", "object 2: 25.0 sq mm"]
     assert grid.format_size(labels.sizes()[1]) == "300.0 mm²"

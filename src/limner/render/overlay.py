@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image as Pillow
-from PIL import ImageDraw
 
 from limner.adapters.default_window import choose_window
 from limner.adapters.intensity import robust_limits
@@ -18,16 +17,13 @@ from limner.atomic import atomic_path
 from limner.errors import FormatError
 from limner.io.image import Image
 from limner.io.inversion import invert_for_display, invert_window
-from limner.io.labels import Labels, count_labels
+from limner.io.labels import Labels
 from limner.prompts.types import MaskPrompt, Prompt
+from limner.render.layout import GAP, count_objects, lay_out, list_legend
 from limner.render.panel import (
     BACKDROP,
     Panel,
-    Pixels,
-    color_of,
     draw_panel,
-    draw_text,
-    font,
     shrink_pixels,
     text_size,
     to_rgb,
@@ -39,8 +35,6 @@ Array = NDArray[Any]
 LARGEST, SMALLEST = 1600, 480  # pixels of the longer side
 MOST_FRAMES = 8  # on a contact sheet
 MOST_GIF_FRAMES = 120
-_GAP = 8  # pixels
-_MOST_LEGEND = 12  # objects
 
 
 class PlacedPrompt(Protocol):
@@ -128,8 +122,8 @@ def render_overlay(
         panels = _draw_contact_sheet(image, array, placed, limits)
     else:
         panels = _draw_orthogonal_slices(image, array, placed, limits)
-    sizes = _sizes(labels if source is None else source, array, frame)
-    return _lay_out(panels, _legend(image, sizes, known, frame)).view(OverlayPixels)
+    sizes = count_objects(labels if source is None else source, array, frame)
+    return lay_out(panels, list_legend(image, sizes, known, frame)).view(OverlayPixels)
 
 
 def _mask_of(found: OnFrame, image: Image, frame: int | None) -> tuple[Array, int | None]:
@@ -251,7 +245,7 @@ def _draw_contact_sheet(
     image: Image, labels: Array, prompts: Sequence[Prompt], limits: tuple[float, float] | None
 ) -> list[Pillow.Image]:
     chosen = _include_prompted(_spread_frames(labels.shape[0], MOST_FRAMES), prompts)
-    largest = (LARGEST - 5 * _GAP) // min(4, len(chosen))
+    largest = (LARGEST - 5 * GAP) // min(4, len(chosen))
     return [_draw_frame(image, labels, k, prompts, limits, largest) for k in chosen]
 
 
@@ -307,7 +301,7 @@ def _arrange(sizes: Array) -> tuple[bool, float]:
     A volume of few thick slices has two flat panels, which would leave a row of three mostly empty.
     """
     (high, wide), (tall, broad) = sizes.max(axis=0), sizes.sum(axis=0)
-    room = LARGEST - 4 * _GAP
+    room = LARGEST - 4 * GAP
     row = min(room / broad, 0.5 * LARGEST / high)
     column = min(0.75 * LARGEST / wide, 0.75 * LARGEST / tall)
     area = sizes.prod(axis=1).sum()
@@ -343,105 +337,6 @@ def _scale(size: Array, largest: int) -> float:
 def _spread_frames(count: int, most: int) -> list[int]:
     """Up to `most` of `count` indices, evenly spread, first and last included."""
     return sorted({int(k) for k in np.rint(np.linspace(0, count - 1, min(count, most)))})
-
-
-def _sizes(labels: Any, array: Array, frame: int | None) -> Mapping[int, int]:
-    """Pixels per object, overlaps counted for each where the segmentation knows them."""
-    if frame is None and isinstance(labels, Labels):
-        return labels.sizes()
-    if isinstance(labels, Labels):
-        return {i: n for i in labels.ids if (n := int(labels.mask(i)[frame].sum()))}
-    return count_labels(array if frame is None else array[frame])
-
-
-def _legend(
-    image: Image, sizes: Mapping[int, int], names: Mapping[int, str], frame: int | None
-) -> list[tuple[int, str]]:
-    """Objects with their names and sizes; id 0 for the line that says how many are left out."""
-    rows = []
-    for object_id, count in sizes.items():
-        name = names.get(object_id, f"object {object_id}")
-        rows.append((object_id, f"{name}: {_format_size(image, count, frame)}"))
-    left = len(rows) - _MOST_LEGEND
-    return [*rows[:_MOST_LEGEND], (0, f"and {left} more")] if left > 0 else rows
-
-
-def _format_size(image: Image, count: int, frame: int | None) -> str:
-    """As the command line reports it: millilitres, square millimetres, else pixels."""
-    grid = image.geometry if frame is None else image.geometry.slice_at(frame)
-    if image.kind == "video" and frame is None:
-        return f"{count:,} pixels in all frames"
-    if grid.has_spacing:
-        text = grid.format_size(count)
-        for sign, word in (("²", "sq "), ("³", "cu ")):  # the font has no such digits, and no µ
-            if text.endswith(sign):
-                number, unit = text.rstrip(sign).replace("µ", "u").split(" ")
-                text = f"{number} {word}{unit}"
-        return text
-    return f"{count:,} {'voxels' if grid.ndim == 3 else 'pixels'}"
-
-
-def _lay_out(
-    panels: Sequence[Pillow.Image | list[Pillow.Image]], legend: Sequence[tuple[int, str]]
-) -> Pixels:
-    """Lay out panels in rows on a dark ground, up to four beside each other, the legend below.
-
-    Args:
-        panels: or rows of them.
-        legend: object ids and words.
-    """
-    rows = [row if isinstance(row, list) else [row] for row in panels]
-    if all(len(row) == 1 for row in rows) and not any(isinstance(p, list) for p in panels):
-        flat = [row[0] for row in rows]
-        rows = [flat[k : k + 4] for k in range(0, len(flat), 4)]
-    single = len(rows) == len(rows[0]) == 1
-    pad = 0 if single else _GAP
-    width = max(sum(p.width for p in row) + pad * (len(row) + 1) for row in rows)
-    height = pad + sum(max(p.height for p in row) + pad for row in rows)
-    size = text_size(width)
-    entries = _wrap_legend(legend, width, size)
-    line = round(1.5 * size)
-    canvas = Pillow.new("RGB", (width, height + len(entries) * line + bool(entries) * 6), BACKDROP)
-    for place, panel in _places(rows, pad):
-        canvas.paste(panel, place)
-    draw = ImageDraw.Draw(canvas)
-    for k, words in enumerate(entries):
-        for x, object_id, label in words:
-            middle, half = height + 3 + k * line + line // 2, size // 2
-            if object_id:
-                box = [x, middle - half, x + 2 * half, middle + half]
-                draw.rectangle(box, fill=color_of(object_id))
-            draw_text(draw, (x + 1.5 * size, middle), label, anchor="lm", size=size)
-    return np.array(canvas)
-
-
-def _places(
-    rows: Sequence[Sequence[Pillow.Image]], pad: int
-) -> Iterator[tuple[tuple[int, int], Pillow.Image]]:
-    """Upper left corners of panels, ``(x, y)``."""
-    y = pad
-    for row in rows:
-        x = pad
-        for panel in row:
-            yield (x, y), panel
-            x += panel.width + pad
-        y += max(p.height for p in row) + pad
-
-
-def _wrap_legend(
-    legend: Sequence[tuple[int, str]], width: int, size: int
-) -> list[list[tuple[int, int, str]]]:
-    """Legend entries in lines that fit: ``(x, object id, words)``."""
-    lines: list[list[tuple[int, int, str]]] = []
-    x = width
-    for object_id, label in legend:
-        needed = round(3 * size + font(size).getlength(label))
-        if x + needed > width:
-            lines.append([])
-            x = _GAP
-        lines[-1].append((x, object_id, label))
-        x += needed
-    return lines
 
 
 def _pad_height(canvas: Pillow.Image, height: int) -> Pillow.Image:
