@@ -17,6 +17,7 @@ from dicom_makers import DX, image_dataset, save, save_series
 from limner.cli.__main__ import app
 from limner.errors import FormatError, GeometryError
 from limner.io import check_writable
+from limner.io.labels import Labels
 
 ODD = {
     "stars": {"PatientBirthDate": "***"},
@@ -153,3 +154,15 @@ def test_formats_without_limits_take_everything(tmp_path):
     with pytest.raises(FormatError, match="patient space"):
         radiograph = save(image_dataset(np.zeros((4, 5), np.uint8), sop_class=DX), tmp_path / "r")
         check_writable(tmp_path / "a.dcm", limner.read(radiograph), dicom_type="rtstruct")
+
+
+def test_an_object_without_a_pixel_is_written_without_words_of_a_library(tmp_path, caplog):
+    save_series(tmp_path / "ct", np.zeros((3, 8, 9), np.int16))
+    image = limner.read(tmp_path / "ct")
+    empty = Labels(image.geometry, masks={1: np.zeros(image.shape, bool)}, names={1: "liver"})
+    with caplog.at_level(logging.DEBUG, logger="highdicom"):
+        limner.write(tmp_path / "seg.dcm", empty, like=image)
+    assert not [r for r in caplog.records if r.name.startswith("highdicom")]
+    found = limner.read_labels(tmp_path / "seg.dcm", like=image)
+    assert found.names == {1: "liver"}
+    assert not np.any(found.to_array())

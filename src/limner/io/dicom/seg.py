@@ -164,7 +164,8 @@ def _build(path: Path, labels: Labels, like: Image | None, dicom_type: str) -> D
     assert like is not None
     check_same_grid(labels.geometry.shape, like, path)
     labelmap = dicom_type == "seg-labelmap"
-    return build(path, labels, like, sources, tracking=TRACKING_PREFIX, labelmap=labelmap)
+    with muted("highdicom.image"), muted("highdicom.base"):
+        return build(path, labels, like, sources, tracking=TRACKING_PREFIX, labelmap=labelmap)
 
 
 def _segments(header: Header) -> tuple[dict[int, str], dict[int, int]]:
