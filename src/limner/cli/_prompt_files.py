@@ -219,10 +219,25 @@ def read_prompts(
         FormatError: not JSON, or not of that form.
         PromptError: what should be a prompt is none.
     """
+    return parse_prompts(load_json(path), path, frame, object_id=object_id, axis=axis)
+
+
+def load_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FormatError: it cannot be read, or is no JSON.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} cannot be read as JSON prompts: {error}.") from error
+
+
+def parse_prompts(
+    value: Any, path: Path, frame: int | None = None, *, object_id: int = 1, axis: int = 0
+) -> PromptFile:
+    """Parse the content of a prompt file; see `read_prompts`."""
     items = _find_items(value)
     if items is None:
         raise FormatError(

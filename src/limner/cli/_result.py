@@ -124,6 +124,34 @@ def write_result(
         report: of a propagation; the annotated frames are added to it.
         model_3d: goes over the masks at the end.
     """
+    facts = write_answers(
+        session,
+        output,
+        preview=preview,
+        dicom_type=dicom_type,
+        began=began,
+        report=report,
+        model_3d=model_3d,
+    )
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print_report(facts, session.image.geometry)
+
+
+def write_answers(
+    session: Session,
+    output: Path,
+    *,
+    preview: Path | None = None,
+    dicom_type: str | None = None,
+    began: float,
+    report: PropagationReport | None = None,
+    model_3d: str | None = None,
+) -> dict[str, Any]:
+    """Answer all prompts, write mask and preview; what was found, as JSON values. Arguments as for
+    `write_result`.
+    """
     import limner
     from limner.cli._progress import waiting
 
@@ -150,10 +178,7 @@ def write_result(
         "answer": round(answered - began, 3),
         "total": round(time.perf_counter() - began, 3),
     }
-    if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _print_report(facts, session.image.geometry)
+    return facts
 
 
 def _write_preview(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from limner.cli import _options as options
 from limner.errors import FormatError, GeometryError, SeriesChoice
+
+if TYPE_CHECKING:
+    from limner.io.surfaces import Surface
 
 _LABELS_ONLY = (".dcm", ".json", ".npz", ".seg.nrrd")  # what is written there is a segmentation
 
@@ -29,14 +33,41 @@ def convert(
     lenient: options.Lenient = False,
     any_frame: options.AnyFrame = False,
     dicom_type: options.DicomType = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MM",
+            help="Of a surface (.stl .obj .ply): millimetres of smoothing; default the smallest "
+            "spacing, 0 for none.",
+        ),
+    ] = None,
+    object_ids: Annotated[
+        list[int] | None,
+        typer.Option("--object", help="Of a surface: only this object. May be repeated.", min=1),
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="All surfaces in one file, not one each.")
+    ] = False,
+    world: Annotated[
+        str, typer.Option(help="Coordinates of a surface: lps (as 3D Slicer reads it) or ras.")
+    ] = "lps",
 ) -> None:
-    """Convert an image or a segmentation; nothing is resampled or reoriented."""
+    """Convert an image or a segmentation; nothing is resampled or reoriented. A segmentation of a
+    volume becomes surfaces as .stl, .obj or .ply.
+    """
     import limner
     from limner.io import holds_labels, write_image
+    from limner.io.surfaces import is_surface, write_surfaces
 
     if target.exists() and source.exists() and target.samefile(source):
         raise FormatError(f"{target} is the source itself; name another file.")
     labels = labels or source.name.lower().endswith(".seg.nrrd")
+    surface = is_surface(target)
+    if not surface and (smooth is not None or object_ids or together or world != "lps"):
+        raise FormatError(
+            "--smooth, --object, --together and --world are about surfaces: .stl, .obj or .ply."
+        )
+    labels = labels or surface
     labels_only = target.name.lower().endswith(_LABELS_ONLY)
     if threshold is not None or labels or like is not None or labels_only or holds_labels(source):
         image = None
@@ -52,6 +83,17 @@ def convert(
             with suppress(SeriesChoice):
                 limner.read(source)  # a file that is no image either has its own error
             raise FormatError(_no_images(source, target, error)) from error
+        if surface:
+            written = write_surfaces(
+                target,
+                found,
+                objects=object_ids,
+                smoothing=smooth,
+                together=together,
+                world=world.lower(),
+            )
+            _print_surfaces(written)
+            return
         limner.write(target, found, like=image, dicom_type=dicom_type)
         count = len(found.ids)
         typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
@@ -59,6 +101,16 @@ def convert(
     image = limner.read(source, series=series, channel=channel, strict=not lenient)
     write_image(target, image)
     typer.echo(f"{image!r} → {target}", err=True)
+
+
+def _print_surfaces(written: Mapping[Path, Sequence[Surface]]) -> None:
+    for path, surfaces in written.items():
+        for surface in surfaces:
+            typer.echo(
+                f"{surface.name}: {len(surface.faces):,} triangles, {surface.volume / 1000:.4g} ml "
+                f"(its voxels {surface.voxels / 1000:.4g} ml) → {path}",
+                err=True,
+            )
 
 
 def _no_images(source: Path, target: Path, reason: Exception) -> str:

@@ -19,6 +19,7 @@ from limner.cli._options import (
     ReadOptions,
     ServerOptions,
 )
+from limner.errors import FormatError
 
 
 @expand_groups
@@ -27,7 +28,10 @@ def segment(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Mask: .nii.gz .nrrd .mha .png .tif .dcm .json .npz by suffix."
+            "--output",
+            "-o",
+            help="Mask: .nii.gz .nrrd .mha .png .tif .dcm .json .npz by suffix. Of a folder of "
+            "images: a folder.",
         ),
     ],
     prompts: PromptOptions,
@@ -37,8 +41,18 @@ def segment(
     server: ServerOptions,
     reading: ReadOptions,
     result: OutputOptions,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder of images: the format of the masks, such as .nii.gz. Default: the "
+            "image's own where it can hold a mask."
+        ),
+    ] = None,
 ) -> None:
-    """Delineate an object: prompts in, mask out, in the image's own geometry."""
+    """Delineate an object: prompts in, mask out, in the image's own geometry. Of a folder of images
+    every one, where -o names a folder, too.
+    """
+    from limner.cli._folders import is_folder_run, segment_folder
     from limner.cli._prompt_files import parse_axis
     from limner.cli._prompts import (
         CommandPrompts,
@@ -49,6 +63,13 @@ def segment(
     from limner.cli._result import check_output, write_result
     from limner.models import default_model
 
+    if is_folder_run(path, output):
+        segment_folder(
+            path, output, prompts, (place, objects, model, server, reading, result), suffix=suffix
+        )
+        return
+    if suffix is not None:
+        raise FormatError("--suffix goes with a folder of images; -o names the file here.")
     began = time.perf_counter()
     image = reading.read(path)
     axis = parse_axis(place.axis, image, place.slice_)
