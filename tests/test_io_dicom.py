@@ -700,6 +700,9 @@ def test_spacing_unknown_detector_and_impossible(tmp_path, rng):
     for wrong in ([0, 1], [-1, 1]):
         with pytest.raises(FormatError, match=r"PixelSpacing.*must be above 0"):
             images.read(save(ds, path, PixelSpacing=wrong))
+        image = images.read(path, strict=False)
+        assert not image.geometry.has_spacing
+        assert image.shape == (4, 5)
 
 
 # Odd and damaged files

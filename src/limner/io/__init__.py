@@ -6,7 +6,6 @@ format is one module with functions of the same names, imported when a file is o
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,13 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from limner.errors import FormatError, GeometryError
+from limner.errors import FormatError
 from limner.geometry import Geometry
+from limner.io._changes import stamp_of
 from limner.io._errors import plain_errors
+from limner.io._given import as_labels, check_priority
 from limner.io.formats import (
+    FormatEntry,
     Writer,
     choose_image_writer,
     choose_reader,
@@ -40,7 +42,6 @@ from limner.io.protocols import (
     SelectiveWriter,
 )
 from limner.io.reoriented import Reoriented, labels_as_reoriented, labels_as_stored
-from limner.label_values import labels_of_values
 
 __all__ = [
     "Image",
@@ -89,8 +90,10 @@ def read(
     """
     path = Path(path)
     module = cast(ImageReader, choose_reader(path).load())
+    stamps = {path: stamp_of(path)}
     with plain_errors(path):
         image = module.read(path, channel=channel, series=series, strict=strict)
+    image.watch(stamps)
     image.read_options = {"series": series, "channel": channel, "strict": strict}
     _log.info("%s is read as %s: %r", path, image.format, image)
     return Reoriented(image, axis) if axis != 0 else image
@@ -199,13 +202,15 @@ def write(
     target = writer(path, dicom_type=dicom_type)
     image, geometry = _as_like(like)
     placed = not target.format.placeless and path.suffix.lower() != ".json"
-    found = _as_labels(labels, (image, geometry), names, path, placed)
+    found = as_labels(labels, (image, geometry), names, path, placed=placed)
     if priority is not None:
-        found.priority = _check_priority(priority)
+        found.priority = check_priority(priority)
     if isinstance(image, Reoriented):
         found, image = labels_as_stored(found, image), image.stored
     if image is not None:
         _refuse_to_replace(path, image)
+    if placed:
+        _warn_of_qform(path, target.format, image)
     if not target.keeps_overlaps:
         _warn_of_overlaps(found, path)
     if not target.keeps_empty:
@@ -229,8 +234,11 @@ def write_image(path: str | Path, image: Image) -> None:
         GeometryError: the format cannot hold the grid.
     """
     path = Path(path)
-    module = cast(ImageWriter, choose_image_writer(path).load())
+    entry = choose_image_writer(path)
+    module = cast(ImageWriter, entry.load())
     _refuse_to_replace(path, image)
+    if not entry.placeless:
+        _warn_of_qform(path, entry, image)
     if REFLECTION in image.metadata:
         _log.warning(
             "%s: larger values are darker in this image, and the values are written as they are; "
@@ -325,77 +333,6 @@ def _as_like(like: Like | None) -> tuple[Image | None, Geometry | None]:
     raise TypeError(f"like is an image, a geometry or a path, not {type(like).__name__}.")
 
 
-def _as_labels(
-    labels: Labels | Mapping[int, ArrayLike] | Mapping[str, ArrayLike] | ArrayLike,
-    like: tuple[Image | None, Geometry | None],
-    names: Mapping[int, str] | None,
-    path: Path,
-    placed: bool,
-) -> Labels:
-    """Labels of anything that `write` takes.
-
-    Args:
-        labels: see `write`.
-        like: the image and its grid.
-        names: by object id.
-        path: of the file, for messages.
-        placed: whether the file says where its voxels are.
-    """
-    image, geometry = like
-    if isinstance(labels, LabelArray) and labels.source is not None:
-        labels = labels.source
-    if isinstance(labels, Labels):
-        found = copy.copy(labels)
-        if geometry is not None and found.geometry != geometry:
-            found = place_on_grid(found, geometry, None, placeless=False, image=image)
-    elif geometry is None and placed:
-        raise GeometryError(
-            f"{path}: an array does not say where it lies, and {_suffix_of(path)} does; give its "
-            "image (or the path of it) as like=, or write what knows its grid: session.labels, "
-            "session.export() or limner.read_labels(…)."
-        )
-    elif isinstance(labels, Mapping):
-        if geometry is None and not labels:
-            raise ValueError("No masks and no image to write like: the size is unknown.")
-        masks, own_names = _numbered(labels)
-        shape = np.shape(next(iter(masks.values()), ()))
-        found = Labels(geometry or Geometry(shape, has_spacing=False), masks=masks, names=own_names)
-    else:
-        array = np.asarray(labels)
-        if array.ndim == 0:
-            raise TypeError(
-                f"limner.write takes a label map, masks by object id or limner.Labels, not "
-                f"{type(labels).__name__}; of a prediction write prediction.mask with "
-                "like=image, of a session session.export()."
-            )
-        try:
-            array = labels_of_values(array, name=str(path))
-        except ValueError as error:
-            raise GeometryError(
-                f"{path}: what is to be written is no label map: {error}."
-            ) from None
-        found = Labels(geometry or Geometry(array.shape, has_spacing=False), array=array)
-    found.names = {**found.names, **{int(i): str(n) for i, n in (names or {}).items()}}
-    return found
-
-
-def _numbered(masks: Mapping[Any, ArrayLike]) -> tuple[dict[int, ArrayLike], dict[int, str]]:
-    """Masks by object id, and names where masks are given by name: objects 1, 2, … in order."""
-    if masks and all(isinstance(key, str) for key in masks):
-        return (
-            dict(enumerate(masks.values(), start=1)),
-            dict(enumerate(map(str, masks), start=1)),
-        )
-    if not all(isinstance(key, int | np.integer) for key in masks):
-        raise TypeError("Masks are given by object id (1, 2, …), or all of them by name.")
-    return {int(key): mask for key, mask in masks.items()}, {}
-
-
-def _suffix_of(path: Path) -> str:
-    suffixes = "".join(path.suffixes[-2:]).lower()
-    return suffixes if suffixes in (".nii.gz", ".seg.nrrd") else path.suffix.lower()
-
-
 def _labels_of(image: Image, path: Path, threshold: float | None) -> Labels:
     from limner.io.raster.pixels import labels_from_pixels
 
@@ -433,11 +370,16 @@ def _warn_of_empty(labels: Labels, path: Path) -> None:
         )
 
 
-def _check_priority(priority: Sequence[int]) -> tuple[int, ...]:
-    ids = tuple(priority)
-    if any(isinstance(i, bool) or not isinstance(i, (int, np.integer)) or i < 1 for i in ids):
-        raise ValueError(f"A priority is a list of object ids such as [2, 1], not {priority!r}.")
-    return tuple(int(i) for i in ids)
+def _warn_of_qform(path: Path, entry: FormatEntry, image: Image | None) -> None:
+    """Warn where programs built on ITK show an image elsewhere than what is written of it."""
+    if image is None or entry.module == "nifti" or image.metadata.get("used_by_itk") != "qform":
+        return
+    _log.warning(
+        "%s lies where the sform of %s puts it; SimpleITK, 3D Slicer and ITK-SNAP show that image "
+        "elsewhere, by its qform. A .nii.gz keeps both.",
+        path,
+        image.path,
+    )
 
 
 def _warn_of_overlaps(labels: Labels, path: Path) -> None:

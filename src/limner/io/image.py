@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from limner.errors import FormatError
 from limner.geometry import Geometry
+from limner.io._changes import FileStamps, Stamp
 from limner.io._errors import plain_errors
 
 Array = NDArray[Any]
@@ -82,6 +83,7 @@ class Image:
         if plane is not None:
             _warn_of_old_name("plane=", "read_slice=")
         self._read_slice = read_slice or plane
+        self._stamps: FileStamps | None = None
         self._load: Callable[[], Array] | None = None
         self._array: Array | None = None
         self._hash: str | None = None
@@ -103,12 +105,16 @@ class Image:
         """The pixels, read at first use; read-only. Index order, channels last.
 
         Raises:
-            FormatError: the file is damaged, gone, or too large for the free memory.
+            FormatError: the file is damaged, gone, another one than was opened, or too large for
+                the free memory.
         """
         if self._array is None:
             assert self._load is not None
             with plain_errors(self.path):
-                self._array = self._check_shape(self._load())
+                self._check_unchanged()
+                pixels = self._check_shape(self._load())
+                self._check_unchanged()
+                self._array = pixels
         return self._array
 
     @property
@@ -143,6 +149,7 @@ class Image:
         if self._array is not None or self._read_slice is None:
             return np.asarray(self.array[index])
         with plain_errors(self.path):
+            self._check_unchanged(all_files=False)
             return self._read_slice(index)
 
     def slices(self) -> Iterator[Array]:
@@ -165,6 +172,19 @@ class Image:
             return False
         files = (*self.files, *self.metadata.get("sources", {}).get("files", ()))
         return path.resolve() in {self.path.resolve(), *(Path(f).resolve() for f in files)}
+
+    def watch(self, known: dict[Path, Stamp | None]) -> None:
+        """Refuse to read pixels of files that have changed since now.
+
+        Args:
+            known: stamps of some of them that were taken before the header was read.
+        """
+        listed = (Path(f) for f in self.metadata.get("sources", {}).get("files", ()))
+        self._stamps = FileStamps([*known, *self.files, *listed], known)
+
+    def _check_unchanged(self, *, all_files: bool = True) -> None:
+        if self._stamps is not None:
+            self._stamps.check(all_files=all_files)
 
     def pixel_hash(self) -> str:
         """SHA-256 over shape, type and pixels: the same image whatever file it came from.

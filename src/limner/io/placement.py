@@ -146,7 +146,8 @@ def _turned(labels: Labels, turn: Turn, wanted: Geometry) -> Labels:
     facts: dict[str, Any] = {"names": labels.names, "manifest": labels.manifest}
     if labels.is_label_map:
         return Labels(wanted, array=turned(np.asarray(labels.to_array())), **facts)
-    return Labels(wanted, masks={i: partial(mask, i) for i in labels.ids}, **facts)
+    masks = {i: partial(mask, i) for i in labels.ids}
+    return Labels(wanted, masks=masks, priority=labels.priority, **facts)
 
 
 def _elsewhere(own: Geometry, wanted: Geometry, path: Path | None) -> GeometryError:

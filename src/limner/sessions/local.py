@@ -15,6 +15,7 @@ from limner.errors import PromptError, SessionError
 from limner.io.image import Image
 from limner.io.labels import LabelArray, Labels
 from limner.models import CheckingModel, ModelCard, PromptableModel, list_models
+from limner.prompts.convert import from_xyz
 from limner.prompts.types import Prompt, check_prompt
 from limner.sessions.answers.answer import Answer
 from limner.sessions.answers.answer_table import AnswerTable
@@ -123,7 +124,16 @@ class LocalSession:
         whole = self.image.geometry.shape
         shape = whole if event.frame is None else whole[1:]
         if event.prompt.reaches_over(shape):
-            _log.warning("%r reaches over the image of %s; that part has no effect.", prompt, shape)
+            turned = not from_xyz(event.prompt).reaches_over(shape)
+            _log.warning(
+                "%r reaches over the image of %s; that part has no effect.%s",
+                prompt,
+                shape,
+                " Positions are in index order, row before column; of x, y say --order xyz "
+                "(limner.prompts.from_xyz)."
+                if turned
+                else "",
+            )
         self._recorder.record(event)
         return prompt
 

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from limner.adapters.default_window import choose_window
 from limner.errors import CheckpointError, LimnerError, SessionError
-from limner.geometry import Geometry
 from limner.io import read
+from limner.io.arrays import image_from_array
 from limner.io.image import Image
 from limner.models import PromptableModel, create_promptable, default_model
 from limner.sessions.history.events import event_from_json
@@ -50,7 +50,7 @@ def open_session(
     """Open a session; the kind follows from the image.
 
     Args:
-        image: from `limner.read`, a path, or an array: 2D, 3D, or 2D with 3 channels in uint8.
+        image: from `limner.read`, a path, or an array: 2D, 3D, or 2D with colours in any type.
         model: a name (see ``limner models``), or an object with the verbs of `PromptableModel`.
         weights: the model's weights file, for a name.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``, for a name.
@@ -160,7 +160,7 @@ def resume(
 
 
 def as_image(image: Image | ArrayLike | str | Path) -> Image:
-    """An image from itself, a path or an array: 2D, 3D, or 2D with 3 channels in uint8.
+    """An image from itself, a path or an array; see `limner.io.arrays.image_from_array`.
 
     Raises:
         TypeError: neither.
@@ -169,17 +169,7 @@ def as_image(image: Image | ArrayLike | str | Path) -> Image:
         return image
     if isinstance(image, (str, Path)):
         return read(image)
-    import numpy as np
-
-    array = np.asarray(image)
-    if array.dtype.kind not in "biuf" or array.ndim not in (2, 3):
-        raise TypeError(
-            f"An image is a path, an Image or an array of numbers with 2 or 3 axes, not "
-            f"{array.dtype} of shape {array.shape}. For channels or more axes make a limner.Image."
-        )
-    colour = array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == 3
-    shape = array.shape[:2] if colour else array.shape
-    return Image(array, Geometry.from_spacing(shape))
+    return image_from_array(image)
 
 
 def _model(

@@ -93,6 +93,7 @@ class Frame:
         orientation: 2×3, unit vectors along increasing column and along increasing row, or None.
         spacing: millimetres per step as (row, column), None if unknown.
         spacing_source: the element that gave `spacing`.
+        spacing_error: what is wrong with a spacing that is stated and impossible, else empty.
         thickness: millimetres to the next slice as far as one frame knows, or None.
         rescale: of its values.
         number: InstanceNumber, then frame number: the order of acquisition.
@@ -106,6 +107,7 @@ class Frame:
     orientation: Array | None
     spacing: tuple[float, float] | None
     spacing_source: str
+    spacing_error: str
     thickness: float | None
     rescale: Rescale
     number: tuple[int, int]
@@ -185,7 +187,7 @@ def _frame(
         cosines = _vector(
             _find(sources, "DetectorInformationSequence", "ImageOrientationPatient"), 6
         )
-    spacing, source = _pixel_spacing(header, sources)
+    spacing, source, spacing_error = _pixel_spacing(header, sources)
     between = _number(_find(sources, "PixelMeasuresSequence", "SpacingBetweenSlices"))
     thick = _number(_find(sources, "PixelMeasuresSequence", "SliceThickness"))
     thickness = next((abs(t) for t in (between, thick) if t), None)
@@ -198,6 +200,7 @@ def _frame(
         orientation=_unit_axes(header, cosines),
         spacing=spacing,
         spacing_source=source,
+        spacing_error=spacing_error,
         thickness=thickness,
         rescale=_rescale(header, sources),
         number=(int(number or 0), index),
@@ -258,8 +261,8 @@ def _unit_axes(header: Header, cosines: Array | None) -> Array | None:
 
 def _pixel_spacing(
     header: Header, sources: list[Dataset]
-) -> tuple[tuple[float, float] | None, str]:
-    """(row, column) spacing in mm and the element that states it."""
+) -> tuple[tuple[float, float] | None, str, str]:
+    """(row, column) spacing in mm, the element that states it, and what is wrong with it."""
     for keyword in _SPACING_KEYWORDS:
         value = _find(sources, "PixelMeasuresSequence", keyword)
         if value is None:
@@ -268,13 +271,11 @@ def _pixel_spacing(
         if pair is None:
             continue
         if pair.min() <= 0:
-            raise FormatError(
-                f"{header.path}: {keyword} is {pair[0]:g}\\{pair[1]:g} mm; it must be above 0. "
-                "The file is damaged."
-            )
-        return (float(pair[0]), float(pair[1])), keyword
+            wrong = f"{header.path}: {keyword} is {pair[0]:g}\\{pair[1]:g} mm; it must be above 0."
+            return None, "", wrong
+        return (float(pair[0]), float(pair[1])), keyword, ""
     region = _ultrasound_spacing(sources[-1])
-    return (region, "SequenceOfUltrasoundRegions") if region else (None, "")
+    return (region, "SequenceOfUltrasoundRegions", "") if region else (None, "", "")
 
 
 def _ultrasound_spacing(dataset: Dataset) -> tuple[float, float] | None:

@@ -256,7 +256,19 @@ def _choice(path: Path, stacks: dict[str, Stack], problem: str) -> SeriesChoice:
     return SeriesChoice(message, described)
 
 
+def _check_spacing(stack: Stack, *, strict: bool) -> None:
+    """Refuse an impossible pixel spacing; if not `strict`, say that it counts as unknown."""
+    wrong = next((f.spacing_error for f in stack.frames if f.spacing_error), "")
+    if wrong and strict:
+        raise FormatError(
+            f"{wrong} The file is damaged; read it without spacing with strict=False (--lenient)."
+        )
+    if wrong:
+        logger.warning("%s Read without spacing, in pixels.", wrong)
+
+
 def _image_of(path: Path, stack: Stack, *, strict: bool) -> Image:
+    _check_spacing(stack, strict=strict)
     if _tiles.is_tiled(stack.first.header):
         return _slide_of(path, stack)
     header = stack.first.header

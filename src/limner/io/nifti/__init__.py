@@ -2,8 +2,9 @@
 
 NIfTI counts (i, j, k) with i fastest and says where a voxel is in RAS millimetres; here index order
 is ``(slice, row, column)`` = (k, j, i) and the affine is LPS. Nothing is flipped: only the names of
-the axes and the signs of x and y change. The sform wins over the qform, as in nibabel and ITK; a
-file with neither gets nibabel's convention for ANALYZE (x to the left, origin in the middle).
+the axes and the signs of x and y change. The sform wins over the qform, as in nibabel; where they
+differ a warning says so, for ITK may take the other. A file with neither gets nibabel's convention
+for ANALYZE (x to the left, origin in the middle).
 Spatial units of metres and micrometres are converted to millimetres; a mask is written with the
 units, codes and numbers of the image it belongs to, bit for bit.
 """
@@ -89,7 +90,7 @@ def read(
         geometry,
         path=path,
         format=NAME,
-        metadata=metadata_of(header, facts),
+        metadata=metadata_of(header, facts, geometry),
         convert=convert,
         dtype=dtype,
         channel_kind=facts.channel_kind,

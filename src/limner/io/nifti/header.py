@@ -20,6 +20,7 @@ from limner.geometry import Geometry
 from limner.io._grid import geometry_from_axes
 from limner.io._inflate import GZIP_MAGIC, peek_gzip
 from limner.io.image import ChannelKind, Image
+from limner.io.nifti.forms import RAS_TO_LPS, qform_apart, ras_affine
 
 Array = NDArray[Any]
 
@@ -52,7 +53,6 @@ _REFUSED = {
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # by spatial unit: unknown, m, mm, µm
 INTENT_LABEL = 1002
 _MAX_NIFTI1_SIZE = 32767  # pixels per axis, the range of its 16-bit dim
-_RAS_TO_LPS = np.diag((-1.0, -1.0, 1.0))
 _GRID_FIELDS = (
     "pixdim",
     "xyzt_units",
@@ -207,12 +207,21 @@ def geometry_of(header: Any, facts: NiftiHeader, path: Path, strict: bool) -> Ge
                 )
             _log.warning("%s: spacing of axis %s is unknown; taken as 1.", path, "ijk"[axis])
     usable = np.where(np.isfinite(steps) & (steps > 0), steps, 1.0)
-    affine, known = _ras_affine(header, sizes, usable, path)
+    affine, known = ras_affine(header, sizes, usable, path)
     affine[:3] *= facts.unit_mm
-    vectors = (_RAS_TO_LPS @ affine[:3, :3]).T
+    vectors = (RAS_TO_LPS @ affine[:3, :3]).T
     geometry = geometry_from_axes(
-        path, sizes, vectors, _RAS_TO_LPS @ affine[:3, 3], has_spacing=known
+        path, sizes, vectors, RAS_TO_LPS @ affine[:3, 3], has_spacing=known
     )
+    apart = qform_apart(header, sizes, facts.unit_mm, geometry)
+    if apart is not None:
+        _log.warning(
+            "%s: its qform and sform differ, by up to %.3g mm; the sform is used, as by nibabel "
+            "and FSL. SimpleITK, 3D Slicer and ITK-SNAP use the %s.",
+            path,
+            apart.distance,
+            apart.used_by_itk,
+        )
     stated = usable[: len(sizes)][::-1] * facts.unit_mm
     if known and not np.allclose(stated, geometry.spacing, rtol=0.01):
         _log.warning(
@@ -222,42 +231,6 @@ def geometry_of(header: Any, facts: NiftiHeader, path: Path, strict: bool) -> Ge
             geometry.spacing,
         )
     return geometry
-
-
-def _ras_affine(
-    header: Any, sizes: tuple[int, ...], steps: Array, path: Path
-) -> tuple[Array, bool]:
-    """Index (i, j, k) to RAS in the file's unit, and whether the file states a physical size."""
-    if int(header["sform_code"]) > 0:
-        sform = np.asarray(header.get_sform(), dtype=np.float64)
-        used = sform[:3, : len(sizes)][:, np.array(sizes) > 1]
-        if np.isfinite(sform).all() and np.linalg.norm(used, axis=0).min(initial=1) > 0:
-            return sform, True
-        if int(header["qform_code"]) <= 0:
-            raise GeometryError(f"{path}: its sform is {sform[:3].tolist()}, which is no grid.")
-        _log.warning("%s: its sform is no grid; the qform is used.", path)
-    if int(header["qform_code"]) > 0:
-        return _qform(header, steps, path), True
-    shape = np.array([*sizes, 1, 1][:3])
-    affine = np.diag((-steps[0], steps[1], steps[2], 1.0))
-    affine[:3, 3] = -affine[:3, :3] @ ((shape - 1) / 2)
-    stated = int(header["xyzt_units"]) & 7 != 0 or bool((steps[: len(sizes)] != 1).any())
-    return affine, stated
-
-
-def _qform(header: Any, steps: Array, path: Path) -> Array:
-    from nibabel import quaternions, spatialimages
-
-    to_matrix: Any = quaternions.quat2mat
-    try:
-        rotation = to_matrix(header.get_qform_quaternion())
-    except (spatialimages.HeaderDataError, ValueError) as error:
-        raise GeometryError(f"{path}: its qform is no rotation ({error}).") from error
-    affine = np.eye(4)
-    handedness = -1.0 if float(header["pixdim"][0]) < 0 else 1.0  # 0 counts as 1
-    affine[:3, :3] = rotation @ np.diag((steps[0], steps[1], steps[2] * handedness))
-    affine[:3, 3] = [header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]]
-    return affine
 
 
 def scaling_of(header: Any, path: Path) -> tuple[float, float]:
@@ -270,10 +243,17 @@ def scaling_of(header: Any, path: Path) -> tuple[float, float]:
     return slope, intercept
 
 
-def metadata_of(header: Any, facts: NiftiHeader) -> dict[str, Any]:
-    """Facts as JSON values. Those of `_GRID_FIELDS` are what a mask repeats."""
+def metadata_of(header: Any, facts: NiftiHeader, geometry: Geometry) -> dict[str, Any]:
+    """Facts as JSON values. Those of `_GRID_FIELDS` are what a mask repeats; where qform and sform
+    differ, the affine of the qform and which of the two programs built on ITK use.
+    """
     grid = {name: header[name].tolist() for name in _GRID_FIELDS}
+    apart = qform_apart(header, facts.dims[:3], facts.unit_mm, geometry)
+    second: dict[str, Any] = {}
+    if apart is not None:
+        second = {"qform_affine": apart.affine.tolist(), "used_by_itk": apart.used_by_itk}
     return {
+        **second,
         "nifti_version": _HEADER_BYTES[int(header["sizeof_hdr"])],
         "stored_shape": list(facts.dims),
         "stored_type": str(facts.dtype),
@@ -335,8 +315,8 @@ def new_header(
 
 def _set_grid(header: Any, geometry: Geometry) -> None:
     affine = np.eye(4)
-    affine[:3, :3] = _RAS_TO_LPS @ geometry.affine[:3, 2::-1]
-    affine[:3, 3] = _RAS_TO_LPS @ geometry.affine[:3, 3]
+    affine[:3, :3] = RAS_TO_LPS @ geometry.affine[:3, 2::-1]
+    affine[:3, 3] = RAS_TO_LPS @ geometry.affine[:3, 3]
     header.set_sform(affine, code="scanner")
     if geometry.is_orthogonal:
         header.set_qform(affine, code="scanner")

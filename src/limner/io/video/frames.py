@@ -80,6 +80,7 @@ def read_folder(folder: Path, *, channel: int | None, name: str, strict: bool = 
         num_channels=opened.num_channels,
         read_slice=read_frame,
         path=folder,
+        files=files,
         format=name,
         metadata={"container": "folder of frames", "frame_format": first.format},
         damaged=read_frame.damaged if isinstance(read_frame, LenientReader) else None,
