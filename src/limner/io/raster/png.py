@@ -107,8 +107,8 @@ def label_colours(count: int) -> Array:
     """
     colours: list[tuple[int, ...]] = [(0, 0, 0), *_FIRST_COLOURS]
     for k in range(len(colours), count):
-        share = colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.15 * (k % 3), 1 - 0.15 * (k % 4))
-        colours.append(tuple(round(255 * x) for x in share))
+        r, g, b = colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.15 * (k % 3), 1 - 0.15 * (k % 4))
+        colours.append((round(255 * r), round(255 * g), round(255 * b)))
     return np.array(colours[:count], dtype=np.uint8)
 
 
