@@ -23,9 +23,9 @@ def image_from_array(values: ArrayLike) -> Image:
     """The image that an array is, without a place or a size.
 
     ``(row, column)`` is a 2D image, also with one channel behind it; ``(row, column, 3)`` and
-    ``(row, column, 4)`` are one in colours, of any type, of which alpha is dropped. With the
-    colours first, as PyTorch has them, bytes and floats from 0 to 1 of at least 64×64 are, too, and
-    a warning says so. All else with three axes is a volume.
+    ``(row, column, 4)`` of unsigned integers or floats are one in colours; alpha is dropped. With
+    the colours first, as PyTorch has them, bytes and floats from 0 to 1 of at least 64×64 are, too,
+    and a warning says so. All else with three axes is a volume.
 
     Raises:
         TypeError: no numbers, or another number of axes.
@@ -48,7 +48,8 @@ def image_from_array(values: ArrayLike) -> Image:
             array.shape[0],
         )
         array = np.moveaxis(array, 0, -1)
-    if array.shape[-1] in (3, 4) and min(array.shape[:2]) >= _FEWEST_SIDE:
+    sides = array.shape[:2]
+    if array.shape[-1] in (3, 4) and array.dtype.kind in "uf" and min(sides) >= _FEWEST_SIDE:
         colours = np.ascontiguousarray(_without_alpha(array))
         grid = Geometry.from_spacing(array.shape[:2])
         return Image(colours, grid, channel_kind="colour")

@@ -180,7 +180,7 @@ class Stack:
         if self.has_index:  # into a palette, with alpha behind it
             pixels = without_alpha(pixels[..., [0, -1]], self.path)
         if self.palette is not None:
-            if num_channel_axes:  # alpha beside the value
+            if num_channel_axes and not self.has_index:  # channels that share it
                 pixels = pixels[..., 0]
             if pixels.max() >= len(self.palette):
                 raise FormatError(
