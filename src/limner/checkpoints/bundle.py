@@ -138,7 +138,13 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        EOFError,
+        RuntimeError,
+        UnicodeDecodeError,
+    ) as error:
         raise CheckpointError(
             f"{path} is no bundle of limner, or it is damaged ({error}); make it again with limner "
             "models bundle, and compare the hashes of both copies."

@@ -116,6 +116,7 @@ class Stack:
                     pixels, axes = self._raw(index)
                 finally:
                     self.file.filehandle.close()
+            return self._finish(pixels, axes)
         except (FormatError, MemoryError):
             raise
         except Exception as error:  # a decoder may raise anything on bytes made by others
@@ -123,7 +124,6 @@ class Stack:
             raise FormatError(
                 f"{self.path}: the file is damaged or incomplete{where} ({one_line(error)})."
             ) from error
-        return self._finish(pixels, axes)
 
     def _raw(self, index: int | None) -> tuple[Array, str]:
         """Stored pixels of a plane (or everything) and the letters of their axes."""
