@@ -272,6 +272,12 @@ def _explain_stop(
     if isinstance(stopped, KeyboardInterrupt):
         if text:
             print(f"limner: {text}, and with --continue goes on first.", file=sys.stderr)
+        elif count:
+            print(
+                f"limner: {count} slices or frames were done and are not kept; next time --partial "
+                "writes them on Ctrl-C, and --journal FILE keeps them to go on from.",
+                file=sys.stderr,
+            )
         return stopped
     if not count:
         return stopped
