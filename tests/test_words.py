@@ -76,6 +76,7 @@ ALLOWED_IN = {
     "geometry.py": {"plane"},
     "io/image.py": {"plane", "planes"},
     "networks/tracker2d.py": {"told"},
+    "client/session.py": {"doubtful"},
     "sessions/local.py": {"doubtful"},
     "client/session.py": {"doubtful"},
     "sessions/protocol.py": {"doubtful"},
