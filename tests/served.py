@@ -18,6 +18,7 @@ from limner.server.app import make_app
 from limner.server.guard import Guard
 from limner.server.service import Service
 from limner.server.settings import Settings
+from limner.server.viewers.monai_label import OPEN_PATHS
 
 TOKEN = "a token of tests"
 
@@ -67,7 +68,7 @@ def serve(state: Path, *, app: Any = None, **settings: Any) -> Iterator[Served]:
     """Run a server until the block ends."""
     chosen = Settings(state, **{"token": TOKEN, **settings})
     service = Service(chosen)
-    guarded = Guard((app or make_app)(service), chosen, service.counters)
+    guarded = Guard((app or make_app)(service), chosen, service.counters, open_paths=OPEN_PATHS)
     with listen(guarded) as port:
         served = Served(service, port)
         try:

@@ -19,6 +19,7 @@ from limner.server.failures import Refused, describe_failure
 from limner.server.guard import Application, Guard
 from limner.server.service import Service
 from limner.server.settings import Settings
+from limner.server.viewers.monai_label import OPEN_PATHS, add_monai_routes
 from limner.server.viewers.nninteractive import add_nninteractive_routes
 
 _ABOUT = "Delineate anything in a medical image. Research use only; not a medical device."
@@ -34,7 +35,7 @@ def create_app(
         models: of your own, by name, besides those that `limner models` lists.
     """
     service = Service(settings, models)
-    return Guard(make_app(service), settings, service.counters)
+    return Guard(make_app(service), settings, service.counters, open_paths=OPEN_PATHS)
 
 
 def make_app(service: Service, *, closes: bool = True) -> FastAPI:
@@ -54,6 +55,7 @@ def make_app(service: Service, *, closes: bool = True) -> FastAPI:
     app = new_app("limner", lifespan=lifespan)
     api.add_routes(app, service)
     add_nninteractive_routes(app, service)
+    add_monai_routes(app, service)
 
     @app.get("/metrics", tags=["server"], response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -17,6 +17,7 @@ from limner.server.app import make_app
 from limner.server.guard import Application, Guard
 from limner.server.service import Service
 from limner.server.settings import Settings
+from limner.server.viewers.monai_label import OPEN_PATHS
 
 _log = logging.getLogger(__name__)
 _GRACE = 20  # seconds that requests get to end when the server stops
@@ -97,7 +98,13 @@ async def _serve(
     servers = []
     for door in doors:
         app = make_app(service, closes=False) if door.app is None else door.app(service)
-        guarded = Guard(app, settings, service.counters, needs_token=door.needs_token)
+        guarded = Guard(
+            app,
+            settings,
+            service.counters,
+            needs_token=door.needs_token,
+            open_paths=OPEN_PATHS,
+        )
         config = uvicorn.Config(
             guarded,
             log_level="warning",
