@@ -78,7 +78,6 @@ ALLOWED_IN = {
     "networks/tracker2d.py": {"told"},
     "client/session.py": {"doubtful"},
     "sessions/local.py": {"doubtful"},
-    "client/session.py": {"doubtful"},
     "sessions/protocol.py": {"doubtful"},
 }
 
