@@ -148,7 +148,9 @@ def _fit_volume(
 def _march(
     field: NDArray[np.float32], level: float, low: list[int], geometry: Geometry
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    from skimage.measure import marching_cubes
+    from skimage import measure
+
+    marching_cubes: Any = measure.marching_cubes  # which has no types
 
     # A corner that lies on the surface would be several vertices in one place, and no reader could
     # tell them apart.

@@ -22,7 +22,7 @@ def encode_stl(surfaces: Sequence[Surface], space: str) -> bytes:
     rows["normal"] = np.divide(normals, lengths, out=np.zeros_like(normals), where=lengths > 0)
     rows["corners"] = corners
     head = f"limner. SPACE={space}".encode().ljust(80)
-    return head + np.uint32(len(faces)).astype("<u4").tobytes() + rows.tobytes()
+    return head + len(faces).to_bytes(4, "little") + bytes(rows.tobytes())
 
 
 def encode_ply(surfaces: Sequence[Surface], space: str) -> bytes:
