@@ -224,7 +224,7 @@ def read_prompts(params: dict[str, Any], shape: tuple[int, ...]) -> list[Prompt]
             if ndim == 2:  # CVAT: x0, y0, x1, y1
                 pairs = [(numbers[1], numbers[3]), (numbers[0], numbers[2])]
             else:  # 3D Slicer: a pair per axis, either way round
-                pairs = [tuple(numbers[k : k + 2]) for k in (4, 2, 0)]
+                pairs = [(numbers[k], numbers[k + 1]) for k in (4, 2, 0)]
             if all(a != b for a, b in pairs):
                 low, high = [min(p) for p in pairs], [max(p) + 1 for p in pairs]
                 found.append(fit_box(low, high, shape))
