@@ -86,7 +86,7 @@ class FolderPrompts:
         return cls(value.get("default"), files)
 
     def find(self, name: str) -> Any:
-        """What is said of a file."""
+        """What is given for a file."""
         return self.files.get(name, self.default)
 
 
@@ -149,24 +149,24 @@ class FolderRun:
         self._options = options
         _check_options(folder, output, options[-1])
         file = prompts.prompts
-        self._said = FolderPrompts() if file is None else FolderPrompts.read(file)
+        self._given = FolderPrompts() if file is None else FolderPrompts.read(file)
         self._prompts_path = file
         self._command = CommandPrompts.parse(replace(prompts, prompts=None), options[0].slice_)
-        if self._said == FolderPrompts() and self._command == CommandPrompts():
+        if self._given == FolderPrompts() and self._command == CommandPrompts():
             raise PromptError(
                 "Nothing says what to delineate in the files: give --prompts FILE.json with "
                 "prompts for all or per file name (docs/prompts.md), or --box, --click, --text …"
             )
-        if self._said.default is not None:
-            self._parse(self._said.default)  # its errors now, not once for every file
+        if self._given.default is not None:
+            self._parse(self._given.default)  # its errors now, not once for every file
         self.names, self._others = find_images(folder, output)
-        missing = [name for name in self._said.files if not (folder / name).exists()]
+        missing = [name for name in self._given.files if not (folder / name).exists()]
         if missing:
             raise PromptError(
                 f"{file} has prompts for files that are not in {folder}: {_list(missing)}. Names "
                 "are those below the folder, such as a.png or patient1/ct.nii.gz."
             )
-        self.names = sorted({*self.names, *self._said.files})
+        self.names = sorted({*self.names, *self._given.files})
         if not self.names:
             raise FormatError(f"{folder} holds no images that limner reads.")
         output.mkdir(parents=True, exist_ok=True)
@@ -212,13 +212,13 @@ class FolderRun:
             return {**row, "status": "failed", "error": _explain(error)}
 
     def _prompts_of(self, name: str) -> CommandPrompts | None:
-        """What is said of a file, in the file of prompts and on the command line."""
+        """What is given for a file, in the file of prompts and on the command line."""
         from limner.cli._prompts import CommandPrompts
 
-        said, command = self._said.find(name), self._command
-        if said is None:
-            return None if command == CommandPrompts() or name in self._said.files else command
-        return replace(command, file=self._parse(said))
+        given, command = self._given.find(name), self._command
+        if given is None:
+            return None if command == CommandPrompts() or name in self._given.files else command
+        return replace(command, file=self._parse(given))
 
     def _parse(self, value: Any) -> PromptFile:
         from limner.cli._prompt_files import parse_prompts
@@ -270,9 +270,9 @@ class FolderRun:
         files += [other for other in given.paths if other is not None]
         state = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         place, objects, model, _, reading, result = self._options
-        said = json.dumps(self._said.find(name), sort_keys=True)
+        given = json.dumps(self._given.find(name), sort_keys=True)
         command = replace(given, file=None)
-        whole = (state, said, command, place, objects, model, reading, result.dicom_type)
+        whole = (state, given, command, place, objects, model, reading, result.dicom_type)
         text = f"{__version__} {self._suffix} {whole!r}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

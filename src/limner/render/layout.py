@@ -1,4 +1,4 @@
-"""Layout of panels in one picture, and the legend below them: objects with names and sizes."""
+"""Layout of panels in one rendering, and the legend below them: objects with names and sizes."""
 
 from __future__ import annotations
 

@@ -149,9 +149,14 @@ def give_groups(
         return [format_number_as_ds(float(v)) for v in np.asarray(values).ravel()]
 
     measures = item(PixelSpacing=numbers(spacing), SliceThickness=numbers(thickness)[0])
-    plane = item(ImageOrientationPatient=numbers(axes))
+    orientation = item(ImageOrientationPatient=numbers(axes))
     dataset.SharedFunctionalGroupsSequence = Items(
-        [item(PixelMeasuresSequence=Items([measures]), PlaneOrientationSequence=Items([plane]))]
+        [
+            item(
+                PixelMeasuresSequence=Items([measures]),
+                PlaneOrientationSequence=Items([orientation]),
+            )
+        ]
     )
     count = max(int(dataset.get("NumberOfFrames") or 1), max(positions) + 1)
     normal = np.cross(axes[:3], axes[3:])

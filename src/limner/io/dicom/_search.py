@@ -23,7 +23,7 @@ from limner.io.dicom._files import (
 logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 1 << 14  # hold the UIDs of instance and series in all but the oddest files
-_TOLD_FROM = 1000  # files that are looked at; more take a noticeable time
+_ANNOUNCED_FROM = 1000  # files that are looked at; more take a noticeable time
 _UID = re.compile(rb"[0-9]+(?:\.[0-9]+)+")
 
 
@@ -43,7 +43,7 @@ def find_files_by_uid(folder: Path, uids: Collection[str]) -> list[Path]:
     for depth in (0, MAX_FOLDER_DEPTH):
         own = set(found)
         for number, path in enumerate(walk(folder, depth)):
-            if number == _TOLD_FROM:
+            if number == _ANNOUNCED_FROM:
                 logger.warning(
                     "Looking through the files below %s for the image that is referred to; naming "
                     "it with like= (--like) spares that.",

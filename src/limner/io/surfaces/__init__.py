@@ -1,7 +1,7 @@
 """Surfaces of segmentations: closed triangle meshes in patient millimetres, as .stl, .obj or .ply.
 
 Coordinates are LPS, which the head of each file says as 3D Slicer writes and reads it
-(``SPACE=LPS``), or RAS where that is asked for.
+(``SPACE=LPS``), or RAS where that is requested.
 """
 
 from __future__ import annotations
