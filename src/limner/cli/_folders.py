@@ -270,9 +270,9 @@ class FolderRun:
         files += [other for other in given.paths if other is not None]
         state = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         place, objects, model, _, reading, result = self._options
-        given = json.dumps(self._given.find(name), sort_keys=True)
+        entry = json.dumps(self._given.find(name), sort_keys=True)
         command = replace(given, file=None)
-        whole = (state, given, command, place, objects, model, reading, result.dicom_type)
+        whole = (state, entry, command, place, objects, model, reading, result.dicom_type)
         text = f"{__version__} {self._suffix} {whole!r}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
