@@ -65,6 +65,8 @@ def shared_data() -> Path:
 def _loggers_as_they_were() -> Iterator[None]:
     """Commands print what packages log; later tests in the process have loggers of their own."""
     yield
+    for loud in (logging.getLogger(), logging.getLogger("limner")):  # set by --verbose
+        loud.setLevel(logging.WARNING if loud.parent is None else logging.NOTSET)
     for name in ("limner.train", "limner.datasets"):
         log = logging.getLogger(name)
         log.handlers.clear()

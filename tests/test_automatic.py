@@ -171,7 +171,7 @@ def test_samples_give_a_mean_and_say_where_the_model_is_unsure() -> None:
     assert found.labels.manifest["samples"] == 40
     with pytest.raises(ValueError, match="draws no samples"):
         limner.segment_automatically(image, Bands(), samples=3)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="from 1 to 1000"):
         limner.segment_automatically(image, "toy-automatic/samples", samples=0)
 
 

@@ -142,7 +142,7 @@ def test_a_few_more_bytes_are_no_second_image(
     path.write_bytes(packed)
     with caplog.at_level(logging.INFO):
         assert limner.read(path).array.shape == (3, 4, 5)
-    (record,) = caplog.records
+    (record,) = (r for r in caplog.records if r.name != "limner.io")
     assert record.levelno == logging.INFO
     assert "64 bytes follow its data" in record.getMessage()
     path.write_bytes(packed + b"garbage")
@@ -164,7 +164,7 @@ def test_one_channel_of_a_sound_series_says_nothing(
         for channel in range(5):
             found = limner.read(path, channel=channel).array
             np.testing.assert_array_equal(found, pixels[..., channel])
-    assert not caplog.records
+    assert {r.name for r in caplog.records} <= {"limner.io"}  # what is read
 
 
 def test_the_last_time_point_of_a_damaged_series_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_only_the_series_referred_to_is_parsed(case, monkeypatch, caplog):
 
 def test_a_long_search_is_announced(case, monkeypatch, caplog):
     path, mask = case
-    monkeypatch.setattr(_search, "_TOLD_FROM", 10)
+    monkeypatch.setattr(_search, "_ANNOUNCED_FROM", 10)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(limner.read_labels(path).to_array(), mask)
     assert [r.getMessage() for r in caplog.records if "Looking through the files" in r.getMessage()]

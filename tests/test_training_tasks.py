@@ -147,6 +147,9 @@ class Wrapped(TrainingTask):
     def networks(self) -> Networks:
         return self.task.networks()
 
+    def rate_of(self, name: str) -> float:
+        return self.task.rate_of(name)
+
     def draw(self, context: StepContext) -> Iterable[MicroBatch]:
         return self.task.draw(context)
 

@@ -18,7 +18,7 @@ import numpy as np
 from limner.prompts.kinds.base import CornersPrompt, Layer, Mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Ellipse(CornersPrompt):
     """An ellipse or ellipsoid, given by the half-open box around it."""
 

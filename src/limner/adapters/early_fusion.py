@@ -166,13 +166,16 @@ def embed_view(view: View, factors: Factors, stride: Sequence[int]) -> FusionEmb
     return FusionEmbedding(image, view.shape, factors, _unclipped(view), view.spacing)
 
 
+_FURTHEST = 1e6  # of intensities mapped to 0…1: an infinite pixel is as far
+
+
 def _unclipped(view: View) -> Floats:
     """The pixels as float32, `View.intensity` mapped to 0…1, without channels."""
     low, high = view.intensity
     pixels = (view.array - np.float64(low)) / max(high - low, 1e-30)
     if pixels.ndim > len(view.shape):
         pixels = pixels.mean(axis=-1)
-    return np.asarray(np.nan_to_num(pixels), np.float32)
+    return np.asarray(np.clip(np.nan_to_num(pixels), -_FURTHEST, _FURTHEST), np.float32)
 
 
 def to_three_channels(pixels: Floats, num_axes: int) -> Floats:

@@ -19,7 +19,7 @@ from limner.label_values import mask_of_values
 Array = NDArray[Any]
 
 _LISTED = 8  # objects, in one line
-_COUNTED = 1 << 22  # pixels that are counted at once
+_COUNTED = 1 << 15  # pixels that are counted at once; counting takes eight bytes each
 
 
 class LabelArray(np.ndarray[Any, np.dtype[Any]]):
