@@ -7,6 +7,8 @@ sub-folder for each package of `UNPACKED`.
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -110,7 +112,9 @@ _LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203)}
 
 
 def _by_pydicom(path: Path) -> Reading:
-    ds = pydicom.dcmread(path, force=True)
+    content = path.read_bytes()
+    packed = content[:2] == b"\x1f\x8b"
+    ds = pydicom.dcmread(io.BytesIO(gzip.decompress(content) if packed else content), force=True)
     if "TotalPixelMatrixRows" in ds:
         raise ValueError("tiles; highdicom puts them together")
     array = pixel_array(ds)
@@ -256,6 +260,7 @@ READERS: dict[str, dict[str, Callable[[Path], Reading]]] = {
     "dicom": {"pydicom": _by_pydicom, "highdicom": _by_highdicom, "SimpleITK": _by_itk},
     "nifti": {"nibabel": _by_nibabel, "SimpleITK": _by_itk},
     "nrrd": {"pynrrd": _by_pynrrd, "SimpleITK": _by_itk},
+    "mgh": {"nibabel": _by_nibabel},
     "mha": {"SimpleITK": _by_itk},
     "tiff": {"tifffile": _by_tifffile, "Pillow": _by_pillow},
     "raster": {"Pillow": _by_pillow, "SimpleITK": _png_by_itk},
