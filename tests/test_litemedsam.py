@@ -80,6 +80,7 @@ def low_res(model: LiteMedSam, embedding: SamEmbedding, box: Box) -> tuple[np.nd
 # -- what is around the encoder ----------------------------------------------------------------
 
 
+@pytest.mark.full_size
 def test_pictures_are_encoded_together_as_each_alone(
     model: LiteMedSam, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ def test_the_published_way_through_a_volume(
     assert set(answers) == set(np.flatnonzero(golden.any(axis=(1, 2))))
 
 
+@pytest.mark.full_size
 def test_a_session_carries_the_published_way(
     model: LiteMedSam, case: parity.Case, volume: np.ndarray
 ) -> None:
