@@ -20,7 +20,7 @@ PACKAGE = Path(limner.__file__).parent
 # Lowest first. Neighbours on one level do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "_version", "user_folders"},
-    {"geometry", "label_values", "rle", "atomic", "packed_arrays"},
+    {"geometry", "colors", "label_values", "rle", "atomic", "packed_arrays"},
     {"prompts"},
     {"networks", "checkpoints", "io", "metrics", "runtime"},
     {"adapters", "phantoms"},

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 import limner
 from limner import phantoms
+from limner.colors import color_of
 from limner.errors import FormatError
 from limner.geometry import Geometry
 from limner.io.image import Image
@@ -20,7 +21,7 @@ from limner.io.labels import Labels
 from limner.prompts import Box, Click, Lasso, MaskPrompt, Prompt, Scribble, TextPrompt
 from limner.render import layout, panel
 from limner.render.overlay import LARGEST, render_overlay, write_preview
-from limner.render.panel import NEGATIVE, POSITIVE, color_of, outline_color_of
+from limner.render.panel import NEGATIVE, POSITIVE, outline_color_of
 
 
 def flat(shape: tuple[int, ...], *, spacing: tuple[float, ...] | None = None, **facts) -> Image:

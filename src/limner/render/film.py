@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from limner.adapters.intensity import robust_limits
+from limner.colors import color_of
 from limner.errors import FormatError
 from limner.io.image import Image
 from limner.io.inversion import invert_for_display, invert_window
@@ -28,7 +29,6 @@ from limner.render.panel import (
     Color,
     Panel,
     Pixels,
-    color_of,
     draw_panel,
     draw_text,
     font,

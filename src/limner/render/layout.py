@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
+from limner.colors import color_of
 from limner.io.image import Image
 from limner.io.labels import Labels, count_labels
-from limner.render.panel import BACKDROP, Pixels, color_of, draw_text, font, text_size
+from limner.render.panel import BACKDROP, Pixels, draw_text, font, text_size
 
 Array = NDArray[Any]
 

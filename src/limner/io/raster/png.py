@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 import struct
 import zlib
@@ -12,17 +11,13 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limner.colors import color_of
 from limner.io.raster.pixels import without_alpha
 
 Array = NDArray[Any]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_EXIF = 1 << 24  # bytes
-_FIRST_COLOURS = (
-    *((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167)),
-    *((240, 228, 66), (213, 94, 0), (0, 114, 178)),
-)
-_GOLDEN = 0.6180339887
 TEXT_KEY = "limner"  # text chunk with what limner adds to a label map, as JSON
 
 
@@ -100,16 +95,12 @@ def decode_deep(content: bytes, path: Path) -> Array:
 
 
 def label_colours(count: int) -> Array:
-    """Colours of the labels 0, 1, …: black, those of previews, then hues a golden angle apart.
+    """Colours of the labels 0, 1, …: black, then those of previews.
 
     Returns:
         uint8 ``(count, 3)``.
     """
-    colours: list[tuple[int, ...]] = [(0, 0, 0), *_FIRST_COLOURS]
-    for k in range(len(colours), count):
-        r, g, b = colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.55 + 0.15 * (k % 3), 1 - 0.15 * (k % 4))
-        colours.append((round(255 * r), round(255 * g), round(255 * b)))
-    return np.array(colours[:count], dtype=np.uint8)
+    return np.array([(0, 0, 0), *map(color_of, range(1, count))], dtype=np.uint8)[:count]
 
 
 def encode(pixels: Array, *, text: str | None = None, colours: Array | None = None) -> bytes:
