@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from limner.cli import _options as options
 from limner.errors import FormatError, GeometryError, SeriesChoice
 
 if TYPE_CHECKING:
+    from limner.io.labels import Labels
     from limner.io.surfaces import Surface
 
 _LABELS_ONLY = (".dcm", ".json", ".npz", ".seg.nrrd")  # what is written there is a segmentation
@@ -67,24 +68,26 @@ def convert(
         raise FormatError(
             "--smooth, --object, --together and --world are about surfaces: .stl, .obj or .ply."
         )
-    labels = labels or surface
-    labels_only = target.name.lower().endswith(_LABELS_ONLY)
-    if threshold is not None or labels or like is not None or labels_only or holds_labels(source):
-        image = None
-        if like is not None:
-            image = limner.read(like, series=series, strict=not lenient)
-        try:
-            found = limner.read_labels(
-                source, like=image, any_frame=any_frame, threshold=threshold, channel=channel
-            )
-        except (FormatError, GeometryError) as error:
-            if labels or like is not None or threshold is not None or holds_labels(source):
-                raise
-            with suppress(SeriesChoice):
-                limner.read(source)  # a file that is no image either has its own error
-            raise FormatError(_no_images(source, target, error)) from error
-        if surface:
-            written = write_surfaces(
+    labels_only = surface or target.name.lower().endswith(_LABELS_ONLY)
+    declared = threshold is not None or labels or like is not None or holds_labels(source)
+    if not (declared or labels_only):
+        copied = limner.read(source, series=series, channel=channel, strict=not lenient)
+        write_image(target, copied)
+        typer.echo(f"{copied!r} → {target}", err=True)
+        return
+    image = None if like is None else limner.read(like, series=series, strict=not lenient)
+    found = _read_labels(
+        source,
+        target,
+        declared=declared or surface,
+        like=image,
+        any_frame=any_frame,
+        threshold=threshold,
+        channel=channel,
+    )
+    if surface:
+        _print_surfaces(
+            write_surfaces(
                 target,
                 found,
                 objects=object_ids,
@@ -92,15 +95,25 @@ def convert(
                 together=together,
                 world=world.lower(),
             )
-            _print_surfaces(written)
-            return
-        limner.write(target, found, like=image, dicom_type=dicom_type)
-        count = len(found.ids)
-        typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
+        )
         return
-    image = limner.read(source, series=series, channel=channel, strict=not lenient)
-    write_image(target, image)
-    typer.echo(f"{image!r} → {target}", err=True)
+    limner.write(target, found, like=image, dicom_type=dicom_type)
+    count = len(found.ids)
+    typer.echo(f"{count} object{'' if count == 1 else 's'} → {target}", err=True)
+
+
+def _read_labels(source: Path, target: Path, *, declared: bool, **options: Any) -> Labels:
+    """The segmentation; where only the target's suffix says that it is one, an image is told."""
+    import limner
+
+    try:
+        return limner.read_labels(source, **options)
+    except (FormatError, GeometryError) as error:
+        if declared:
+            raise
+        with suppress(SeriesChoice):
+            limner.read(source)  # a file that is no image either has its own error
+        raise FormatError(_no_images(source, target, error)) from error
 
 
 def _print_surfaces(written: Mapping[Path, Sequence[Surface]]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from limner.adapters.intensity import robust_limits
-from limner.colors import color_of
+from limner.colors import Color, color_of
 from limner.errors import FormatError
 from limner.io.image import Image
 from limner.io.inversion import invert_for_display, invert_window
@@ -26,7 +26,6 @@ from limner.render.panel import (
     INK,
     NEGATIVE,
     POSITIVE,
-    Color,
     Panel,
     Pixels,
     draw_panel,
